@@ -1,0 +1,52 @@
+"""`python -m gpt_lightning COMMAND`: the table of commands, answered without loading Lightning."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+
+from gpt_lightning import __version__
+from gpt_lightning.errors import PROGRAM, InputError, report_errors
+
+COMMANDS = {
+    "fit": "train a model from a YAML file",
+    "validate": "loss and perplexity of a checkpoint on its validation split, or on a text",
+    "test": "loss and perplexity of a checkpoint on data.test_text",
+    "predict": "continue prompts with a checkpoint",
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs one command; ends with `SystemExit` where anything but success is to be reported.
+
+    Args:
+        argv: Arguments after the program's name; None takes the process's.
+    """
+    arguments = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in arguments
+    with report_errors(debug):
+        _dispatch([argument for argument in arguments if argument != "--debug"])
+
+
+def _dispatch(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        if not arguments:
+            raise InputError(f"expected one of {', '.join(COMMANDS)}")
+        lines = [f"usage: python -m {PROGRAM} COMMAND [options]", "", "commands:"]
+        lines += [f"  {name:<9} {help_line}" for name, help_line in COMMANDS.items()]
+        lines += ["", f"  python -m {PROGRAM} COMMAND --help lists the options of a command", "  --version"]
+        print("\n".join(lines))
+    elif arguments[0] == "--version":
+        print(f"{PROGRAM} {__version__}")
+    elif arguments[0] not in COMMANDS:
+        close = difflib.get_close_matches(arguments[0], COMMANDS, 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise InputError(f"expected one of {', '.join(COMMANDS)}; got {arguments[0]!r}{hint}")
+    else:
+        from gpt_lightning.cli import run_command  # loads Lightning: seconds
+
+        run_command(arguments[0], arguments[1:])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,283 @@
+"""What a run shows and writes: when it evaluates, its lines, samples, metrics and progress bar.
+
+Every hook acts at the end of an optimizer step. None of them touches the global random state, the
+training mode or the order of the data: a run's weights are the same with and without them.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from tqdm import tqdm
+
+from gpt_lightning.data import Batch, TextDataModule
+from gpt_lightning.generation import Sampling, complete
+from gpt_lightning.module import GPTModule, perplexity
+from gpt_lightning.runs import Run
+from gpt_lightning.tokenizer import Tokenizer
+
+NEVER = sys.maxsize
+
+
+def say(line: str) -> None:
+    """Prints a line to stdout, above the progress bar if there is one."""
+    tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def at_step_boundary(trainer: Trainer) -> bool:
+    """Whether the batch that just ended completed an optimizer step (Lightning steps on an epoch's last)."""
+    batches = trainer.fit_loop.batch_idx + 1
+    return batches % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
+
+
+def run_ends(trainer: Trainer) -> bool:
+    """Whether the optimizer step that just ended is the run's last."""
+    last_step = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
+    max_epochs = trainer.max_epochs
+    last_epoch = max_epochs is not None and max_epochs != -1 and trainer.current_epoch + 1 >= max_epochs
+    return trainer.should_stop or last_step or (trainer.is_last_batch and last_epoch)
+
+
+def evaluation_is_due(trainer: Trainer) -> bool:
+    """Whether Lightning will evaluate after the current batch; `Evaluation` decides it."""
+    return trainer.val_check_batch == 1 or trainer.should_stop
+
+
+class Progress(Callback):
+    """Counts tokens and time, and tells the data module how far the epoch has come.
+
+    Attributes:
+        tokens_seen: Of the whole run, all ranks together.
+        tokens_per_second: Of the last optimizer step, evaluation and saving left out.
+    """
+
+    def __init__(self) -> None:
+        self.tokens_seen = 0
+        self.tokens_per_second = math.nan
+        self.session_tokens = 0
+        self.session_seconds = 0.0  # in training steps
+        self._step_tokens = 0
+        self._step_seconds = 0.0
+        self._batch_start = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"tokens_seen": self.tokens_seen}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.tokens_seen = state_dict["tokens_seen"]
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        if trainer.fit_loop.batch_idx % trainer.accumulate_grad_batches == 0:
+            self._step_tokens, self._step_seconds = 0, 0.0
+        self._batch_start = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        tokens = batch[0].numel() * trainer.world_size
+        seconds = time.perf_counter() - self._batch_start
+        self.tokens_seen += tokens
+        self.session_tokens += tokens
+        self.session_seconds += seconds
+        self._step_tokens += tokens
+        self._step_seconds += seconds
+        self.tokens_per_second = self._step_tokens / self._step_seconds
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, TextDataModule)
+        epoch = trainer.current_epoch
+        data.position = (epoch + 1, 0) if trainer.is_last_batch else (epoch, batch_idx + 1)
+
+
+class Evaluation(Checkpoint):
+    """Evaluates before the first update, every N optimizer steps and after the last; prints the line.
+
+    Lightning counts batches between validations; here its counter is set so that it validates after
+    this batch, or not at all. A stop that is asked for between two optimizer steps (by max_time, say)
+    waits for the next. To see such a stop this has to come after all other callbacks, as Lightning
+    lets those of class Checkpoint do.
+
+    Args:
+        run: Where the metrics go.
+        progress: Counts tokens.
+        every: Optimizer steps between evaluations.
+    """
+
+    def __init__(self, run: Run, progress: Progress, every: int) -> None:
+        self.run = run
+        self.progress = progress
+        self.every = every
+        self._stop_requested = False
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        boundary = at_step_boundary(trainer)
+        self._stop_requested |= trainer.should_stop
+        trainer.should_stop = self._stop_requested and boundary
+        due = boundary and (trainer.global_step % self.every == 0 or run_ends(trainer))
+        trainer.val_check_batch = 1 if due else NEVER
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, GPTModule)
+        if trainer.state.fn != "fit" or not trainer.is_global_zero:
+            return
+        losses = pl_module.evaluated
+        train_loss, val_loss = losses["train_eval_loss"], losses["val_loss"]
+        if trainer.sanity_checking:
+            vocab_size = pl_module.model.vocab_size
+            say(
+                f"Untrained (Step 000000): Train loss {train_loss:.3f}, Val loss {val_loss:.3f}; "
+                f"a blind guess, ln {vocab_size:,} = {math.log(vocab_size):.3f}"
+            )
+        else:
+            say(
+                f"Ep {trainer.current_epoch + 1} (Step {trainer.global_step:06d}): "
+                f"Train loss {train_loss:.3f}, Val loss {val_loss:.3f}"
+            )
+        log(trainer, self.run, self.progress, {name: losses[name] for name in sorted(losses)})
+
+
+def log(trainer: Trainer, run: Run, progress: Progress, values: dict[str, float]) -> None:
+    """Writes one event, at the current optimizer step, to the metrics table and to every logger."""
+    step = trainer.global_step
+    run.append_metrics({"step": step, "tokens_seen": progress.tokens_seen, **values})
+    for logger in trainer.loggers:
+        logger.log_metrics(values, step)
+
+
+class Metrics(Callback):
+    """Logs loss, perplexity, learning rate, gradient norm, tokens and speed of each optimizer step.
+
+    Args:
+        run: Where the metrics go.
+        progress: Counts tokens.
+    """
+
+    def __init__(self, run: Run, progress: Progress) -> None:
+        self.run = run
+        self.progress = progress
+        self._losses: list[Tensor] = []
+        self._learning_rate = math.nan
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        self._learning_rate = optimizer.param_groups[0]["lr"]
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, GPTModule)
+        self._losses.append(outputs["train_loss"])
+        if not at_step_boundary(trainer):
+            return
+        loss = trainer.strategy.reduce(torch.stack(self._losses).mean(), reduce_op="mean").item()
+        self._losses = []
+        if trainer.is_global_zero and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            values = {
+                "train_loss": loss,
+                "train_perplexity": perplexity(loss),
+                "learning_rate": self._learning_rate,
+                "gradient_norm": pl_module.gradient_norm,
+                "tokens_per_second": self.progress.tokens_per_second,
+            }
+            log(trainer, self.run, self.progress, values)
+            for logger in trainer.loggers:
+                logger.log_metrics({"tokens_seen": self.progress.tokens_seen}, trainer.global_step)
+
+
+class Samples(Callback):
+    """Prints what the model makes of each prompt, after each epoch and every N optimizer steps.
+
+    Newlines are printed as spaces. It is the text that `predict` writes from the same weights.
+
+    Args:
+        run: Where samples.txt is.
+        tokenizer: Of the run.
+        prompts: Texts to continue.
+        sampling: How.
+        every: Optimizer steps between samples; None for after each epoch only.
+    """
+
+    def __init__(
+        self, run: Run, tokenizer: Tokenizer, prompts: Sequence[str], sampling: Sampling, every: int | None
+    ) -> None:
+        self.run = run
+        self.tokenizer = tokenizer
+        self.prompts = prompts
+        self.sampling = sampling
+        self.every = every
+        self._sampled_step = -1
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if self.every is not None and at_step_boundary(trainer) and trainer.global_step % self.every == 0:
+            self._sample(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._sample(trainer, pl_module)
+
+    def _sample(self, trainer: Trainer, module: LightningModule) -> None:
+        step = trainer.global_step
+        if not trainer.is_global_zero or step == self._sampled_step:
+            return
+        self._sampled_step = step
+        assert isinstance(module, GPTModule)
+        for number, prompt in enumerate(self.prompts):
+            text = prompt + complete(module.model, self.tokenizer, prompt, self.sampling)
+            line = " ".join(text.splitlines())
+            say(line)
+            with open(self.run.samples_file, "a") as file:
+                file.write(f"{step}\t{line}\n")
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_text(f"sample_{number + 1}", text, step)
+
+
+class StepBar(ProgressBar):
+    """One progress bar for the whole run, in optimizer steps, on stderr."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bar: tqdm[Any] | None = None
+        self._enabled = True
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        total = trainer.estimated_stepping_batches
+        self._bar = tqdm(
+            total=int(total) if math.isfinite(total) else None,
+            initial=trainer.global_step,
+            desc="training",
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=0.1 if sys.stderr.isatty() else 30,  # a log file needs no animation
+            file=sys.stderr,
+            disable=not self._enabled or not trainer.is_global_zero,
+        )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        if self._bar is not None and at_step_boundary(trainer):
+            self._bar.set_postfix(train_loss=f"{outputs['train_loss'].item():.3f}", refresh=False)
+            self._bar.update(trainer.global_step - self._bar.n)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,306 @@
+"""Checkpoints: written whole or not at all, verified when read, exact when resumed.
+
+A checkpoint describes itself. Beside what Lightning keeps, it has the key "gpt_lightning":
+
+    format     1; a program that does not know the number refuses the file
+    versions   of this package, torch and lightning
+    text       name, sha256, characters and tokens of the training text
+    progress   finished epochs, updates, tokens seen
+    evaluated  the losses of the last evaluation
+    fit        the settings outside model.* and data.* that a resumed run keeps
+
+`hyper_parameters` holds the settings `model.*`, `datamodule_hyper_parameters` the settings `data.*`.
+Only tensors and plain data: everything loads with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import random
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+import gpt_lightning
+from gpt_lightning.callbacks import Progress, at_step_boundary, evaluation_is_due, run_ends
+from gpt_lightning.data import TextDataModule
+from gpt_lightning.errors import InputError, MachineError, find_no_space
+from gpt_lightning.module import GPTModule
+from gpt_lightning.runs import Run
+
+FORMAT = 1
+WEIGHTS_PREFIX = "model."
+TIME_BETWEEN_SAVES = 40  # times as long as a save takes: saving stays below 1 / 40 of the run
+FIRST_SAVE_SECONDS = 60
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads a checkpoint of this program, after verifying its checksums.
+
+    Returns:
+        The whole content; tensors are memory-mapped, on the CPU.
+
+    Raises:
+        InputError: No such file, an address, damaged, more than plain data, another program's, or of
+            a newer format.
+    """
+    name = os.fspath(path)
+    if "://" in name:
+        raise InputError(f"{name}: checkpoints are local files only")
+    if not os.path.exists(name):
+        raise InputError(f"{name}: no such file")
+    if os.path.isdir(name):
+        raise InputError(f"{name}: is a folder, not a checkpoint")
+    try:
+        with zipfile.ZipFile(name) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError):
+        raise InputError(f"{name}: not a complete checkpoint") from None
+    if damaged is not None:
+        raise InputError(f"{name}: checksum mismatch in {damaged.split('/', 1)[-1]}")
+    try:
+        checkpoint = torch.load(name, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError:
+        raise InputError(f"{name}: refused, contains more than tensors and plain data") from None
+    except (RuntimeError, ValueError, KeyError, EOFError):
+        raise InputError(f"{name}: not a checkpoint") from None
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("gpt_lightning"), dict):
+        raise InputError(f"{name}: not a checkpoint of gpt_lightning")
+    number = checkpoint["gpt_lightning"].get("format")
+    if number != FORMAT:
+        raise InputError(f"{name}: has checkpoint format {number}; this program reads format {FORMAT}")
+    return checkpoint
+
+
+def load_weights(module: GPTModule, checkpoint: dict[str, Any], name: str) -> None:
+    """Puts a checkpoint's weights into a module, building its network if need be.
+
+    Raises:
+        InputError: A weight is missing, left over, of another shape or not finite.
+    """
+    state = checkpoint["state_dict"]
+    for key, tensor in state.items():
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"{name}: contains non-finite weights ({key})")
+    module.configure_model()
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(f"{name}: weights do not fit the model: {str(error).splitlines()[-1].strip()}") from None
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Writes to a temporary file in the same folder, syncs, then renames: a kill leaves the old file."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
+    ) -> None:
+        """Args:
+        storage_options: {"previous": path} keeps what `path` held before under that name.
+        """
+        path = Path(path)
+        temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+        try:
+            with open(temporary, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            if storage_options is not None and path.exists():
+                keep = path.with_name(f"{path.name}.keep.tmp-{os.getpid()}")
+                os.link(path, keep)
+                os.replace(keep, storage_options["previous"])
+            os.replace(temporary, path)
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except Exception as error:
+            if find_no_space(error) is not None:
+                kept = f"; {path.name} of before is intact" if path.exists() else ""
+                raise MachineError(f"{path}: no space left on device while saving{kept}") from error
+            raise
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+    def load_checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        map_location: Callable[..., Any] | None = None,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        return read_checkpoint(path)
+
+    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+def get_rng_states() -> dict[str, Any]:
+    """The states of all global random generators, as tensors, ints and lists."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    assert isinstance(keys, np.ndarray)
+    return {
+        "torch": torch.get_rng_state(),
+        "python": [version, list(words), gauss],
+        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_rng_states(states: dict[str, Any]) -> None:
+    """Puts back what `get_rng_states` returned."""
+    version, words, gauss = states["python"]
+    name, keys, position, has_gauss, cached = states["numpy"]
+    torch.set_rng_state(states["torch"])
+    random.setstate((version, tuple(words), gauss))
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    if states["cuda"]:
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+class RunCheckpoints(Checkpoint):
+    """Keeps `best.ckpt` (weights, of the lowest validation loss) and `last.ckpt` (everything).
+
+    Saves at the end of an optimizer step only, after its evaluation, at most once per optimizer step.
+    The best weights are kept in memory and written just before `last.ckpt`, so that the files never
+    forget a better model that the run has seen.
+
+    Args:
+        run: Where to.
+        progress: Counts what a checkpoint says of the run.
+        save_every: Optimizer steps between saves; None saves as often as costs less than 1/40 of the time.
+    """
+
+    def __init__(self, run: Run, progress: Progress, save_every: int | None) -> None:
+        self.run = run
+        self.progress = progress
+        self.save_every = save_every
+        self.best_val_loss = float("inf")
+        self.best_step = -1
+        self.saving_seconds = 0.0
+        self._best: dict[str, Any] | None = None  # not yet written
+        self._saved_step = -1
+        self._save_at = time.monotonic() + FIRST_SAVE_SECONDS
+        self._rng_states: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_val_loss": self.best_val_loss, "best_step": self.best_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_val_loss = state_dict["best_val_loss"]
+        self.best_step = state_dict["best_step"]
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["gpt_lightning"] = self._describe(trainer, pl_module)
+        checkpoint["rng_states"] = get_rng_states()
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._rng_states = checkpoint["rng_states"]
+        self._saved_step = checkpoint["global_step"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._rng_states is not None:
+            set_rng_states(self._rng_states)
+            self._rng_states = None
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if at_step_boundary(trainer) and not evaluation_is_due(trainer) and not trainer.is_last_batch:
+            self._save_if_due(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, GPTModule)
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        val_loss = pl_module.evaluated["val_loss"]
+        if val_loss < self.best_val_loss:
+            self.best_val_loss = val_loss
+            self.best_step = trainer.global_step
+            self._best = self._snapshot(trainer, pl_module)
+        if not trainer.is_last_batch:
+            self._save_if_due(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save_if_due(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.run.previous.unlink(missing_ok=True)
+
+    def _save_if_due(self, trainer: Trainer) -> None:
+        step = trainer.global_step
+        if step == self._saved_step:
+            return
+        due = time.monotonic() >= self._save_at if self.save_every is None else step % self.save_every == 0
+        if trainer.strategy.broadcast(due or run_ends(trainer)):
+            self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        start = time.monotonic()
+        if self._best is not None:
+            if trainer.is_global_zero:
+                trainer.strategy.checkpoint_io.save_checkpoint(self._best, self.run.best)
+            self._best = None
+        trainer.save_checkpoint(self.run.last, storage_options={"previous": self.run.previous})
+        self._saved_step = trainer.global_step
+        seconds = time.monotonic() - start
+        self.saving_seconds += seconds
+        self._save_at = time.monotonic() + TIME_BETWEEN_SAVES * seconds
+
+    def _snapshot(self, trainer: Trainer, module: GPTModule) -> dict[str, Any]:
+        """The weights, copied, with everything that `predict`, `validate` and `export` need."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        weights = trainer.strategy.lightning_module_state_dict()
+        return {
+            "epoch": trainer.current_epoch,
+            "global_step": trainer.global_step,
+            "pytorch-lightning_version": lightning.__version__,
+            "state_dict": {key: tensor.detach().to("cpu", copy=True) for key, tensor in weights.items()},
+            module.CHECKPOINT_HYPER_PARAMS_KEY: dict(module.hparams),
+            data.CHECKPOINT_HYPER_PARAMS_KEY: dict(data.hparams),
+            "gpt_lightning": self._describe(trainer, module),
+        }
+
+    def _describe(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, TextDataModule) and data.source is not None and isinstance(module, GPTModule)
+        return {
+            "format": FORMAT,
+            "versions": {
+                "gpt_lightning": gpt_lightning.__version__,
+                "torch": str(torch.__version__),
+                "lightning": lightning.__version__,
+            },
+            "text": {
+                "name": data.source.path.name,
+                "sha256": data.source.sha256,
+                "characters": len(data.source.content),
+                "tokens": data.total_tokens,
+            },
+            "progress": {
+                "epochs": data.position[0],
+                "steps": trainer.global_step,
+                "tokens_seen": self.progress.tokens_seen,
+            },
+            "evaluated": dict(module.evaluated),
+            "fit": {
+                "seed_everything": data.hparams["seed"],
+                "evaluate_batches": data.hparams["evaluate_batches"],
+                "trainer.precision": trainer.precision,
+                "trainer.accumulate_grad_batches": trainer.accumulate_grad_batches,
+                "trainer.gradient_clip_val": trainer.gradient_clip_val,
+                "trainer.gradient_clip_algorithm": trainer.gradient_clip_algorithm,
+            },
+        }

