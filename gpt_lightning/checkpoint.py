@@ -106,8 +106,12 @@ class AtomicCheckpointIO(CheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
     ) -> None:
-        """Args:
-        storage_options: {"previous": path} keeps what `path` held before under that name.
+        """Writes one file.
+
+        Args:
+            checkpoint: Tensors and plain data.
+            path: Where to.
+            storage_options: {"previous": path} keeps what `path` held before under that name.
         """
         path = Path(path)
         temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
@@ -275,7 +279,9 @@ class RunCheckpoints(Checkpoint):
 
     def _describe(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(data, TextDataModule) and data.source is not None and isinstance(module, GPTModule)
+        assert isinstance(data, TextDataModule)
+        assert isinstance(module, GPTModule)
+        assert data.source is not None
         return {
             "format": FORMAT,
             "versions": {

@@ -282,12 +282,12 @@ class CLI(LightningCLI):
         run = self._open_run(model)
         progress = Progress()
         checkpoints = RunCheckpoints(run, progress, settings["save_every"])
-        trainer.callbacks = [
+        trainer.callbacks = [  # type: ignore[attr-defined]
             progress,
             Metrics(run, progress),
             Samples(run, datamodule.tokenizer, settings["prompt"], settings["sampling"], settings["sample_every"]),
             *([StepBar()] if self.show_progress and not trainer.progress_bar_callback else []),
-            *trainer.callbacks,
+            *trainer.callbacks,  # type: ignore[attr-defined]
             Evaluation(run, progress, settings["evaluate_every"]),
             checkpoints,
         ]
@@ -446,8 +446,7 @@ def checkpoint_settings(checkpoint: dict[str, Any], path: str) -> dict[str, Any]
         raise InputError(f"{path}: has no settings")
     own = {f"model.{name}": value for name, value in model.items()}
     own |= {f"data.{name}": value for name, value in data.items()}
-    own |= checkpoint["gpt_lightning"]["fit"]
-    return own
+    return own | checkpoint["gpt_lightning"]["fit"]
 
 
 def quiet_lightning() -> None:

@@ -56,7 +56,7 @@ class Run:
         """Makes the folder, locks it, clears what a killed process left and tries to write."""
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "a+")
+            self._lock = open(self.path / ".lock", "a+")  # noqa: SIM115  held until close()
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
