@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from tqdm import tqdm
@@ -41,11 +41,10 @@ def at_step_boundary(trainer: Trainer) -> bool:
 
 
 def run_ends(trainer: Trainer) -> bool:
-    """Whether the optimizer step that just ended is the run's last."""
-    last_step = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
+    """Whether the optimizer step that just ended is the run's last; `Evaluation` sets `should_stop`."""
     max_epochs = trainer.max_epochs
     last_epoch = max_epochs is not None and max_epochs != -1 and trainer.current_epoch + 1 >= max_epochs
-    return trainer.should_stop or last_step or (trainer.is_last_batch and last_epoch)
+    return trainer.should_stop or (trainer.is_last_batch and last_epoch)
 
 
 def evaluation_is_due(trainer: Trainer) -> bool:
@@ -98,29 +97,31 @@ class Progress(Callback):
         data.position = (epoch + 1, 0) if trainer.is_last_batch else (epoch, batch_idx + 1)
 
 
-class Evaluation(Checkpoint):
+class Evaluation(Callback):
     """Evaluates before the first update, every N optimizer steps and after the last; prints the line.
 
     Lightning counts batches between validations; here its counter is set so that it validates after
-    this batch, or not at all. A stop that is asked for between two optimizer steps (by max_time, say)
-    waits for the next. To see such a stop this has to come after all other callbacks, as Lightning
-    lets those of class Checkpoint do.
+    this batch, or not at all. It also ends the run: at max_steps, and where a stop was asked for (by
+    max_time, say) at the end of the optimizer step. So it has to come after the callbacks that ask.
 
     Args:
         run: Where the metrics go.
         progress: Counts tokens.
         every: Optimizer steps between evaluations.
+        max_steps: Optimizer steps of the whole run; -1 for no limit. (Lightning's own limit, when a
+            run is resumed at the end of an epoch, takes that epoch for unfinished.)
     """
 
-    def __init__(self, run: Run, progress: Progress, every: int) -> None:
+    def __init__(self, run: Run, progress: Progress, every: int, max_steps: int) -> None:
         self.run = run
         self.progress = progress
         self.every = every
+        self.max_steps = max_steps
         self._stop_requested = False
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         boundary = at_step_boundary(trainer)
-        self._stop_requested |= trainer.should_stop
+        self._stop_requested |= trainer.should_stop or -1 < self.max_steps <= trainer.global_step
         trainer.should_stop = self._stop_requested and boundary
         due = boundary and (trainer.global_step % self.every == 0 or run_ends(trainer))
         trainer.val_check_batch = 1 if due else NEVER
@@ -240,10 +241,15 @@ class Samples(Callback):
 
 
 class StepBar(ProgressBar):
-    """One progress bar for the whole run, in optimizer steps, on stderr."""
+    """One progress bar for the whole run, in optimizer steps, on stderr.
 
-    def __init__(self) -> None:
+    Args:
+        total_steps: Optimizer steps of the whole run; may be infinite.
+    """
+
+    def __init__(self, total_steps: float) -> None:
         super().__init__()
+        self.total_steps = total_steps
         self._bar: tqdm[Any] | None = None
         self._enabled = True
 
@@ -255,14 +261,14 @@ class StepBar(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        total = trainer.estimated_stepping_batches
         self._bar = tqdm(
-            total=int(total) if math.isfinite(total) else None,
+            total=int(self.total_steps) if math.isfinite(self.total_steps) else None,
             initial=trainer.global_step,
             desc="training",
             unit="step",
             dynamic_ncols=True,
             mininterval=0.1 if sys.stderr.isatty() else 30,  # a log file needs no animation
+            miniters=1,
             file=sys.stderr,
             disable=not self._enabled or not trainer.is_global_zero,
         )

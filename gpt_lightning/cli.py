@@ -68,6 +68,7 @@ TRAINER_FIXED = {
     "logger": False,  # set once the run folder is known
     "check_val_every_n_epoch": None,  # callbacks.Evaluation decides
     "num_sanity_val_steps": -1,  # the evaluation before the first update, over everything
+    "max_steps": -1,  # callbacks.Evaluation stops the run
     "use_distributed_sampler": False,  # data.TrainOrder knows the ranks
     "enable_model_summary": False,
 }
@@ -88,11 +89,15 @@ LINKS = {
 }
 
 
+class ParserError(InputError):
+    """What jsonargparse says; `CLI` puts it into words."""
+
+
 class Parser(LightningArgumentParser):
-    """A parser whose errors are one line and say what was probably meant."""
+    """A parser that raises its errors instead of printing every option there is."""
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
-        raise InputError(explain_parser_error(message, self))
+        raise ParserError(message)
 
 
 class CLI(LightningCLI):
@@ -164,7 +169,7 @@ class CLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses; where there is a checkpoint, again with its settings as defaults."""
-        self.config = parser.parse_args(args)
+        self._parse(parser, args)
         settings = self.config[self.command]
         if self.command == "fit":
             self.name = self._run_name(settings)
@@ -176,6 +181,14 @@ class CLI(LightningCLI):
         self.checkpoint = read_checkpoint(self.checkpoint_path) if self.checkpoint_path else None
         if self.checkpoint is not None:
             self._use_settings_of(self.checkpoint, parser, args)
+        self._check_settings()
+
+    def _parse(self, parser: LightningArgumentParser, args: Any) -> None:
+        try:
+            self.config = parser.parse_args(args)
+        except ParserError as error:
+            known = [action.dest for action in self._parser(self.command)._actions]
+            raise InputError(explain_parser_error(str(error), known)) from None
 
     def _use_settings_of(self, checkpoint: dict[str, Any], parser: LightningArgumentParser, args: Any) -> None:
         """Makes a checkpoint's settings the defaults; what differs now was typed, and may be refused.
@@ -189,12 +202,12 @@ class CLI(LightningCLI):
         for name in sorted(set(own) - known - set(LINKS.values())):
             warn(f"{self.checkpoint_path}: ignoring its unknown setting {name}")
         subparser.set_defaults({name: value for name, value in own.items() if name in known})
-        self.config = parser.parse_args(args)
+        self._parse(parser, args)
         settings = self.config[self.command]
         if not is_typed(self.arguments, "--data.text"):  # the checkpoint's text, whatever a YAML file names
             for name in ("text", *TEXT_SETTINGS):
                 settings["data"][name] = own.get(f"data.{name}")
-        fixed = [f"model.{name}" for name in ARCHITECTURE]
+        fixed = [*(f"model.{name}" for name in ARCHITECTURE), "data.tokenizer"]
         if self.command == "fit":
             fixed = [name for name in own if name in known and name not in FREE_ON_RESUME]
         for name in fixed:
@@ -236,14 +249,18 @@ class CLI(LightningCLI):
 
     # ---- building
 
-    def instantiate_classes(self) -> None:
+    def _check_settings(self) -> None:
+        """What no class checks: the settings outside `model`, `data` and `sampling`."""
         settings = self.config[self.command]
+        require_integer("seed_everything", settings["seed_everything"], 0, 2**32 - 1)
         check_trainer(settings["trainer"])
         for name in ("evaluate_every", "evaluate_batches", "sample_every", "save_every"):
             if settings[name] is not None:
                 require_integer(name, settings[name], 1)
         for prompt in settings["prompt"]:
             check_prompt(prompt)
+
+    def instantiate_classes(self) -> None:
         super().instantiate_classes()
         self.settings = self.config_init[self.command]
 
@@ -266,19 +283,25 @@ class CLI(LightningCLI):
         """Trains: everything is checked first, then the folder is made, then the network."""
         settings, trainer, checkpoint = self.settings, self.trainer, self.checkpoint
         start = time.monotonic()
+        max_steps = self.config[self.command]["trainer"]["max_steps"]
         datamodule.setup("fit")
         self._check_text(datamodule)
         model.set_vocabulary(datamodule.tokenizer.vocab_size)
         settings["sampling"].check_vocabulary(model.hparams["vocab_size"])
-        if checkpoint is not None and limits_reached(checkpoint, trainer.max_epochs, trainer.max_steps):
+        if checkpoint is not None and limits_reached(checkpoint, trainer.max_epochs, max_steps):
             say(f"{self.run_folder}: finished; nothing is left to do within trainer.max_epochs and max_steps")
             return
-        steps_per_epoch = math.ceil(datamodule.train_batches / trainer.accumulate_grad_batches)
-        total_steps = min_limit(steps_per_epoch, trainer.max_epochs, trainer.max_steps)
+        batches = limited("limit_train_batches", trainer.limit_train_batches, datamodule.train_batches)
+        limited("limit_val_batches", trainer.limit_val_batches, datamodule.val_batches)
+        steps_per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
+        total_steps = min_limit(steps_per_epoch, trainer.max_epochs, max_steps)
         if model.hparams["warmup_steps"] >= total_steps:
             raise InputError(
                 f"model.warmup_steps ({model.hparams['warmup_steps']}) must be below the run's {total_steps} steps"
             )
+        if model.hparams["min_learning_rate"] is not None and math.isinf(total_steps):
+            raise InputError("model.min_learning_rate needs an end: set trainer.max_epochs or trainer.max_steps")
+        model.total_steps = total_steps
         run = self._open_run(model)
         progress = Progress()
         checkpoints = RunCheckpoints(run, progress, settings["save_every"])
@@ -286,9 +309,9 @@ class CLI(LightningCLI):
             progress,
             Metrics(run, progress),
             Samples(run, datamodule.tokenizer, settings["prompt"], settings["sampling"], settings["sample_every"]),
-            *([StepBar()] if self.show_progress and not trainer.progress_bar_callback else []),
+            *([StepBar(total_steps)] if self.show_progress and not trainer.progress_bar_callback else []),
             *trainer.callbacks,  # type: ignore[attr-defined]
-            Evaluation(run, progress, settings["evaluate_every"]),
+            Evaluation(run, progress, settings["evaluate_every"], max_steps),
             checkpoints,
         ]
         resumed_step = checkpoint["global_step"] if checkpoint else 0
@@ -300,8 +323,10 @@ class CLI(LightningCLI):
                 say(line)
             if checkpoint is not None:
                 say(f"going on    after step {resumed_step} of {run.shown}")
-        del checkpoint
-        self.checkpoint = None
+        if checkpoint is not None:
+            trainer.num_sanity_val_steps = 0
+            del checkpoint
+            self.checkpoint = None
         seed_everything(settings["seed_everything"], workers=True, verbose=False)
         trainer.fit(model, datamodule, ckpt_path=self.checkpoint_path, weights_only=True)
         os.environ.pop(RUN_DIR_VARIABLE, None)
@@ -370,7 +395,7 @@ class CLI(LightningCLI):
             f"last.ckpt of step {self.trainer.global_step}. To sample:"
         )
         prompt = self.settings["prompt"][0] if self.settings["prompt"] else "Every effort moves you"
-        say("  " + report.predict_command(os.path.relpath(run.best), prompt))
+        say("  " + report.predict_command(f"{run.shown}/checkpoints/{run.best.name}", prompt))
 
     def validate(self, model: GPTModule, datamodule: TextDataModule) -> None:
         """Prints loss and perplexity: of the checkpoint's own validation split, or of a whole text."""
@@ -421,6 +446,18 @@ def as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
+def limited(name: str, limit: float, batches: int) -> int:
+    """How many of the batches a limit of Lightning (a number, or a share as a float) lets through.
+
+    Raises:
+        InputError: None.
+    """
+    count = min(limit, batches) if isinstance(limit, int) else int(batches * limit)
+    if count < 1:
+        raise InputError(f"trainer.{name} ({limit}) leaves none of the {batches} batches")
+    return int(count)
+
+
 def min_limit(steps_per_epoch: int, max_epochs: int | None, max_steps: int) -> float:
     """Optimizer steps of the whole run; infinite where neither limit is set."""
     by_epochs = math.inf if max_epochs is None or max_epochs == -1 else steps_per_epoch * max_epochs
@@ -460,6 +497,8 @@ def quiet_lightning() -> None:
         ".*does not have many workers.*",
         # Lightning's own use of pytree (torch >= 2.13).
         ".*LeafSpec.*is deprecated.*",
+        # The position inside the epoch is kept by the data module.
+        ".*your dataloader is not resumable.*",
     ):
         warnings.filterwarnings("ignore", message=message)
 

@@ -242,6 +242,11 @@ class TextDataModule(LightningDataModule):
         """Batches per epoch on each rank."""
         return len(self._train_order()) // int(self.hparams["batch_size"])
 
+    @property
+    def val_batches(self) -> int:
+        """Batches of the validation windows, over all ranks."""
+        return -(-len(self.splits["validation"].windows) // int(self.hparams["batch_size"]))
+
     def train_dataloader(self) -> DataLoader[Batch]:
         return self._loader(self.splits["training"].windows, self._train_order())
 

@@ -43,7 +43,7 @@ def perplexity(loss: float) -> float:
     return math.exp(loss) if loss < 709 else math.inf
 
 
-def learning_rate_factor(updates: int, warmup_steps: int, total_steps: int, least: float | None) -> float:
+def learning_rate_factor(updates: int, warmup_steps: int, total_steps: float, least: float | None) -> float:
     """Share of the learning rate that update number `updates` + 1 is made with.
 
     Rises linearly to 1 at update `warmup_steps`, then stays, or falls along half a cosine to `least` at
@@ -114,6 +114,7 @@ class GPTModule(LightningModule):
             between = f"be between 0 and model.learning_rate ({learning_rate})"
             require(0 <= min_learning_rate <= learning_rate, "model.min_learning_rate", between, min_learning_rate)
         self.save_hyperparameters(logger=False)
+        self.total_steps: float | None = None  # where the cosine ends; None asks the trainer
         self.evaluated: dict[str, float] = {}  # the last evaluation's losses and perplexities
         self.gradient_norm = math.nan  # of the last update, before clipping
         self._nll_sums: dict[str, list[float]] = {}  # name -> [sum of losses, number of tokens]
@@ -192,10 +193,12 @@ class GPTModule(LightningModule):
         warmup_steps, least = self.hparams["warmup_steps"], self.hparams["min_learning_rate"]
         if warmup_steps == 0 and least is None:
             return optimizer
-        total_steps = 0 if least is None else int(self.trainer.estimated_stepping_batches)
+        total_steps = self.total_steps
+        if total_steps is None and least is not None:
+            total_steps = self.trainer.estimated_stepping_batches
         share = None if least is None else least / rate
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda updates: learning_rate_factor(updates, warmup_steps, total_steps, share)
+            optimizer, lambda updates: learning_rate_factor(updates, warmup_steps, total_steps or 0, share)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

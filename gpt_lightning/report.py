@@ -31,7 +31,6 @@ def describe_data(data: TextDataModule, accumulate: int) -> list[str]:
     assert data.source is not None
     train, val = data.splits["training"], data.splits["validation"]
     batch_size, context_length = data.hparams["batch_size"], data.hparams["context_length"]
-    val_batches = -(-len(val.windows) // batch_size)
     steps = -(-data.train_batches // accumulate)
     return [
         f"text        {data.source.path.name}: {len(data.source.content):,} characters, {data.total_tokens:,} tokens "
@@ -40,7 +39,7 @@ def describe_data(data: TextDataModule, accumulate: int) -> list[str]:
         f"{train.tokens:,} / {val.tokens:,} tokens for training / validation",
         f"windows     {len(train.windows)} + {len(val.windows)} of {context_length} tokens, stride {data.stride}; "
         f"no window predicts the last {train.windows.tail} + {val.windows.tail} tokens",
-        f"batches     {data.train_batches} + {val_batches} of {batch_size} windows; "
+        f"batches     {data.train_batches} + {data.val_batches} of {batch_size} windows; "
         f"{steps} optimizer steps per epoch{_left_out(data, train)}",
     ]
 

@@ -11,16 +11,33 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
+from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 
 from gpt_lightning.errors import InputError, MachineError, describe_os_error, require, require_integer
+from gpt_lightning.generation import check_prompt
 
 MAX_CONFIG_BYTES = 1_000_000
 MAX_CONFIG_NODES = 100_000
+SECTIONS = ("model", "data", "sampling", "trainer")
 TYPED_ONLY = ("run_dir", "resume", "ckpt_path", "config")
 # What belongs to one text: whoever names another text does not mean these.
 TEXT_SETTINGS = ("address", "sha256", "fallback_text")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
+TYPE_WORDS = {
+    "int": "an int",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a text",
+    "list": "a list",
+    "dict": "settings",
+    "NoneType": "null",
+}
+CLASS_ERRORS = {
+    r"Importing '([\w.]+)' is not allowed": "class_path '{}' is not allowed; only classes of Lightning may be named",
+    r"given class_path '([\w.]+)': ": "class_path '{}' not found",
+    r"Option '(\w+)' is not accepted": "unknown option '{}'",
+    r"arguments are required: (\w+)": "option '{}' is missing",
+}
 PRECISIONS = (
     "32-true",
     "16-mixed",
@@ -86,6 +103,9 @@ def read_config(path: str) -> dict[str, Any]:
     for name in TYPED_ONLY:
         if name in config:
             raise InputError(f"{path}: {name} is given on the command line only (--{name})")
+    for name in SECTIONS:
+        if not isinstance(config.get(name, {}), dict):
+            raise InputError(f"{path}: {name} must hold settings (name: value), got {config[name]!r}")
     return config
 
 
@@ -139,6 +159,7 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
                 if following is None:
                     raise InputError("--prompt needs a text")
                 value = following
+            check_prompt(value)
             if not any(one.startswith("--prompt+=") for one in prepared):
                 prepared.append("--prompt=[]")
             prepared.append(f"--prompt+={value}")
@@ -149,10 +170,14 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
     return prepared
 
 
-def explain_parser_error(message: str, parser: ArgumentParser) -> str:
-    """The message of jsonargparse as one line that names the setting and says what was probably meant."""
-    message = " ".join(str(message).split())
-    known = [action.dest for action in parser._actions]
+def explain_parser_error(message: str, known: list[str]) -> str:
+    """The message of jsonargparse as one line that names the setting and says what was probably meant.
+
+    Args:
+        message: What jsonargparse says.
+        known: The names of all settings.
+    """
+    message = " ".join(message.split())
     unknown = re.search(
         r"does not accept (?:option|nested key) '([\w.+-]+)'|[Uu]nrecognized arguments: (?:--)?([\w.+-]+)"
         r"|Key '([\w.+-]+)' is not expected|No action for key \"([\w.+-]+)\"",
@@ -160,13 +185,21 @@ def explain_parser_error(message: str, parser: ArgumentParser) -> str:
     )
     if unknown:
         name = next(group for group in unknown.groups() if group)
-        return f"unknown setting '{name}'{_did_you_mean(name, known)}"
+        close = difflib.get_close_matches(name, known, 1)
+        return f"unknown setting '{name}'" + (f"; did you mean '{close[0]}'?" if close else "")
+    wrong_type = re.search(r'Parser key "([\w.]+)": (.*?)(?:Got|Given) value(?: type: .*?Given value)?: (.*)', message)
+    if wrong_type:
+        name, expected, value = wrong_type.groups()
+        for pattern, words in CLASS_ERRORS.items():
+            if found := re.search(pattern, expected):
+                return f"{name}: {words.format(found[1])}"
+        expected = expected.partition(" Errors: ")[0]
+        if name == "trainer.precision":
+            return f"{name} must be one of {', '.join(PRECISIONS)}; got '{value}'"
+        types = [TYPE_WORDS[one] for one in TYPE_WORDS if f"<class '{one}'>" in expected]
+        if types:
+            return f"{name} must be {' or '.join(types)}, not '{value}'"
     return message
-
-
-def _did_you_mean(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, 1)
-    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 # ---- Lightning's settings
@@ -182,6 +215,12 @@ def check_trainer(trainer: Any) -> None:
         value = trainer[name]
         if value not in (None, -1):
             require_integer(f"trainer.{name}", value, 1)
+    for name in ("limit_train_batches", "limit_val_batches", "limit_test_batches"):
+        limit = trainer[name]
+        if limit is not None:
+            is_share = isinstance(limit, float) and 0 < limit <= 1
+            is_count = isinstance(limit, int) and not isinstance(limit, bool) and limit >= 1
+            require(is_share or is_count, f"trainer.{name}", "be an int of at least 1 or a share above 0", limit)
     require_integer("trainer.accumulate_grad_batches", trainer["accumulate_grad_batches"], 1)
     require_integer("trainer.log_every_n_steps", trainer["log_every_n_steps"], 1)
     clip = trainer["gradient_clip_val"]
@@ -204,6 +243,8 @@ def check_device(accelerator: Any, devices: Any, precision: Any) -> None:
     on_cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     on_mps = accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available()
     count = torch.cuda.device_count() if on_cuda else 1 if on_mps else (os.cpu_count() or 1)
+    if isinstance(devices, str) and re.fullmatch(r"-?\d+", devices):
+        devices = int(devices)
     if isinstance(devices, int) and devices != -1:
         require_integer("trainer.devices", devices, 1)
         if devices > count:

@@ -1,0 +1,100 @@
+"""What the tests share: tiny settings, the command line in this process, The Verdict where it can be had."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gpt_lightning.__main__ import main
+
+ROOT = Path(__file__).parent.parent
+STORY = ROOT / "data" / "the-lamp-at-low-water.txt"
+
+
+@dataclass
+class Result:
+    """What a command printed and how it ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one error line, without its prefix."""
+        lines = [line for line in self.err.splitlines() if line.startswith("gpt_lightning: error: ")]
+        assert len(lines) == 1, self.err
+        return lines[0].removeprefix("gpt_lightning: error: ")
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """Runs `python -m gpt_lightning ARGUMENTS` in this process."""
+
+    def run(*arguments: object) -> Result:
+        capsys.readouterr()
+        code = 0
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as error:
+            code = int(error.code or 0)
+        printed = capsys.readouterr()
+        return Result(code, printed.out, printed.err)
+
+    return run
+
+
+@pytest.fixture
+def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current directory, no data folder in the environment."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GPT_LIGHTNING_DATA", raising=False)
+    return tmp_path
+
+
+def tiny_settings() -> dict[str, Any]:
+    """A run of 3 epochs of 5 updates in about a second: bytes, 1 layer, dropout on."""
+    return {
+        "seed_everything": 123,
+        "data": {"text": str(STORY), "tokenizer": "bytes", "train_ratio": 0.9, "batch_size": 56},
+        "model": {"context_length": 64, "emb_dim": 16, "n_heads": 2, "n_layers": 1, "learning_rate": 0.01},
+        "prompt": ["Every effort"],
+        "sampling": {"max_new_tokens": 8},
+        "evaluate_every": 2,
+        "trainer": {"accelerator": "cpu", "max_epochs": 3},
+    }
+
+
+@pytest.fixture
+def config(in_tmp: Path) -> Path:
+    """A file with `tiny_settings`, in the current directory."""
+    path = in_tmp / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_settings()))
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of one finished tiny run."""
+    folder = tmp_path_factory.mktemp("trained")
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_settings()))
+    main(["fit", "--config", str(path), "--run_dir", str(folder / "run")])
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def verdict() -> Path:
+    """The Verdict's file; where it is not, the test is reported as not run."""
+    folders = [os.environ.get("GPT_LIGHTNING_DATA") or ROOT / "data", ROOT / "data"]
+    for folder in folders:
+        path = Path(folder) / "the-verdict.txt"
+        if path.is_file():
+            return path
+    pytest.skip("needs the-verdict.txt in data/ or in the folder that GPT_LIGHTNING_DATA names")

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gpt_lightning.errors import InputError
+from gpt_lightning.generation import KVCache
+from gpt_lightning.model import GPT
+
+
+def tiny(**settings: Any) -> GPT:
+    torch.manual_seed(1)
+    return GPT(**{"vocab_size": 11, "context_length": 8, "emb_dim": 12, "n_heads": 3, "n_layers": 2, **settings})
+
+
+def plain_forward(model: GPT, token_ids: Tensor) -> Tensor:
+    """The same network written with matrix products and masks only: an independent formula."""
+    w = dict(model.named_parameters())
+    T = token_ids.shape[1]
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        return centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    def gelu(x: Tensor) -> Tensor:
+        return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+    x = w["tok_emb.weight"][token_ids] + w["pos_emb.weight"][torch.arange(T)]
+    for i, block in enumerate(model.trf_blocks):
+        p = f"trf_blocks.{i}"
+        q, k, v = (norm(x, f"{p}.norm1") @ w[f"{p}.att.qkv.weight"].T).split(x.shape[-1], dim=-1)
+        heads = []
+        size = x.shape[-1] // block.att.n_heads
+        for h in range(block.att.n_heads):
+            part = slice(h * size, (h + 1) * size)
+            scores = q[..., part] @ k[..., part].transpose(1, 2) / math.sqrt(size)
+            scores = scores.masked_fill(torch.ones(T, T).triu(1).bool(), -math.inf)
+            heads.append(torch.softmax(scores, -1) @ v[..., part])
+        x = x + torch.cat(heads, -1) @ w[f"{p}.att.out_proj.weight"].T + w[f"{p}.att.out_proj.bias"]
+        hidden = gelu(norm(x, f"{p}.norm2") @ w[f"{p}.ff.0.weight"].T + w[f"{p}.ff.0.bias"])
+        x = x + hidden @ w[f"{p}.ff.2.weight"].T + w[f"{p}.ff.2.bias"]
+    return norm(x, "final_norm") @ w["out_head.weight"].T
+
+
+@pytest.mark.parametrize("tie_weights", [False, True])
+def test_logits_equal_an_independent_formula(tie_weights: bool) -> None:
+    model = tiny(tie_weights=tie_weights).eval()
+    if tie_weights:
+        assert model.out_head.weight is model.tok_emb.weight
+        plain = dict(model.named_parameters())
+        assert "out_head.weight" not in plain
+        return
+    token_ids = torch.randint(11, (2, 7))
+
+    torch.testing.assert_close(model(token_ids), plain_forward(model, token_ids), rtol=1e-5, atol=1e-6)
+
+
+def test_fused_projection_draws_what_three_projections_draw() -> None:
+    torch.manual_seed(5)
+    fused = nn.Linear(6, 18, bias=False)
+    torch.manual_seed(5)
+    three = [nn.Linear(6, 6, bias=False) for _ in range(3)]
+
+    assert torch.equal(fused.weight, torch.cat([one.weight for one in three]))
+
+
+def test_weights_are_drawn_in_the_books_order() -> None:
+    model = tiny()
+    torch.manual_seed(1)
+    book = [nn.Embedding(11, 12), nn.Embedding(8, 12)]
+    for _ in range(2):
+        book += [nn.Linear(12, 12, bias=False) for _ in range(3)] + [nn.Linear(12, 12)]
+        book += [nn.Linear(12, 48), nn.Linear(48, 12)]
+    book.append(nn.Linear(12, 11, bias=False))
+
+    own = [model.tok_emb, model.pos_emb]
+    for block in model.trf_blocks:
+        own += [block.att.qkv, block.att.out_proj, block.ff[0], block.ff[2]]
+    own.append(model.out_head)
+    assert torch.equal(
+        torch.cat([module.weight.flatten() for module in own]), torch.cat([module.weight.flatten() for module in book])
+    )
+
+
+def test_a_token_sees_nothing_of_what_follows() -> None:
+    model = tiny().eval()
+    token_ids = torch.randint(11, (1, 8))
+    changed = token_ids.clone()
+    changed[0, 5:] = (changed[0, 5:] + 1) % 11
+
+    assert torch.equal(model(token_ids)[:, :5], model(changed)[:, :5])
+    assert not torch.equal(model(token_ids)[:, 5:], model(changed)[:, 5:])
+
+
+def test_dropout_acts_in_training_only() -> None:
+    model = tiny(drop_rate=0.5)
+    token_ids = torch.randint(11, (1, 8))
+
+    assert not torch.equal(model.train()(token_ids), model(token_ids))
+    assert torch.equal(model.eval()(token_ids), model(token_ids))
+
+
+def test_forward_is_the_head_applied_to_features() -> None:
+    model = tiny().eval()
+    token_ids = torch.randint(11, (2, 5))
+
+    assert torch.equal(model(token_ids), model.out_head(model.features(token_ids)))
+
+
+def test_logits_with_a_cache_equal_those_without() -> None:
+    model = tiny().eval()
+    token_ids = torch.randint(11, (3, 8))
+    cache = KVCache(8)
+
+    pieces = [model(token_ids[:, :4], cache)]
+    pieces += [model(token_ids[:, i : i + 1], cache) for i in range(4, 8)]
+
+    torch.testing.assert_close(torch.cat(pieces, 1), model(token_ids), rtol=1e-5, atol=1e-6)
+    assert cache.length == 8
+
+
+def test_more_tokens_than_the_context_are_refused() -> None:
+    model = tiny()
+    cache = KVCache(9)
+    model(torch.zeros(1, 8, dtype=torch.int64), cache)
+
+    with pytest.raises(InputError, match=r"9 tokens do not fit into model.context_length \(8\)"):
+        model(torch.zeros(1, 9, dtype=torch.int64))
+    with pytest.raises(InputError, match=r"9 tokens do not fit into model.context_length \(8\)"):
+        model(torch.zeros(1, 1, dtype=torch.int64), cache)
+
+
+def test_gpt2_initialisation_has_its_standard_deviations() -> None:
+    model = tiny(vocab_size=2000, emb_dim=96, n_layers=2, init="gpt2", qkv_bias=True)
+
+    shortcut = 0.02 / math.sqrt(4)
+    for block in model.trf_blocks:
+        assert block.att.qkv.weight.std().item() == pytest.approx(0.02, rel=0.05)
+        assert block.att.out_proj.weight.std().item() == pytest.approx(shortcut, rel=0.05)
+        assert block.ff[2].weight.std().item() == pytest.approx(shortcut, rel=0.05)
+        assert not block.att.qkv.bias.any()
+        assert (block.norm1.weight == 1).all()
+    assert model.tok_emb.weight.std().item() == pytest.approx(0.02, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("vocab_size", 0, "model.vocab_size must be an int of at least 1, got 0"),
+        ("context_length", -3, "model.context_length must be an int of at least 1, got -3"),
+        ("n_layers", 0, "model.n_layers must be an int of at least 1, got 0"),
+        ("n_heads", True, "model.n_heads must be an int of at least 1, got True"),
+        ("emb_dim", 13, r"model.emb_dim \(13\) must be divisible by model.n_heads \(3\)"),
+        ("drop_rate", 1.0, "model.drop_rate must be at least 0 and below 1, got 1.0"),
+        ("drop_rate", math.nan, "model.drop_rate must be at least 0 and below 1, got nan"),
+        ("init", "he", "model.init must be one of book, gpt2, got 'he'"),
+    ],
+)
+def test_impossible_architectures_are_refused(setting: str, value: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        tiny(**{setting: value})
