@@ -22,7 +22,7 @@ from tqdm import tqdm
 from gpt_lightning.data import Batch, TextDataModule
 from gpt_lightning.generation import Sampling, complete
 from gpt_lightning.module import GPTModule, perplexity
-from gpt_lightning.runs import Run
+from gpt_lightning.runs import Run, append_row
 from gpt_lightning.tokenizer import Tokenizer
 
 NEVER = sys.maxsize
@@ -149,7 +149,7 @@ class Evaluation(Callback):
 def log(trainer: Trainer, run: Run, progress: Progress, values: dict[str, float]) -> None:
     """Writes one event, at the current optimizer step, to the metrics table and to every logger."""
     step = trainer.global_step
-    run.append_metrics({"step": step, "tokens_seen": progress.tokens_seen, **values})
+    append_row(run.metrics_file, {"step": step, "tokens_seen": progress.tokens_seen, **values})
     for logger in trainer.loggers:
         logger.log_metrics(values, step)
 
@@ -199,7 +199,7 @@ class Samples(Callback):
     Newlines are printed as spaces. It is the text that `predict` writes from the same weights.
 
     Args:
-        run: Where samples.txt is.
+        run: Where samples.jsonl is.
         tokenizer: Of the run.
         prompts: Texts to continue.
         sampling: How.
@@ -230,11 +230,10 @@ class Samples(Callback):
         self._sampled_step = step
         assert isinstance(module, GPTModule)
         for number, prompt in enumerate(self.prompts):
-            text = prompt + complete(module.model, self.tokenizer, prompt, self.sampling)
-            line = " ".join(text.splitlines())
-            say(line)
-            with open(self.run.samples_file, "a") as file:
-                file.write(f"{step}\t{line}\n")
+            completion = complete(module.model, self.tokenizer, prompt, self.sampling)
+            text = prompt + completion
+            say(" ".join(text.splitlines()))
+            append_row(self.run.samples_file, {"step": step, "prompt": prompt, "completion": completion})
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     logger.experiment.add_text(f"sample_{number + 1}", text, step)

@@ -83,6 +83,17 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     return checkpoint
 
 
+def check_same_text(data: TextDataModule, checkpoint: dict[str, Any], name: str) -> None:
+    """Raises `InputError` where the text is not the one that a checkpoint was trained on."""
+    assert data.source is not None
+    seen = checkpoint["gpt_lightning"]["text"]
+    if data.source.sha256 != seen["sha256"]:
+        raise InputError(
+            f"{data.source.path}: is not the text that {name} was trained on "
+            f"({seen['name']}, sha256 {seen['sha256'][:12]}...)"
+        )
+
+
 def load_weights(module: GPTModule, checkpoint: dict[str, Any], name: str) -> None:
     """Puts a checkpoint's weights into a module, building its network if need be.
 
@@ -186,17 +197,19 @@ class RunCheckpoints(Checkpoint):
         run: Where to.
         progress: Counts what a checkpoint says of the run.
         save_every: Optimizer steps between saves; None saves as often as costs less than 1/40 of the time.
+        kept_settings: The settings outside `model` and `data` that a resumed run keeps.
     """
 
-    def __init__(self, run: Run, progress: Progress, save_every: int | None) -> None:
+    def __init__(self, run: Run, progress: Progress, save_every: int | None, kept_settings: dict[str, Any]) -> None:
         self.run = run
         self.progress = progress
         self.save_every = save_every
+        self.kept_settings = kept_settings
         self.best_val_loss = float("inf")
         self.best_step = -1
         self.saving_seconds = 0.0
         self._best: dict[str, Any] | None = None  # not yet written
-        self._saved_step = -1
+        self.saved_step = -1
         self._save_at = time.monotonic() + FIRST_SAVE_SECONDS
         self._rng_states: dict[str, Any] | None = None
 
@@ -213,7 +226,7 @@ class RunCheckpoints(Checkpoint):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._rng_states = checkpoint["rng_states"]
-        self._saved_step = checkpoint["global_step"]
+        self.saved_step = checkpoint["global_step"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._rng_states is not None:
@@ -245,7 +258,7 @@ class RunCheckpoints(Checkpoint):
 
     def _save_if_due(self, trainer: Trainer) -> None:
         step = trainer.global_step
-        if step == self._saved_step:
+        if step == self.saved_step:
             return
         due = time.monotonic() >= self._save_at if self.save_every is None else step % self.save_every == 0
         if trainer.strategy.broadcast(due or run_ends(trainer)):
@@ -258,7 +271,7 @@ class RunCheckpoints(Checkpoint):
                 trainer.strategy.checkpoint_io.save_checkpoint(self._best, self.run.best)
             self._best = None
         trainer.save_checkpoint(self.run.last, storage_options={"previous": self.run.previous})
-        self._saved_step = trainer.global_step
+        self.saved_step = trainer.global_step
         seconds = time.monotonic() - start
         self.saving_seconds += seconds
         self._save_at = time.monotonic() + TIME_BETWEEN_SAVES * seconds
@@ -301,12 +314,5 @@ class RunCheckpoints(Checkpoint):
                 "tokens_seen": self.progress.tokens_seen,
             },
             "evaluated": dict(module.evaluated),
-            "fit": {
-                "seed_everything": data.hparams["seed"],
-                "evaluate_batches": data.hparams["evaluate_batches"],
-                "trainer.precision": trainer.precision,
-                "trainer.accumulate_grad_batches": trainer.accumulate_grad_batches,
-                "trainer.gradient_clip_val": trainer.gradient_clip_val,
-                "trainer.gradient_clip_algorithm": trainer.gradient_clip_algorithm,
-            },
+            "fit": self.kept_settings,
         }

@@ -60,7 +60,8 @@ def describe_device(trainer: Trainer, asked: str) -> str:
     else:
         reason = "found on this machine"
     threads = f", {torch.get_num_threads()} threads" if device == "cpu" else ""
-    return f"device      {device} ({reason}), {trainer.num_devices} of them, precision {trainer.precision}{threads}"
+    count = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
+    return f"device      {count}{device} ({reason}), precision {trainer.precision}{threads}"
 
 
 def describe_model(module: GPTModule, parameters: int) -> str:

@@ -1,12 +1,14 @@
 """The folder of one training run: its number, its lock, its settings and its metrics.
 
-runs/<name>/<number>/
-<name>.yaml                  every setting, so that the run can be run again
-metrics.jsonl                one line per event, cut back to the checkpoint on resume
-samples.txt                  what the model wrote after each epoch
-checkpoints/{best,last}.ckpt
-events.out.tfevents.*        TensorBoard
-runs/<name>/latest               link to the newest run's checkpoints/
+    runs/<name>/<number>/
+        <name>.yaml                  every setting, so that the run can be run again
+        metrics.jsonl                one line per event, cut back to the checkpoint on resume
+        samples.jsonl                what the model wrote after each epoch, likewise
+        checkpoints/{best,last}.ckpt
+        events.out.tfevents.*        TensorBoard
+
+`runs/<name>/latest` is a link to the newest run's checkpoints/ (a link to the run itself would show
+every run twice in TensorBoard).
 """
 
 from __future__ import annotations
@@ -23,7 +25,6 @@ from gpt_lightning.errors import InputError, MachineError, describe_os_error
 
 RUNS = Path("runs")
 RUN_DIR_VARIABLE = "GPT_LIGHTNING_RUN_DIR"  # how rank 0 tells the ranks it starts
-MANY_LAUNCHED = ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID")
 
 
 class Run:
@@ -44,7 +45,7 @@ class Run:
         self.previous = self.checkpoints / "prev.ckpt"
         self.best = self.checkpoints / "best.ckpt"
         self.metrics_file = self.path / "metrics.jsonl"
-        self.samples_file = self.path / "samples.txt"
+        self.samples_file = self.path / "samples.jsonl"
         self._lock: IO[str] | None = None
 
     @property
@@ -96,27 +97,26 @@ class Run:
         temporary.symlink_to(Path(self.path.name) / "checkpoints")
         os.replace(temporary, self.path.parent / "latest")
 
-    def append_metrics(self, row: dict[str, Any]) -> None:
-        """Adds one line to the metrics."""
-        with open(self.metrics_file, "a") as file:
-            file.write(json.dumps(row) + "\n")
-
-    def read_metrics(self) -> list[dict[str, Any]]:
-        """All complete lines of the metrics; a line cut short by a kill is left out."""
-        rows = []
-        if self.metrics_file.exists():
-            for line in self.metrics_file.read_text().splitlines():
-                with contextlib.suppress(json.JSONDecodeError):
-                    rows.append(json.loads(line))
-        return rows
-
     def cut_logs(self, step: int) -> None:
         """Removes what was logged after a step, so that a resumed run logs it once."""
-        kept = [row for row in self.read_metrics() if row["step"] <= step]
-        replace_text(self.metrics_file, "".join(json.dumps(row) + "\n" for row in kept))
-        if self.samples_file.exists():
-            lines = self.samples_file.read_text().splitlines(keepends=True)
-            replace_text(self.samples_file, "".join(line for line in lines if int(line.split("\t")[0]) <= step))
+        for path in (self.metrics_file, self.samples_file):
+            kept = [row for row in read_rows(path) if row["step"] <= step]
+            replace_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """Adds one line of JSON to a file."""
+    with open(path, "a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """All lines of a JSON-lines file, oldest first; one cut short by a kill is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return rows
 
 
 def replace_text(path: Path, content: str) -> None:
@@ -124,6 +124,11 @@ def replace_text(path: Path, content: str) -> None:
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     temporary.write_text(content)
     os.replace(temporary, path)
+
+
+def launched_by_others() -> bool:
+    """Whether torchrun or SLURM starts the processes of this run."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
 
 
 def numbered_runs(name: str) -> list[Path]:

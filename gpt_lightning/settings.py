@@ -211,10 +211,12 @@ def check_trainer(trainer: Any) -> None:
     Raises:
         InputError: A value is out of range, or asks for a device that this machine does not have.
     """
-    for name in ("max_epochs", "max_steps"):
-        value = trainer[name]
-        if value not in (None, -1):
-            require_integer(f"trainer.{name}", value, 1)
+    limits = ("max_epochs", "max_steps", "max_time")
+    if all(trainer[name] in (None, -1) for name in limits):
+        raise InputError("one of trainer.max_epochs, trainer.max_steps and trainer.max_time must end the run")
+    for name in limits[:2]:
+        if trainer[name] not in (None, -1):
+            require_integer(f"trainer.{name}", trainer[name], 1)
     for name in ("limit_train_batches", "limit_val_batches", "limit_test_batches"):
         limit = trainer[name]
         if limit is not None:

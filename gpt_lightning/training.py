@@ -1,0 +1,233 @@
+"""What `fit` does around Lightning's loop: which run, all checks, the folder, the callbacks, the words."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from gpt_lightning import report
+from gpt_lightning.callbacks import Evaluation, Metrics, Progress, Samples, StepBar, say
+from gpt_lightning.checkpoint import RunCheckpoints, check_same_text, read_checkpoint
+from gpt_lightning.data import TextDataModule
+from gpt_lightning.errors import InputError
+from gpt_lightning.module import GPTModule
+from gpt_lightning.runs import (
+    RUN_DIR_VARIABLE,
+    RUNS,
+    Run,
+    check_empty,
+    launched_by_others,
+    new_run_folder,
+    numbered_runs,
+    replace_text,
+)
+
+# Settings outside model.* and data.* that a resumed run keeps.
+KEPT_SETTINGS = (
+    "seed_everything",
+    "trainer.precision",
+    "trainer.accumulate_grad_batches",
+    "trainer.gradient_clip_val",
+    "trainer.gradient_clip_algorithm",
+)
+
+
+@dataclass(frozen=True)
+class RunChoice:
+    """Where a run goes.
+
+    Attributes:
+        name: Of the run and its config file.
+        folder: Its folder; None for the next number of `runs/<name>`.
+        checkpoint: File to go on from; None to start.
+    """
+
+    name: str
+    folder: Path | None
+    checkpoint: Path | None
+
+
+def choose_run(name: str, run_dir: str | None, resume: bool, max_epochs: int | None, max_steps: int) -> RunChoice:
+    """Decides between a new run and going on with one; writes nothing.
+
+    Raises:
+        InputError: `run_dir` already holds a run, or is missing where other programs start the
+            processes.
+    """
+    if run_dir is not None:
+        folder = Path(run_dir)
+        last = folder / "checkpoints" / "last.ckpt"
+        if resume:
+            return RunChoice(name, folder, last if last.exists() else None)
+        if RUN_DIR_VARIABLE not in os.environ:  # else rank 0 of this command has just made it
+            check_empty(folder)
+        return RunChoice(name, folder, None)
+    if launched_by_others():
+        raise InputError("--run_dir DIR is needed under torchrun and SLURM, so that all processes share it")
+    for folder in reversed(numbered_runs(name)) if resume else ():
+        last = folder / "checkpoints" / "last.ckpt"
+        if not last.exists():
+            return RunChoice(name, folder, None)
+        if not limits_reached(read_checkpoint(last), max_epochs, max_steps):
+            return RunChoice(name, folder, last)
+    return RunChoice(name, None, None)
+
+
+def limits_reached(checkpoint: dict[str, Any], max_epochs: int | None, max_steps: int) -> bool:
+    """Whether a run has come as far as the limits (-1 or None: none) let it."""
+    progress = checkpoint["gpt_lightning"]["progress"]
+    by_epochs = max_epochs is not None and max_epochs != -1 and progress["epochs"] >= max_epochs
+    return by_epochs or (max_steps != -1 and progress["steps"] >= max_steps)
+
+
+def train(
+    trainer: Trainer,
+    module: GPTModule,
+    data: TextDataModule,
+    settings: Any,
+    choice: RunChoice,
+    checkpoint: dict[str, Any] | None,
+    resolved_config: str,
+) -> None:
+    """Checks everything, makes the folder, trains, and says how to sample from the result.
+
+    Args:
+        trainer: Without limits on steps; see `callbacks.Evaluation`.
+        module: Not yet built.
+        data: Not yet set up.
+        settings: Everything outside `model`, `data` and `trainer`; of `trainer` the limits.
+        choice: Where the run goes.
+        checkpoint: Content of `choice.checkpoint`.
+        resolved_config: YAML to keep with the run.
+    """
+    start = time.monotonic()
+    max_steps = settings["trainer"]["max_steps"]
+    data.trainer = trainer
+    data.setup("fit")
+    if checkpoint is not None:
+        check_same_text(data, checkpoint, str(choice.checkpoint))
+        if limits_reached(checkpoint, trainer.max_epochs, max_steps):
+            say(f"{choice.folder}: finished; nothing is left to do within trainer.max_epochs and max_steps")
+            return
+    module.set_vocabulary(data.tokenizer.vocab_size)
+    module.total_steps = count_steps(trainer, module, data, max_steps)
+    settings["sampling"].check_vocabulary(module.hparams["vocab_size"])
+    resumed_step = None if checkpoint is None else checkpoint["global_step"]
+    with open_run(choice, resumed_step, resolved_config, module, trainer.is_global_zero) as run:
+        progress = Progress()
+        kept = {name: settings[name] for name in KEPT_SETTINGS}
+        checkpoints = RunCheckpoints(run, progress, settings["save_every"], kept)
+        trainer.callbacks = [  # type: ignore[attr-defined]
+            progress,
+            Metrics(run, progress),
+            Samples(run, data.tokenizer, settings["prompt"], settings["sampling"], settings["sample_every"]),
+            *([StepBar(module.total_steps)] if settings["trainer"]["enable_progress_bar"] is not False else []),
+            *trainer.callbacks,  # type: ignore[attr-defined]
+            Evaluation(run, progress, settings["evaluate_every"], max_steps),
+            checkpoints,
+        ]
+        purge_step = None if resumed_step is None else resumed_step + 1
+        logger = TensorBoardLogger(str(run.path), name="", version="", default_hp_metric=False, purge_step=purge_step)
+        logger.log_hyperparams({**module.hparams, **data.hparams})
+        trainer.loggers = [logger]
+        if trainer.is_global_zero:
+            for line in describe(trainer, module, data, run, settings["trainer"]["accelerator"]):
+                say(line)
+        if resumed_step is not None:
+            trainer.num_sanity_val_steps = 0  # what Lightning calls the evaluation before the first update
+            if trainer.is_global_zero:
+                say(f"going on    after step {resumed_step}")
+        checkpoint = None  # Lightning reads it again
+        seed_everything(settings["seed_everything"], workers=True, verbose=False)
+        trainer.fit(module, data, ckpt_path=choice.checkpoint, weights_only=True)
+        if trainer.is_global_zero:
+            prompt = settings["prompt"][0] if settings["prompt"] else "Every effort moves you"
+            for line in farewell(run, progress, checkpoints, time.monotonic() - start, prompt):
+                say(line)
+
+
+def count_steps(trainer: Trainer, module: GPTModule, data: TextDataModule, max_steps: int) -> float:
+    """Optimizer steps of the whole run; infinite without a limit.
+
+    Raises:
+        InputError: No step or no evaluation is left, or the schedule does not fit.
+    """
+    batches = limited("limit_train_batches", trainer.limit_train_batches, data.train_batches)
+    limited("limit_val_batches", trainer.limit_val_batches, data.val_batches)
+    steps = math.inf if max_steps == -1 else max_steps
+    if trainer.max_epochs is not None and trainer.max_epochs != -1:
+        steps = min(steps, trainer.max_epochs * math.ceil(batches / trainer.accumulate_grad_batches))
+    warmup_steps = module.hparams["warmup_steps"]
+    if warmup_steps >= steps:
+        raise InputError(f"model.warmup_steps ({warmup_steps}) must be below the run's {steps} steps")
+    if module.hparams["min_learning_rate"] is not None and math.isinf(steps):
+        raise InputError("model.min_learning_rate needs an end: set trainer.max_epochs or trainer.max_steps")
+    return steps
+
+
+def limited(name: str, limit: float, batches: int) -> int:
+    """How many of the batches a limit of Lightning (a number, or a share as a float) lets through.
+
+    Raises:
+        InputError: None.
+    """
+    count = min(limit, batches) if isinstance(limit, int) else int(batches * limit)
+    if count < 1:
+        raise InputError(f"trainer.{name} ({limit}) leaves none of the {batches} batches")
+    return int(count)
+
+
+@contextlib.contextmanager
+def open_run(
+    choice: RunChoice, resumed_step: int | None, resolved_config: str, module: GPTModule, is_global_zero: bool
+) -> Iterator[Run]:
+    """The run folder, made and locked by rank 0, which tells the ranks that it starts."""
+    if not is_global_zero:
+        yield Run(Path(os.environ.get(RUN_DIR_VARIABLE) or choice.folder or RUNS))
+        return
+    run = Run(choice.folder or new_run_folder(choice.name))
+    try:
+        run.open()
+        run.check_space(sum(report.checkpoint_bytes(report.count_parameters(module))))
+        run.cut_logs(-1 if resumed_step is None else resumed_step)
+        replace_text(run.path / f"{choice.name}.yaml", resolved_config)
+        if run.path.parent == (RUNS / choice.name).absolute():
+            run.link_latest()
+        os.environ[RUN_DIR_VARIABLE] = str(run.path)
+        yield run
+    finally:
+        os.environ.pop(RUN_DIR_VARIABLE, None)
+        run.close()
+
+
+def describe(trainer: Trainer, module: GPTModule, data: TextDataModule, run: Run, accelerator: str) -> list[str]:
+    """What the run works on."""
+    parameters = report.count_parameters(module)
+    return [
+        *report.describe_data(data, trainer.accumulate_grad_batches),
+        report.describe_model(module, parameters),
+        report.describe_device(trainer, accelerator),
+        report.describe_folder(run.shown, parameters),
+    ]
+
+
+def farewell(run: Run, progress: Progress, checkpoints: RunCheckpoints, seconds: float, prompt: str) -> list[str]:
+    """How it went, and the command that samples from the result."""
+    speed = progress.session_tokens / max(progress.session_seconds, 1e-9)
+    return [
+        f"Training completed in {seconds / 60:.2f} minutes.",
+        f"{progress.tokens_seen:,} tokens seen, {speed:,.0f} tokens per second in the training steps, "
+        f"{100 * checkpoints.saving_seconds / seconds:.1f} % of the time spent on saving.",
+        f"best.ckpt is of step {checkpoints.best_step} (Val loss {checkpoints.best_val_loss:.3f}), "
+        f"last.ckpt of step {checkpoints.saved_step}. To sample:",
+        "  " + report.predict_command(f"{run.shown}/checkpoints/best.ckpt", prompt),
+    ]

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Result
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from gpt_lightning.runs import read_rows
+
+Command = Callable[..., Result]
+
+LINE = re.compile(r"Ep (\d+) \(Step (\d{6})\): Train loss (\d+\.\d{3}), Val loss (\d+\.\d{3})")
+
+
+def rows(run: str | Path, table: str = "metrics") -> list[dict[str, Any]]:
+    return read_rows(Path(run, f"{table}.jsonl"))
+
+
+def evaluated_steps(result: Result) -> list[tuple[int, int]]:
+    """(epoch, step) of each printed line."""
+    return [(int(found[1]), int(found[2])) for found in LINE.finditer(result.out)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        # 5 batches an epoch, 3 epochs
+        ([], [(1, 2), (1, 4), (2, 6), (2, 8), (2, 10), (3, 12), (3, 14), (3, 15)]),
+        (["--trainer.accumulate_grad_batches=2"], [(1, 2), (2, 4), (2, 6), (3, 8), (3, 9)]),
+        (["--trainer.accumulate_grad_batches=3"], [(1, 2), (2, 4), (3, 6)]),
+        (["--trainer.max_steps=3"], [(1, 2), (1, 3)]),
+        (["--trainer.max_steps=3", "--trainer.accumulate_grad_batches=2"], [(1, 2), (1, 3)]),
+        (["--evaluate_every=100", "--trainer.max_epochs=1"], [(1, 5)]),
+        (["--evaluate_every=100", "--trainer.max_epochs=-1", "--trainer.max_steps=7"], [(2, 7)]),
+    ],
+)
+def test_evaluations_come_every_n_optimizer_steps_and_after_the_last(
+    command: Command, config: Path, settings: list[str], expected: list[tuple[int, int]]
+) -> None:
+    result = command("fit", "--config", config, "--run_dir", "run", *settings)
+
+    assert evaluated_steps(result) == expected
+    assert rows("run")[0]["step"] == 0
+    assert [row["step"] for row in rows("run") if "val_loss" in row] == [0, *(step for _, step in expected)]
+
+
+def test_a_stop_by_time_waits_for_the_optimizer_step(command: Command, config: Path) -> None:
+    settings = ["--trainer.max_time=00:00:00:01", "--trainer.max_epochs=-1", "--trainer.accumulate_grad_batches=5"]
+
+    result = command("fit", "--config", config, "--run_dir", "run", "--evaluate_every=1000", *settings)
+
+    ((_, step),) = evaluated_steps(result)
+    assert rows("run")[-1]["step"] == step
+    assert rows("run")[-1]["tokens_seen"] == step * 5 * 56 * 64
+
+
+def test_what_a_run_prints(trained: Path, command: Command, config: Path) -> None:
+    result = command("fit", "--config", config, "--run_dir", "run")
+
+    lines = result.out.splitlines()
+    assert lines[:3] == [
+        "text        the-lamp-at-low-water.txt: 20,459 characters, 20,459 tokens (bytes, 257 in the vocabulary)",
+        "split       18,413 / 2,046 characters, 18,413 / 2,046 tokens for training / validation",
+        "windows     287 + 31 of 64 tokens, stride 64; no window predicts the last 44 + 61 tokens",
+    ]
+    assert lines[3].startswith("batches     5 + 1 of 56 windows; 5 optimizer steps per epoch, 7 windows that fill no")
+    assert lines[4].startswith("model       12,512 parameters: 1 layers, 2 heads, width 16, context 64, untied head")
+    assert lines[5].startswith("device      cpu (as trainer.accelerator says), precision 32-true, ")
+    assert lines[6].startswith("run folder  run; checkpoints take 0.2 MB when done, up to 0.5 MB while it runs")
+    assert re.fullmatch(
+        r"Untrained \(Step 000000\): Train loss \d\.\d{3}, Val loss \d\.\d{3}; a blind guess, ln 257 = 5.549", lines[7]
+    )
+    assert re.fullmatch(r"Training completed in \d+\.\d\d minutes\.", lines[-4])
+    assert re.match(r"53,760 tokens seen, [\d,]+ tokens per second in the training steps, \d", lines[-3])
+    assert re.match(r"best.ckpt is of step 15 \(Val loss \d\.\d{3}\), last.ckpt of step 15. To sample:", lines[-2])
+    assert lines[-1] == (
+        '  python -m gpt_lightning predict --ckpt_path run/checkpoints/best.ckpt --prompt "Every effort"'
+    )
+    assert "training: 100%" in result.err
+    assert "15/15" in result.err
+
+
+def test_samples_are_what_predict_writes(command: Command, config: Path) -> None:
+    settings = ["--sampling.temperature=0.8", "--sampling.top_k=20", "--sampling.max_new_tokens=30"]
+    fit = command("fit", "--config", config, "--run_dir", "run", "--prompt", "First", "--prompt", "Then", *settings)
+    prompts = ["--prompt", "First", "--prompt", "Then"]
+    predict = command("predict", "--ckpt_path", "run/checkpoints/last.ckpt", *prompts, *settings)
+
+    samples = [line for line in fit.out.splitlines() if line.startswith(("First", "Then"))]
+    assert len(samples) == 2 * 3
+    table = rows("run", "samples")
+    assert [" ".join((row["prompt"] + row["completion"]).splitlines()) for row in table] == samples
+    assert predict.out == "".join(row["prompt"] + row["completion"] + "\n" for row in table[-2:])
+
+
+def test_samples_also_come_every_n_steps_once(command: Command, config: Path) -> None:
+    for every, steps in ((5, [5, 10]), (3, [3, 5, 6, 9, 10])):
+        folder = f"run{every}"
+        command("fit", "--config", config, "--run_dir", folder, "--sample_every", every, "--trainer.max_epochs=2")
+
+        assert [row["step"] for row in rows(folder, "samples")] == steps
+
+
+def test_a_bar_can_be_turned_off(command: Command, config: Path) -> None:
+    result = command("fit", "--config", config, "--run_dir", "run", "--trainer.enable_progress_bar=false")
+
+    assert result.err == ""
+
+
+def test_tensorboard_has_every_scalar_at_its_step(trained: Path) -> None:
+    events = EventAccumulator(str(trained)).Reload()
+    table = rows(trained)
+
+    assert set(events.Tags()["scalars"]) == {
+        "gradient_norm",
+        "learning_rate",
+        "tokens_per_second",
+        "tokens_seen",
+        "train_eval_loss",
+        "train_eval_perplexity",
+        "train_loss",
+        "train_perplexity",
+        "val_loss",
+        "val_perplexity",
+    }
+    assert events.Tags()["tensors"] == ["sample_1/text_summary"]
+    for name, steps in (("train_loss", range(1, 16)), ("val_loss", [0, 2, 4, 6, 8, 10, 12, 14, 15])):
+        scalars = events.Scalars(name)
+        assert [one.step for one in scalars] == list(steps)
+        in_table = [row[name] for row in table if name in row]
+        assert [one.value for one in scalars] == pytest.approx(in_table, rel=1e-6)
+    assert [one.value for one in events.Scalars("tokens_seen")] == [56 * 64 * step for step in range(1, 16)]
+
+
+def test_perplexity_is_exp_of_the_mean_loss(trained: Path) -> None:
+    for row in rows(trained):
+        for name in ("train", "train_eval", "val"):
+            if f"{name}_loss" in row:
+                assert row[f"{name}_perplexity"] == pytest.approx(math.exp(row[f"{name}_loss"]), rel=1e-12)
+
+
+def test_log_every_n_steps_thins_the_table(command: Command, config: Path) -> None:
+    command("fit", "--config", config, "--run_dir", "run", "--trainer.log_every_n_steps=4")
+
+    assert [row["step"] for row in rows("run") if "train_loss" in row] == [4, 8, 12]

@@ -1,0 +1,369 @@
+"""The commands from end to end, and one line for everything that is wrong with what was typed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, STORY, Result
+from torch.nn import functional as F
+
+import gpt_lightning
+from gpt_lightning.model import GPT
+
+Command = Callable[..., Result]
+
+
+def program(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs the real command line in a process of its own."""
+    command = [sys.executable, "-m", "gpt_lightning", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+
+
+def test_the_table_of_commands_answers_at_once_and_without_lightning() -> None:
+    start = time.monotonic()
+    code = "import sys; from gpt_lightning.__main__ import main; main(['--help']); print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=10)
+
+    assert time.monotonic() - start < 5
+    modules = done.stdout.splitlines()[-1]
+    assert "'lightning" not in modules
+    assert "'torch" not in modules
+    for name in ("fit", "validate", "test", "predict"):
+        assert f"\n  {name}" in done.stdout
+
+
+def test_version_and_unknown_commands(command: Command) -> None:
+    version, nothing, unknown = command("--version"), command(), command("predikt")
+
+    assert version.out == f"gpt_lightning {gpt_lightning.__version__}\n"
+    assert (nothing.code, nothing.error) == (2, "expected one of fit, validate, test, predict")
+    assert unknown.error == "expected one of fit, validate, test, predict; got 'predikt'; did you mean predict?"
+
+
+def test_help_lists_every_setting(command: Command) -> None:
+    shown = command("fit", "--help").out
+
+    for name in ("model.n_layers", "data.train_ratio", "sampling.top_k", "evaluate_every", "trainer.max_epochs"):
+        assert f"--{name} " in shown
+    for owned in ("trainer.val_check_interval", "trainer.logger", "ckpt_path", "weights_only", "data.context_length"):
+        assert f"--{owned} " not in shown
+
+
+# ---- predict
+
+
+def test_predict_writes_prompts_and_completions_and_nothing_else(trained: Path, command: Command) -> None:
+    checkpoint = str(trained / "checkpoints/best.ckpt")
+    prompts = ["Every effort", "123", "null", "a: b", "[1, 2]", "-x", "caf\u00e9 <|endoftext|> \U0001f600"]
+    arguments = ["--ckpt_path", checkpoint, *(f"--prompt={one}" for one in prompts), "--sampling.temperature=1"]
+
+    done = program("predict", *arguments, PYTHONUTF8="1")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == command("predict", *arguments).out
+    rest = done.stdout
+    for prompt in prompts:
+        assert prompt in rest
+        rest = rest[rest.index(prompt) + len(prompt) :]
+    assert rest.endswith("\n")
+
+
+def test_predict_needs_nothing_but_the_checkpoint(command: Command, in_tmp: Path, trained: Path) -> None:
+    alone = in_tmp / "alone.ckpt"
+    alone.write_bytes((trained / "checkpoints/best.ckpt").read_bytes())
+
+    result = command("predict", "--ckpt_path", alone, "--prompt", "Every", "--sampling.max_new_tokens", 3)
+
+    assert result.code == 0
+    assert result.out.startswith("Every")
+    assert os.listdir(in_tmp) == ["alone.ckpt"]
+
+
+def test_greedy_is_top_k_1_and_the_seed_decides(command: Command, trained: Path) -> None:
+    def text(*settings: str) -> str:
+        return command("predict", "--ckpt_path", trained / "checkpoints/last.ckpt", "--prompt=The", *settings).out
+
+    assert text() == text("--sampling.temperature=1", "--sampling.top_k=1") == text("--sampling.temperature=1e-300")
+    assert text("--sampling.temperature=1") == text("--sampling.temperature=1", "--sampling.seed=123")
+    assert text("--sampling.temperature=1") != text("--sampling.temperature=1", "--sampling.seed=4")
+
+
+def test_eos_id_ends_a_completion_before_it(command: Command, trained: Path) -> None:
+    arguments = (
+        "predict",
+        "--ckpt_path",
+        trained / "checkpoints/last.ckpt",
+        "--prompt=The",
+        "--sampling.temperature=1",
+    )
+    free = command(*arguments).out.removeprefix("The").rstrip("\n").encode()
+    letter = next(byte for byte in free if byte < 128)
+
+    stopped = command(*arguments, "--sampling.eos_id", letter).out
+
+    assert stopped == "The" + free[: free.index(letter)].decode() + "\n"
+
+
+def test_checkpoints_of_other_devices_are_read(trained: Path, command: Command, in_tmp: Path) -> None:
+    # The same file as it would be written on a CUDA device: the place of each storage is a text in it.
+    with (
+        zipfile.ZipFile(trained / "checkpoints/best.ckpt") as old,
+        zipfile.ZipFile("cuda.ckpt", "w", zipfile.ZIP_STORED) as new,
+    ):
+        for item in old.infolist():
+            content = old.read(item)
+            if item.filename.endswith("data.pkl"):
+                content = content.replace(b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0")
+                assert b"cuda:0" in content
+            new.writestr(item.filename, content)
+
+    expected = command("predict", "--ckpt_path", best, "--prompt=The").out
+    assert command("predict", "--ckpt_path", "cuda.ckpt", "--prompt=The").out == expected
+
+
+# ---- validate and test
+
+
+def test_validate_reads_its_own_split_or_the_whole_of_a_text(command: Command, trained: Path, in_tmp: Path) -> None:
+    checkpoint = trained / "checkpoints/last.ckpt"
+    own = command("validate", "--ckpt_path", checkpoint)
+    whole = command("validate", "--ckpt_path", checkpoint, "--data.text", STORY)
+    Path("part.txt").write_text(STORY.read_text()[: 64 * 3 + 5])
+    part = command("validate", "--ckpt_path", checkpoint, "--data.text", "part.txt")
+    test = command("test", "--ckpt_path", checkpoint, "--data.test_text", "part.txt")
+
+    assert own.out.startswith("validation split of the-lamp-at-low-water.txt: loss 3.13")
+    assert "over 1,984 tokens in 31 windows of 64; no window predicts the last 61" in own.out
+    assert "all of the-lamp-at-low-water.txt: loss" in whole.out
+    assert "over 20,416 tokens in 319 windows of 64" in whole.out
+    assert test.out == part.out
+    state = torch.load(checkpoint)["state_dict"]
+    model = GPT(257, context_length=64, emb_dim=16, n_heads=2, n_layers=1).eval()
+    model.load_state_dict({key.removeprefix("model."): value for key, value in state.items()})
+    token_ids = torch.tensor(list(Path("part.txt").read_bytes()))
+    with torch.no_grad():
+        logits = model(token_ids[:192].view(3, 64))
+    expected = F.cross_entropy(logits.flatten(0, 1), token_ids[1:193]).item()
+    assert float(part.out.split("loss ")[1].split()[0]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_fit_and_validate_agree(command: Command, trained: Path) -> None:
+    evaluated = torch.load(trained / "checkpoints/last.ckpt")["gpt_lightning"]["evaluated"]
+
+    result = command("validate", "--ckpt_path", trained / "checkpoints/last.ckpt")
+
+    assert (
+        f"loss {evaluated['val_loss']:.6f} nats per token, perplexity {evaluated['val_perplexity']:.4f}" in result.out
+    )
+
+
+def test_validate_refuses_another_text_under_the_same_name(command: Command, config: Path) -> None:
+    Path("own.txt").write_text(STORY.read_text())
+    command("fit", "--config", config, "--run_dir", "run", "--data.text", "own.txt", "--trainer.max_steps=1")
+    Path("own.txt").write_text(STORY.read_text() + "More.")
+
+    result = command("validate", "--ckpt_path", "run/checkpoints/last.ckpt")
+
+    assert result.code == 2
+    assert "own.txt: is not the text that run/checkpoints/last.ckpt was trained on" in result.error
+
+
+def test_typed_settings_win_over_the_checkpoints(command: Command, trained: Path) -> None:
+    checkpoint = trained / "checkpoints/last.ckpt"
+
+    fewer = command("validate", "--ckpt_path", checkpoint, "--data.train_ratio", "0.95")
+
+    assert "over 960 tokens in 15 windows" in fewer.out
+
+
+# ---- without the network
+
+
+def test_without_the_verdict_the_own_story_serves(command: Command, in_tmp: Path) -> None:
+    config = ROOT / "configs" / "verdict.yaml"
+    tiny = ["--model.emb_dim=12", "--model.n_layers=1", "--model.context_length=64", "--trainer.max_steps=3"]
+    fallback = [f"--data.fallback_text={STORY}", "--data.address=http://127.0.0.1:1/the-verdict.txt"]
+
+    result = command("fit", "--config", config, "--run_dir", "run", *tiny, *fallback)
+
+    assert result.code == 0
+    warnings = [line for line in result.err.splitlines() if "warning" in line]
+    assert len(warnings) == 1
+    assert f"training text is {STORY} instead of data/the-verdict.txt" in warnings[0]
+    for name in ("best", "last"):
+        checkpoint = torch.load(f"run/checkpoints/{name}.ckpt", weights_only=True)
+        assert checkpoint["gpt_lightning"]["text"]["name"] == STORY.name
+    assert command("validate", "--ckpt_path", "run/checkpoints/last.ckpt").code == 0
+    strict = command("fit", "--config", config, "--run_dir", "x", *tiny, *fallback, "--data.fallback_text=null")
+    assert strict.code == 1
+    assert "the-verdict.txt: no such file; http://127.0.0.1:1/the-verdict.txt: cannot be fetched" in strict.error
+    assert not Path("x").exists()
+
+
+def test_a_mistyped_text_is_not_replaced_by_the_configs(command: Command, in_tmp: Path) -> None:
+    result = command("fit", "--config", ROOT / "configs" / "verdict.yaml", "--data.text", "typo.txt")
+
+    assert (result.code, result.error) == (2, "typo.txt: no such file")
+
+
+# ---- bad input
+
+BAD_SETTINGS = [
+    ("--modle.n_layers=2", "unknown setting 'modle.n_layers'; did you mean 'model.n_layers'?"),
+    ("--model.n_layer=2", "unknown setting 'model.n_layer'; did you mean 'model.n_layers'?"),
+    ("--model.n_layers=two", "model.n_layers must be an int, not 'two'"),
+    ("--model.n_layers=0", "model.n_layers must be an int of at least 1, got 0"),
+    ("--model.emb_dim=15", "model.emb_dim (15) must be divisible by model.n_heads (2)"),
+    ("--model.vocab_size=0", "model.vocab_size must be an int of at least 1, got 0"),
+    ("--model.vocab_size=100", "model.vocab_size (100) is smaller than the tokenizer's 257"),
+    ("--model.learning_rate=-0.1", "model.learning_rate must be a finite number above 0, got -0.1"),
+    ("--model.learning_rate=fast", "model.learning_rate must be a number, not 'fast'"),
+    ("--model.learning_rate=nan", "model.learning_rate must be a number, not 'nan'"),
+    ("--model.warmup_steps=500", "model.warmup_steps (500) must be below the run's 15 steps"),
+    ("--model.context_length=8192", "the validation split (2046 tokens) is shorter than one window (8193 tokens)"),
+    ("--data.context_length=16", 'Linked "data.context_length" must be given via "model.context_length".'),
+    ("--data.batch_size=0", "data.batch_size must be an int of at least 1, got 0"),
+    ("--data.batch_size=500", "data.batch_size (500) exceeds the 287 training windows"),
+    ("--data.train_ratio=2", "data.train_ratio must be between 0 and 1, got 2.0"),
+    ("--data.num_workers=10000", "data.num_workers must be an int from 0 to 16, got 10000"),
+    ("--data.tokenizer=gpt5", "data.tokenizer must be one of bytes, gpt2,"),
+    ("--data.text=nope.txt", "nope.txt: no such file"),
+    ("--trainer.max_epochs=0", "trainer.max_epochs must be an int of at least 1, got 0"),
+    ("--trainer.max_epochs=-5", "trainer.max_epochs must be an int of at least 1, got -5"),
+    ("--trainer.max_epochs=-1", "one of trainer.max_epochs, trainer.max_steps and trainer.max_time must end the run"),
+    ("--trainer.max_epoch=3", "unknown setting 'trainer.max_epoch'; did you mean 'trainer.max_epochs'?"),
+    ("--trainer.precision=bf61", "trainer.precision must be one of 32-true, 16-mixed, bf16-mixed,"),
+    ("--trainer.precision=16-mixed", "trainer.precision 16-mixed does not run on cpu"),
+    ("--trainer.accelerator=gpuu", "trainer.accelerator must be one of auto, cpu,"),
+    ("--trainer.accelerator=cuda", "trainer.accelerator is cuda but this machine has no CUDA device"),
+    ("--trainer.devices=0", "trainer.devices must be an int of at least 1, got 0"),
+    ("--trainer.devices=9999", "trainer.devices asks for 9999, this machine has "),
+    ("--trainer.devices=many", "trainer: `devices` selected with `CPUAccelerator` should be an int > 0."),
+    ("--trainer.strategy=many", "trainer: You selected an invalid strategy name: `strategy='many'`."),
+    ("--trainer.gradient_clip_val=-1", "trainer.gradient_clip_val must be a finite number of at least 0, got -1"),
+    ("--trainer.gradient_clip_val=nan", "trainer.gradient_clip_val must be an int or a number or null, not 'nan'"),
+    ("--trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches must be an int of at least 1, got 0"),
+    ("--trainer.limit_train_batches=0", "trainer.limit_train_batches must be an int of at least 1 or a share above 0"),
+    ("--trainer.limit_val_batches=0.1", "trainer.limit_val_batches (0.1) leaves none of the 1 batches"),
+    ("--trainer.callbacks=nope.Callback", "class_path 'nope.Callback' is not allowed; only classes of Lightning may"),
+    ("--trainer.callbacks=[{class_path: os.system}]", "class_path 'os.system' is not allowed"),
+    ("--trainer.callbacks=[{class_path: EarlyStopping}]", "trainer.callbacks: option 'monitor' is missing"),
+    (
+        "--trainer.callbacks=[{class_path: EarlyStopping, init_args: {monitr: a}}]",
+        "trainer.callbacks: unknown option 'monitr'",
+    ),
+    (
+        "--trainer.callbacks=[{class_path: lightning.pytorch.callbacks.Nope}]",
+        "class_path 'lightning.pytorch.callbacks.Nope' not found",
+    ),
+    ("--seed_everything=-1", "seed_everything must be an int from 0 to 4294967295, got -1"),
+    ("--seed_everything=true", "seed_everything must be an int, not 'True'"),
+    ("--evaluate_every=0", "evaluate_every must be an int of at least 1, got 0"),
+    ("--save_every=0", "save_every must be an int of at least 1, got 0"),
+    ("--sampling.top_k=258", "sampling.top_k must be an int from 1 to 257, got 258"),
+    ("--sampling.temperature=-1", "sampling.temperature must be a finite number of at least 0, got -1.0"),
+    ("--sampling.max_new_tokens=0", "sampling.max_new_tokens must be an int of at least 1, got 0"),
+    ("--prompt=", "prompt is empty; to start from nothing give <|endoftext|>"),
+    ("--foo", "unknown setting 'foo'"),
+]
+
+
+@pytest.mark.parametrize(("setting", "message"), BAD_SETTINGS)
+def test_bad_settings_get_one_line_and_leave_nothing_behind(
+    command: Command, config: Path, setting: str, message: str
+) -> None:
+    if torch.cuda.is_available() and ("cuda" in setting or "16" in setting):
+        pytest.skip("this machine has what the test says is missing")
+
+    result = command("fit", "--config", config, setting)
+
+    assert result.code == 2
+    assert message in result.error
+    assert len(result.err.splitlines()) == 1
+    assert os.listdir() == ["tiny.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("modle: {n_layers: 2}\n", "unknown setting 'modle.n_layers'; did you mean 'model.n_layers'?"),
+        ("model: {n_layers: two}\n", "model.n_layers must be an int, not 'two'"),
+        ("trainer: {max_epoch: 3}\n", "unknown setting 'trainer.max_epoch'; did you mean 'trainer.max_epochs'?"),
+        ("model: {n_layers: 2, n_layers: 3}\n", "bad.yaml:1: not valid YAML: key 'n_layers' stands twice"),
+        ("", "bad.yaml: is empty"),
+        ("run_dir: here\n", "bad.yaml: run_dir is given on the command line only (--run_dir)"),
+    ],
+)
+def test_bad_configs_get_one_line(command: Command, config: Path, content: str, message: str) -> None:
+    Path("bad.yaml").write_text(content)
+
+    result = command("fit", "--config", config, "--config", "bad.yaml")
+
+    assert (result.code, result.error) == (2, message)
+    assert len(result.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "predict needs --ckpt_path CKPT"),
+        (["--ckpt_path", "nope.ckpt", "--prompt=x"], "nope.ckpt: no such file"),
+        (["--ckpt_path", "CKPT"], "predict needs --prompt TEXT"),
+        (["--ckpt_path", "CKPT", "--prompt"], "--prompt needs a text"),
+        (["--ckpt_path", "CKPT", "--prompt=x", "--sampling.top_k=0"], "sampling.top_k must be an int from 1 to 257"),
+        (["--ckpt_path", "CKPT", "--prompt=x", "--model.emb_dim=32"], "has model.emb_dim 16, the settings say 32"),
+        (["--ckpt_path", "CKPT", "--prompt=x", "--model.n_layers=12"], "has model.n_layers 1, the settings say 12"),
+        (["--ckpt_path", "CKPT", "--prompt=x", "--data.tokenizer=gpt2"], "has data.tokenizer bytes, the settings say"),
+        (["--ckpt_path", "CKPT", "--prompt=x", "--resume"], "unknown setting 'resume'"),
+    ],
+)
+def test_bad_predictions_get_one_line(
+    command: Command, in_tmp: Path, trained: Path, arguments: list[str], message: str
+) -> None:
+    checkpoint = str(trained / "checkpoints/last.ckpt")
+
+    result = command("predict", *(checkpoint if argument == "CKPT" else argument for argument in arguments))
+
+    assert result.code == 2
+    assert result.out == ""
+    assert message in result.error
+
+
+def test_a_bug_is_one_line_with_the_place_of_its_traceback(
+    command: Command, config: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import tempfile
+
+    from gpt_lightning import cli
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("oh no")
+
+    monkeypatch.setattr(cli, "train", broken)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    result = command("fit", "--config", config)
+
+    assert result.code == 70
+    assert result.error.startswith("internal error: ZeroDivisionError: oh no (a bug; traceback in ")
+    assert "oh no" in Path(result.error.split("traceback in ")[1].rstrip(")")).read_text()
+    with pytest.raises(ZeroDivisionError):
+        command("fit", "--config", config, "--debug")
+
+
+def test_a_closed_pipe_is_silent(trained: Path) -> None:
+    arguments = f"--ckpt_path {trained}/checkpoints/last.ckpt --prompt a --prompt b --sampling.max_new_tokens 1"
+    line = f"{sys.executable} -m gpt_lightning predict {arguments} | true; echo ${{PIPESTATUS[0]}}"
+
+    done = subprocess.run(["bash", "-c", line], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
+
+    assert (done.stdout.strip(), done.stderr) == (b"141", b"")

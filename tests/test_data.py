@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt_lightning.data import TextDataModule, TrainOrder, Windows
+from gpt_lightning.errors import InputError
+
+
+@given(st.integers(2, 60), st.integers(1, 12), st.integers(1, 15))
+def test_windows_follow_the_books_rule(tokens: int, context_length: int, stride: int) -> None:
+    token_ids = torch.arange(tokens)
+    expected = [
+        (list(range(i, i + context_length)), list(range(i + 1, i + context_length + 1)))
+        for i in range(0, tokens - context_length, stride)
+    ]
+
+    windows = Windows(token_ids, context_length, stride)
+
+    assert [(x.tolist(), y.tolist()) for x, y in (windows[i] for i in range(len(windows)))] == expected
+
+
+@given(st.integers(2, 60), st.integers(1, 12))
+def test_at_stride_context_every_token_of_a_whole_window_is_predicted_once(tokens: int, context_length: int) -> None:
+    windows = Windows(torch.arange(tokens), context_length, context_length)
+
+    predicted = [i for k in range(len(windows)) for i in windows[k][1].tolist()]
+
+    assert predicted == list(range(1, len(windows) * context_length + 1))
+    assert windows.tail == tokens - 1 - len(predicted)
+
+
+@given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 4), st.integers(0, 3), st.data())
+def test_ranks_share_each_epoch_without_overlap_and_resume_at_any_batch(
+    windows: int, batch_size: int, world_size: int, epoch: int, data: st.DataObject
+) -> None:
+    def rows(skip: int) -> list[list[int]]:
+        orders = [TrainOrder(windows, batch_size, 123, epoch, skip, rank, world_size) for rank in range(world_size)]
+        return [list(order) for order in orders]
+
+    whole = rows(0)
+    batches = windows // (batch_size * world_size)
+    skip = data.draw(st.integers(0, batches))
+
+    seen = [index for row in whole for index in row]
+    assert len(seen) == len(set(seen)) == batches * batch_size * world_size
+    assert all(0 <= index < windows for index in seen)
+    assert rows(skip) == [row[skip * batch_size :] for row in whole]
+
+
+def test_global_batches_do_not_depend_on_the_number_of_ranks() -> None:
+    alone = list(TrainOrder(24, 4, 7))
+    two = [list(TrainOrder(24, 2, 7, rank=rank, world_size=2)) for rank in range(2)]
+
+    for batch in range(6):
+        together = two[0][2 * batch : 2 * batch + 2] + two[1][2 * batch : 2 * batch + 2]
+        assert sorted(together) == sorted(alone[4 * batch : 4 * batch + 4])
+
+
+def test_the_order_is_a_function_of_seed_and_epoch() -> None:
+    order = TrainOrder(50, 1, 123)
+    first, again = list(order), list(order)
+    order.set_epoch(1)
+
+    assert first == again == list(TrainOrder(50, 1, 123))
+    assert list(order) == list(TrainOrder(50, 1, 123, epoch=1)) != first
+    assert list(TrainOrder(50, 1, 124)) != first
+    generator = torch.Generator().manual_seed(123 * 1_000_003)
+    assert first == torch.randperm(50, generator=generator).tolist()
+
+
+def module(tmp_path: Path, **settings: Any) -> TextDataModule:
+    (tmp_path / "a.txt").write_text("".join(chr(33 + i % 90) for i in range(200)))
+    defaults = {"text": str(tmp_path / "a.txt"), "tokenizer": "bytes", "context_length": 8, "batch_size": 3}
+    return TextDataModule(**{**defaults, **settings})
+
+
+def test_validation_keeps_its_last_batch_and_its_order(tmp_path: Path) -> None:
+    data = module(tmp_path, train_ratio=0.6)
+    data.setup("fit")
+
+    (loader,) = data.val_dataloader()
+
+    windows = data.splits["validation"].windows
+    assert [len(inputs) for inputs, _ in loader] == [3, 3, 3]
+    assert torch.equal(torch.cat([x for x, _ in loader]), torch.stack([windows[i][0] for i in range(9)]))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_loaders_leave_the_global_random_state_alone(tmp_path: Path, num_workers: int) -> None:
+    data = module(tmp_path, num_workers=num_workers)
+    data.setup("fit")
+    state = torch.get_rng_state()
+
+    batches = [x.tolist() for x, _ in data.train_dataloader()]
+
+    assert torch.equal(torch.get_rng_state(), state)
+    single = module(tmp_path)
+    single.setup("fit")
+    assert batches == [x.tolist() for x, _ in single.train_dataloader()]
+
+
+def test_the_position_survives_in_the_state(tmp_path: Path) -> None:
+    data, resumed = module(tmp_path), module(tmp_path)
+    data.setup("fit")
+    resumed.setup("fit")
+    data.position = (2, 3)
+
+    resumed.load_state_dict(data.state_dict())
+
+    order = TrainOrder(len(data.splits["training"].windows), 3, 123, epoch=2)
+    expected = list(order)[9:]
+    assert list(resumed.train_dataloader().sampler) == expected
+
+
+def test_separate_validation_and_test_texts(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_text("some other words, long enough")
+    data = module(tmp_path, val_text=str(tmp_path / "b.txt"))
+    data.setup("fit")
+    test = module(tmp_path, test_text=str(tmp_path / "b.txt"))
+    test.setup("test")
+
+    assert data.splits["training"].characters == 200
+    assert data.splits["validation"].characters == test.splits["test"].characters == 29
+    assert sum(len(x) for x, _ in test.test_dataloader()) == 3
+
+
+def test_the_settings_name_the_text_that_was_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = module(tmp_path, text="missing.txt", address="nowhere", fallback_text=str(tmp_path / "a.txt"))
+
+    data.setup("fit")
+
+    assert data.source is not None
+    assert data.hparams["text"] == str(tmp_path / "a.txt")
+    assert data.hparams["sha256"] == data.source.sha256
+    assert data.hparams["address"] is data.hparams["fallback_text"] is None
+    assert "instead of missing.txt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"train_ratio": 1.0}, "data.train_ratio must be between 0 and 1, got 1.0"),
+        ({"stride": 0}, "data.stride must be an int of at least 1, got 0"),
+        ({"batch_size": -2}, "data.batch_size must be an int of at least 1, got -2"),
+        ({"num_workers": 17}, "data.num_workers must be an int from 0 to 16, got 17"),
+        ({"clean": "all"}, "data.clean must be null or remove_empty_lines, got 'all'"),
+        ({"evaluate_batches": 0}, "evaluate_batches must be an int of at least 1, got 0"),
+        ({"text": None}, "data.text is missing"),
+        ({"batch_size": 30}, r"data.batch_size \(30\) exceeds the 22 training windows"),
+        (
+            {"context_length": 30},
+            r"validation split \(20 tokens\) is shorter than one window \(31 tokens\); lower model.context_length to "
+            r"at most 19, change data.train_ratio \(0.9\)",
+        ),
+    ],
+)
+def test_impossible_settings_are_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        module(tmp_path, **settings).setup("fit")
+
+
+def test_testing_needs_a_text(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="data.test_text is missing"):
+        module(tmp_path).setup("test")

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import STORY, Result, tiny_settings
+from torch import Tensor
+from torch.nn import functional as F
+
+from gpt_lightning.errors import InputError
+from gpt_lightning.model import GPT
+from gpt_lightning.module import GPTModule, learning_rate_factor
+
+Command = Callable[..., Result]
+
+
+def weights(run: str | Path, name: str = "last") -> dict[str, Tensor]:
+    state: dict[str, Tensor] = torch.load(f"{run}/checkpoints/{name}.ckpt")["state_dict"]
+    return state
+
+
+def assert_equal_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for key in one:
+        assert torch.equal(one[key], other[key]), key
+
+
+def plain_loop(
+    epochs: int = 3, accumulate: int = 1, clip: float | None = None, rate: Callable[[int], float] = lambda _: 0.01
+) -> tuple[dict[str, Tensor], list[float]]:
+    """The documents' loop in plain PyTorch on the settings of `tiny_settings`: weights and losses."""
+    content = STORY.read_text()
+    token_ids = torch.tensor(list(content[: int(0.9 * len(content))].encode()))
+    starts = range(0, len(token_ids) - 64, 64)
+    torch.manual_seed(123)
+    model = GPT(257, context_length=64, emb_dim=16, n_heads=2, n_layers=1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1, fused=True)
+    losses = []
+    updates = 0
+    for epoch in range(epochs):
+        model.train()
+        order = torch.randperm(len(starts), generator=torch.Generator().manual_seed(123 * 1_000_003 + epoch)).tolist()
+        batches = [order[i : i + 56] for i in range(0, len(order) - 55, 56)]
+        optimizer.zero_grad()
+        for number, batch in enumerate(batches, 1):
+            inputs = torch.stack([token_ids[starts[i] : starts[i] + 64] for i in batch])
+            targets = torch.stack([token_ids[starts[i] + 1 : starts[i] + 65] for i in batch])
+            loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+            losses.append(loss.item())
+            (loss / accumulate).backward()
+            if number % accumulate == 0 or number == len(batches):
+                if clip is not None:
+                    torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+                optimizer.param_groups[0]["lr"] = rate(updates)
+                optimizer.step()
+                optimizer.zero_grad()
+                updates += 1
+    return {f"model.{key}": tensor for key, tensor in model.state_dict().items()}, losses
+
+
+def test_a_plain_pytorch_loop_and_fit_end_with_equal_weights(trained: Path) -> None:
+    plain, losses = plain_loop()
+    rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+
+    assert_equal_weights(plain, weights(trained))
+    assert [row["train_loss"] for row in rows if "train_loss" in row] == losses
+
+
+def test_looking_changes_nothing(command: Command, config: Path, trained: Path) -> None:
+    settings = ["--evaluate_every=1", "--sample_every=1", "--save_every=1", "--sampling.temperature=1"]
+    result = command("fit", "--config", config, "--run_dir", "busy", "--prompt", "a", "--prompt", "b", *settings)
+
+    assert result.code == 0
+    assert_equal_weights(weights("busy"), weights(trained))
+
+
+def test_accumulation_clipping_and_schedule_equal_a_plain_loop(command: Command, config: Path) -> None:
+    settings = ["--trainer.accumulate_grad_batches=2", "--trainer.gradient_clip_val=0.1"]
+    settings += ["--model.warmup_steps=2", "--model.min_learning_rate=0.001"]
+    result = command("fit", "--config", config, "--run_dir", "run", *settings)
+
+    def rate(updates: int) -> float:  # 9 updates: two of warm-up, then half a cosine to the last
+        if updates < 2:
+            return 0.01 * (updates + 1) / 2
+        return 0.001 + 0.009 * (1 + math.cos(math.pi * (updates - 1) / 7)) / 2
+
+    assert result.code == 0
+    for key, tensor in plain_loop(accumulate=2, clip=0.1, rate=rate)[0].items():
+        torch.testing.assert_close(weights("run")[key], tensor, rtol=1e-4, atol=1e-6)
+    rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    rates = [row["learning_rate"] for row in rows if "learning_rate" in row]
+    assert rates == pytest.approx([rate(updates) for updates in range(9)], rel=1e-12)
+
+
+def test_evaluation_is_the_exact_mean_over_tokens(command: Command, trained: Path) -> None:
+    content = STORY.read_text()
+    token_ids = torch.tensor(list(content[int(0.9 * len(content)) :].encode()))
+    module = torch.load(trained / "checkpoints/last.ckpt")
+    model = GPT(257, context_length=64, emb_dim=16, n_heads=2, n_layers=1).eval()
+    model.load_state_dict({key.removeprefix("model."): value for key, value in module["state_dict"].items()})
+    total, count = 0.0, 0
+    for start in range(0, len(token_ids) - 64, 64):
+        with torch.no_grad():
+            log_probs = torch.log_softmax(model(token_ids[None, start : start + 64]), -1)[0]
+        chosen = log_probs[torch.arange(64), token_ids[start + 1 : start + 65]]
+        total -= chosen.double().sum().item()
+        count += 64
+
+    losses = []
+    for batch_size in (1, 7, 56):
+        result = command("validate", "--ckpt_path", trained / "checkpoints/last.ckpt", "--data.batch_size", batch_size)
+        losses.append(float(result.out.split("loss ")[1].split()[0]))
+
+    assert losses == pytest.approx([total / count] * 3, abs=2e-6)
+    assert result.out.count(f"{count:,} tokens in {count // 64} windows of 64") == 1
+
+
+@pytest.mark.parametrize(
+    ("updates", "factor"),
+    [(0, 0.25), (2, 0.75), (3, 1.0), (9, 0.55), (15, 0.1), (99, 0.1)],
+)
+def test_warm_up_is_linear_and_the_cosine_ends_at_its_least(updates: int, factor: float) -> None:
+    assert learning_rate_factor(updates, warmup_steps=4, total_steps=16, least=0.1) == pytest.approx(factor)
+
+
+def test_without_a_least_rate_the_rate_stays() -> None:
+    assert [learning_rate_factor(u, 2, 0, None) for u in range(5)] == [0.5, 1.0, 1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learning_rate": 0.0}, "model.learning_rate must be a finite number above 0, got 0.0"),
+        ({"learning_rate": math.inf}, "model.learning_rate must be a finite number above 0, got inf"),
+        ({"weight_decay": -0.1}, "model.weight_decay must be a finite number of at least 0, got -0.1"),
+        ({"warmup_steps": -1}, "model.warmup_steps must be an int of at least 0, got -1"),
+        ({"min_learning_rate": 0.1}, r"model.min_learning_rate must be between 0 and model.learning_rate \(0.0004\)"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        GPTModule(**settings)
+
+
+def test_the_vocabulary_comes_from_the_tokenizer_or_is_larger() -> None:
+    left, larger, smaller = GPTModule(), GPTModule(vocab_size=50304), GPTModule(vocab_size=100)
+
+    left.set_vocabulary(257)
+    larger.set_vocabulary(257)
+
+    assert (left.hparams["vocab_size"], larger.hparams["vocab_size"]) == (257, 50304)
+    with pytest.raises(InputError, match=r"model.vocab_size \(100\) is smaller than the tokenizer's 257"):
+        smaller.set_vocabulary(257)
+
+
+def test_a_diverging_run_stops_before_the_update(command: Command, config: Path) -> None:
+    result = command("fit", "--config", config, "--run_dir", "run", "--model.learning_rate", "1e30")
+
+    assert result.code == 3
+    assert "non-finite gradient at step " in result.error
+    assert "lower model.learning_rate" in result.error
+
+
+def test_tiny_settings_are_what_the_plain_loop_assumes() -> None:
+    model, data = tiny_settings()["model"], tiny_settings()["data"]
+
+    assert model == {"context_length": 64, "emb_dim": 16, "n_heads": 2, "n_layers": 1, "learning_rate": 0.01}
+    assert (data["batch_size"], data["tokenizer"], data["train_ratio"]) == (56, "bytes", 0.9)

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT, Result
+
+from gpt_lightning import runs
+from gpt_lightning.errors import InputError, MachineError
+from gpt_lightning.runs import Run
+
+Command = Callable[..., Result]
+
+
+def test_each_fit_gets_the_next_number_and_latest_follows(command: Command, config: Path) -> None:
+    for number in (1, 2):
+        result = command("fit", "--config", config, "--trainer.max_steps=1")
+
+        assert result.code == 0
+        assert f"run folder  runs/tiny/{number};" in result.out
+        assert Path("runs/tiny/latest").readlink() == Path(f"{number}/checkpoints")
+        assert f"--ckpt_path runs/tiny/{number}/checkpoints/best.ckpt" in result.out
+    assert sorted(os.listdir("runs/tiny")) == ["1", "2", "latest"]
+    names = {path.name.split(".")[0] for path in Path("runs/tiny/1").iterdir()}
+    assert names == {"", "checkpoints", "events", "hparams", "metrics", "samples", "tiny"}
+
+
+def test_the_kept_settings_run_the_same_again(command: Command, config: Path) -> None:
+    command("fit", "--config", config, "--model.learning_rate=0.02", "--trainer.max_steps=3")
+    kept = yaml.safe_load(Path("runs/tiny/1/tiny.yaml").read_text())
+
+    result = command("fit", "--config", "runs/tiny/1/tiny.yaml")
+
+    assert kept["model"]["learning_rate"] == 0.02
+    assert os.path.isabs(kept["data"]["text"])
+    assert result.code == 0
+    one, two = (torch.load(f"runs/tiny/{number}/checkpoints/last.ckpt")["state_dict"] for number in (1, 2))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_resume_goes_on_with_the_newest_unfinished_run(command: Command, config: Path) -> None:
+    command("fit", "--config", config, "--resume", "--trainer.max_steps=2")
+    command("fit", "--config", config, "--trainer.max_epochs=3")
+
+    result = command("fit", "--config", config, "--resume")  # run 2 is finished, run 1 is not
+
+    assert "run folder  runs/tiny/1;" in result.out
+    assert "going on    after step 2" in result.out
+    again = command("fit", "--config", config, "--resume", "--trainer.max_steps=1", "--trainer.max_epochs=9")
+    assert "run folder  runs/tiny/3;" in again.out
+
+
+def test_a_named_folder_must_be_empty_or_resumed(command: Command, config: Path) -> None:
+    Path("empty").mkdir()
+    assert command("fit", "--config", config, "--run_dir", "empty", "--trainer.max_steps=1").code == 0
+    assert command("fit", "--config", config, "--run_dir", "new", "--resume", "--trainer.max_steps=1").code == 0
+
+    taken = command("fit", "--config", config, "--run_dir", "empty")
+
+    assert taken.code == 2
+    assert taken.error == "--run_dir empty already holds a run; add --resume to go on with it, or name another"
+    assert not Path("runs").exists()
+
+
+def test_a_run_without_a_checkpoint_is_started_again(command: Command, config: Path) -> None:
+    shutil.rmtree(Path("run"), ignore_errors=True)
+    Path("run/checkpoints").mkdir(parents=True)
+    Path("run/checkpoints/last.ckpt.tmp-1").write_text("half")
+    Path("run/metrics.jsonl").write_text('{"step": 1, "train_loss": 1.0}\n')
+
+    result = command("fit", "--config", config, "--run_dir", "run", "--resume", "--trainer.max_steps=1")
+
+    assert result.code == 0
+    assert "Untrained (Step 000000)" in result.out
+    assert not Path("run/checkpoints/last.ckpt.tmp-1").exists()
+    assert Path("run/metrics.jsonl").read_text().count('"step": 1,') == 2  # training and evaluation of step 1
+
+
+def test_a_folder_in_use_is_refused(command: Command, config: Path) -> None:
+    other = Run(Path("run"))
+    other.open()
+
+    result = command("fit", "--config", config, "--run_dir", "run", "--resume")
+    other.close()
+
+    assert result.code == 2
+    assert result.error == f"run is in use by process {os.getpid()}"
+
+
+def test_too_little_space_is_said_before_the_first_step(
+    command: Command, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = shutil.disk_usage(".")._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+
+    result = command("fit", "--config", config, "--run_dir", "run")
+
+    assert result.code == 1
+    assert "run: the run needs up to 0.0 GB for its checkpoints, the disk has 0.0 GB free" in result.error
+
+
+def test_a_folder_that_cannot_be_made_is_the_machines_fault(command: Command, config: Path) -> None:
+    Path("file").write_text("")
+
+    with pytest.raises(MachineError, match="file/run/checkpoints: not a directory"):
+        Run(Path("file/run")).open()
+    assert command("fit", "--config", config, "--run_dir", "file/run").code == 1
+    with pytest.raises(InputError, match="file: is a file, not a folder"):
+        runs.check_empty(Path("file"))
+
+
+def test_torchrun_and_slurm_need_a_named_folder(
+    command: Command, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+
+    result = command("fit", "--config", config)
+
+    assert result.code == 2
+    assert "--run_dir DIR is needed under torchrun and SLURM" in result.error
+
+
+def test_two_processes_share_a_folder_and_the_mean_over_all_tokens(config: Path, trained: Path) -> None:
+    two = [
+        "--trainer.devices=2",
+        "--trainer.strategy=ddp",
+        "--data.batch_size=28",
+        "--trainer.enable_progress_bar=false",
+    ]
+    program = [sys.executable, "-m", "gpt_lightning", "fit", "--config", str(config), *two]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=100)
+
+    assert done.returncode == 0, done.stderr
+    assert os.listdir("runs/tiny") == ["1", "latest"] or os.listdir("runs/tiny") == ["latest", "1"]
+    assert done.stdout.count("Untrained") == 1
+    single = (trained / "metrics.jsonl").read_text().splitlines()
+    both = Path("runs/tiny/1/metrics.jsonl").read_text().splitlines()
+    assert len(single) == len(both)
+    # Before the first update both have the same weights: the same loss, over windows that no rank repeats.
+    first = [yaml.safe_load(lines[0])["val_loss"] for lines in (single, both)]
+    assert first[0] == pytest.approx(first[1], abs=1e-6)

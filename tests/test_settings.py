@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import math
+import string
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt_lightning.errors import InputError, MachineError
+from gpt_lightning.settings import check_device, explain_parser_error, is_typed, prepare_arguments, read_config
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "a.yaml: is empty"),
+        ("# nothing\n", "a.yaml: is empty"),
+        ("- 1\n", "a.yaml: is a list, not settings"),
+        ("a: [1,\nb: }\n", "a.yaml:2: not valid YAML: "),
+        ("a: 1\na: 2\n", "a.yaml:2: not valid YAML: key 'a' stands twice"),
+        ("model: !!python/object/apply:os.getcwd []\n", "a.yaml:1: not valid YAML: could not determine a constructor"),
+        ("model: 3\n", r"a.yaml: model must hold settings \(name: value\), got 3"),
+        ("resume: true\n", r"a.yaml: resume is given on the command line only \(--resume\)"),
+        ("a: " + "x" * 1_000_000, "a.yaml: too large for a config"),
+        ("a: &a [x, x, x]\n" + "".join(f"b{i}: &b{i} [*a, *a]\n" for i in range(3)), None),
+        (
+            "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 30)),
+            "a.yaml: too large for a config",
+        ),
+        ("a: &a [*a]\n", None),
+        ("[" * 5000, "a.yaml: not a config: nested too deeply"),
+    ],
+)
+def test_files_that_are_no_settings_are_refused(in_tmp: Path, content: str, message: str | None) -> None:
+    Path("a.yaml").write_text(content)
+
+    if message is None:
+        assert isinstance(read_config("a.yaml"), dict)
+    else:
+        with pytest.raises(InputError, match=message):
+            read_config("a.yaml")
+
+
+def test_files_that_cannot_be_read(in_tmp: Path) -> None:
+    Path("bytes.yaml").write_bytes(b"a: \xff")
+
+    with pytest.raises(InputError, match="nope.yaml: no such file"):
+        read_config("nope.yaml")
+    with pytest.raises(InputError, match="is a directory"):
+        read_config(".")
+    with pytest.raises(InputError, match=r"bytes.yaml: not UTF-8 text \(byte 0xff at offset 3\)"):
+        read_config("bytes.yaml")
+    with pytest.raises(MachineError, match="file name too long"):
+        read_config("x" * 300)
+
+
+@given(st.dictionaries(st.text(string.ascii_letters, min_size=1), st.integers() | st.text()))
+def test_what_yaml_holds_is_what_is_read(tmp_path_factory: pytest.TempPathFactory, content: dict[str, Any]) -> None:
+    import yaml
+
+    names = {"run_dir", "resume", "ckpt_path", "config", "model", "data", "sampling", "trainer"}
+    content = {key: value for key, value in content.items() if key not in names}
+    path = tmp_path_factory.mktemp("yaml") / "a.yaml"
+    path.write_text(yaml.safe_dump({"one": 1, **content}))
+
+    assert read_config(str(path)) == {"one": 1, **content}
+
+
+def test_prompts_become_a_literal_list() -> None:
+    assert prepare_arguments(["--prompt", "123", "--x", "--prompt=a: b", "--prompt", "--prompt"]) == [
+        "--prompt=[]",
+        "--prompt+=123",
+        "--x",
+        "--prompt+=a: b",
+        "--prompt+=--prompt",
+    ]
+
+
+def test_a_typed_text_stands_for_itself() -> None:
+    prepared = prepare_arguments(["--data.text", "a.txt", "--data.address=http://b"])
+
+    assert prepared == [
+        "--data.sha256=null",
+        "--data.fallback_text=null",
+        "--data.text",
+        "a.txt",
+        "--data.address=http://b",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompt"], "--prompt needs a text"),
+        (["--prompt", ""], "prompt is empty"),
+        (["--prompt=\udcff"], "not UTF-8"),
+    ],
+)
+def test_prompts_that_are_none(arguments: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        prepare_arguments(arguments)
+
+
+def test_is_typed() -> None:
+    assert is_typed(["--a.b", "1"], "--a.b")
+    assert is_typed(["--a.b=1"], "--a.b")
+    assert not is_typed(["--a.bc=1", "a.b"], "--a.b")
+
+
+def test_an_unknown_message_is_kept() -> None:
+    assert explain_parser_error("something \n else", []) == "something else"
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+@pytest.mark.parametrize("mps", [False, True])
+def test_devices_are_checked_against_the_machine(monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2 if cuda else 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+    def fine(*asked: object) -> bool:
+        try:
+            check_device(*asked)
+        except InputError:
+            return False
+        return True
+
+    assert fine("auto", "auto", "32-true")
+    assert fine("cpu", 1, "bf16-mixed")
+    assert fine("cuda", 2, "16-mixed") == cuda
+    assert fine("mps", 1, "32-true") == mps
+    assert fine("gpu", "auto", "32-true") == (cuda or mps)
+    assert fine("auto", "auto", "16-mixed") == (cuda or mps)
+    assert not fine("cpu", 1, "16-mixed")
+    assert not fine("auto", 10_000, "32-true")
+    assert not fine("auto", "0", "32-true")
+    assert not fine("abacus", 1, "32-true")
+
+
+def test_nan_is_no_clipping_value() -> None:
+    from gpt_lightning.settings import check_trainer
+
+    settings = {"max_epochs": 1, "max_steps": -1, "max_time": None, "gradient_clip_val": math.nan}
+    settings |= {"limit_train_batches": None, "limit_val_batches": None, "limit_test_batches": None}
+    settings |= {"accumulate_grad_batches": 1, "log_every_n_steps": 1}
+    with pytest.raises(InputError, match="trainer.gradient_clip_val must be a finite number of at least 0, got nan"):
+        check_trainer(settings)

