@@ -117,6 +117,7 @@ def report_errors(debug: bool = False) -> Iterator[None]:
     """
     try:
         yield
+        sys.stdout.flush()  # here, where a closed pipe is still an error with a name
     except BrokenPipeError:
         # stdout was closed by its reader (`| head`): nobody is left to tell, and the interpreter must
         # not try to flush at exit.

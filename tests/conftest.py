@@ -8,10 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import yaml
 
 from gpt_lightning.__main__ import main
+
+# The same examples every time, and no timings: the machine may be shared.
+hypothesis.settings.register_profile(
+    "suite",
+    deadline=None,
+    derandomize=True,
+    max_examples=60,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("suite")
 
 ROOT = Path(__file__).parent.parent
 STORY = ROOT / "data" / "the-lamp-at-low-water.txt"

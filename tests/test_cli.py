@@ -115,10 +115,8 @@ def test_eos_id_ends_a_completion_before_it(command: Command, trained: Path) -> 
 
 def test_checkpoints_of_other_devices_are_read(trained: Path, command: Command, in_tmp: Path) -> None:
     # The same file as it would be written on a CUDA device: the place of each storage is a text in it.
-    with (
-        zipfile.ZipFile(trained / "checkpoints/best.ckpt") as old,
-        zipfile.ZipFile("cuda.ckpt", "w", zipfile.ZIP_STORED) as new,
-    ):
+    best = trained / "checkpoints/best.ckpt"
+    with zipfile.ZipFile(best) as old, zipfile.ZipFile("cuda.ckpt", "w", zipfile.ZIP_STORED) as new:
         for item in old.infolist():
             content = old.read(item)
             if item.filename.endswith("data.pkl"):
@@ -360,9 +358,8 @@ def test_a_bug_is_one_line_with_the_place_of_its_traceback(
         command("fit", "--config", config, "--debug")
 
 
-def test_a_closed_pipe_is_silent(trained: Path) -> None:
-    arguments = f"--ckpt_path {trained}/checkpoints/last.ckpt --prompt a --prompt b --sampling.max_new_tokens 1"
-    line = f"{sys.executable} -m gpt_lightning predict {arguments} | true; echo ${{PIPESTATUS[0]}}"
+def test_a_closed_pipe_is_silent() -> None:
+    line = f"(sleep 0.2; {sys.executable} -m gpt_lightning --help) | true; echo ${{PIPESTATUS[0]}}"
 
     done = subprocess.run(["bash", "-c", line], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -117,7 +117,6 @@ def test_the_mode_comes_back_after_an_error(model: GPT) -> None:
     assert model.training
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=9), st.data())
 def test_top_k_keeps_exactly_k_of_equal_logits_the_lowest_ids(values: list[int], data: st.DataObject) -> None:
     k = data.draw(st.integers(1, len(values)))
@@ -128,7 +127,6 @@ def test_top_k_keeps_exactly_k_of_equal_logits_the_lowest_ids(values: list[int],
     assert [i for i in range(len(values)) if kept[i] > -math.inf] == sorted(order[:k])
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.floats(-50, 50, width=32), min_size=2, max_size=9),
     st.floats(1e-3, 1e3),
