@@ -95,8 +95,11 @@ def _classify(error: BaseException) -> tuple[str, int] | None:
         return str(error), error.exit_code
     if isinstance(error, OSError):
         return describe_os_error(error)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return f"out of memory: lower data.batch_size or model.context_length ({error})", EXIT_MACHINE
+    # torch has a class for a GPU's memory only; on a CPU its allocator's name is all there is.
+    out_of_memory = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+    if isinstance(error, MemoryError) or out_of_memory:
+        reason = str(error).partition("DefaultCPUAllocator: ")[2] or str(error)
+        return f"out of memory: lower data.batch_size, model.context_length or the model ({reason})", EXIT_MACHINE
     if type(error).__name__ == "MisconfigurationException":  # by name: Lightning is not imported here
         return str(error), EXIT_INPUT
     return None

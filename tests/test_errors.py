@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import errno
+
+import pytest
+import torch
+
+from gpt_lightning.errors import (
+    DivergedError,
+    InputError,
+    MachineError,
+    describe_os_error,
+    find_no_space,
+    report_errors,
+    require,
+    require_integer,
+)
+
+
+class MisconfigurationException(Exception):  # Lightning's is known by this name
+    pass
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (InputError("a.b must be 1,\n got 2"), 2, "a.b must be 1, got 2"),
+        (MachineError("no disk"), 1, "no disk"),
+        (DivergedError("nan"), 3, "nan"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "a.txt"), 2, "a.txt: no such file"),
+        (PermissionError(errno.EACCES, "Permission denied", "a.txt"), 1, "a.txt: permission denied"),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "no space left on device"),
+        (MisconfigurationException("no such strategy"), 2, "no such strategy"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (MemoryError("4 GB"), 1, "out of memory: lower data.batch_size, model.context_length or the model (4 GB)"),
+    ],
+)
+def test_errors_become_one_line_and_a_code(
+    error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended, report_errors():
+        raise error
+
+    assert ended.value.code == code
+    assert capsys.readouterr().err == f"gpt_lightning: error: {line}\n"
+
+
+def test_a_cpu_without_memory_is_the_machines_fault(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, report_errors():
+        torch.empty(2**60, dtype=torch.int8)
+
+    assert ended.value.code == 1
+    assert "out of memory" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_found_behind_torchs_error() -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    behind = RuntimeError("unexpected pos")
+    behind.__context__ = full
+
+    assert find_no_space(behind) is full
+    assert find_no_space(RuntimeError("other")) is None
+
+
+def test_os_errors_are_named_by_their_file() -> None:
+    assert describe_os_error(IsADirectoryError(errno.EISDIR, "Is a directory", "x")) == ("x: is a directory", 2)
+    assert describe_os_error(OSError("strange")) == ("strange", 1)
+
+
+def test_requirements() -> None:
+    require(True, "a", "be 1", 1)
+    require_integer("a", 3, 1, 3)
+    with pytest.raises(InputError, match="^a must be one, got 'b'$"):
+        require(False, "a", "be one", "b")
+    for value in (0, 4, 2.0, True, None):
+        with pytest.raises(InputError, match=f"^a must be an int from 1 to 3, got {value}$"):
+            require_integer("a", value, 1, 3)

@@ -1,0 +1,86 @@
+"""Every command in the README runs, or is what CI runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, STORY, Result, tiny_settings
+
+Command = Callable[..., Result]
+README = (ROOT / "README.md").read_text()
+LINES = [
+    line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines() if line.strip()
+]
+OURS = [line for line in LINES if line.startswith("python -m gpt_lightning ")]
+
+
+def test_every_command_is_known() -> None:
+    others = [line for line in LINES if line not in OURS]
+
+    assert others == [
+        "pip install -c constraints.txt -e . && python -m gpt_lightning fit --config configs/verdict.yaml",
+        "pip install -c constraints.txt -e '.[dev]' && pytest",
+        "tensorboard --logdir runs",
+    ]
+    assert len(OURS) >= 9
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    assert "pip install -q -c constraints.txt -e '.[dev]' && pytest\n" in (ROOT / ".ci" / "run").read_text()
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder that looks like the repository, with configs of the same names that train in a second."""
+    folder = tmp_path_factory.mktemp("clone")
+    (folder / "configs").mkdir()
+    (folder / "data").mkdir()
+    (folder / "data" / STORY.name).write_text(STORY.read_text())
+    (folder / "my_text.txt").write_text(STORY.read_text().upper())
+    for name in ("verdict", "debug"):
+        settings = tiny_settings()
+        settings["trainer"]["max_epochs"] = 2
+        (folder / "configs" / f"{name}.yaml").write_text(yaml.safe_dump(settings))
+    return folder
+
+
+@pytest.mark.parametrize("line", ["pip && " + OURS[0].replace("debug", "verdict"), *OURS])
+def test_every_command_of_ours_runs(clone: Path, command: Command, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+    """In the order of the README: what one writes, the next reads."""
+    monkeypatch.chdir(clone)
+    arguments = shlex.split(line.split("python -m gpt_lightning ")[1])
+    if "--sampling.top_k" not in arguments:
+        arguments += ["--sampling.max_new_tokens=4"]
+
+    result = command(*arguments)
+
+    assert result.code == 0, result.err
+    assert result.out
+
+
+def test_every_module_is_in_the_table() -> None:
+    listed = re.findall(r"^\| `(\w+)\.py` \|", README, re.MULTILINE)
+
+    modules = {path.stem for path in (ROOT / "gpt_lightning").glob("*.py")}
+    assert sorted(listed) == sorted(modules - {"__init__"})
+
+
+def test_every_named_setting_exists(command: Command) -> None:
+    shown = command("fit", "--help").out
+    table = README[README.index("| setting |") : README.index("If you come from elsewhere")]
+
+    names: set[str] = set()
+    for cell in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE):
+        section = ""
+        for name in re.findall(r"`([a-z_.]+)`", cell):
+            section = name.rpartition(".")[0] or section
+            names.add(name if "." in name or not section else f"{section}.{name}")
+    names.discard("sampling.")
+    assert len(names) > 25
+    for name in names:
+        assert f"--{name} " in shown, name
