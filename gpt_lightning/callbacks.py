@@ -57,11 +57,13 @@ class Progress(Callback):
 
     Attributes:
         tokens_seen: Of the whole run, all ranks together.
+        epochs: How far the run has come, in epochs; 1.5 is half-way through the second.
         tokens_per_second: Of the last optimizer step, evaluation and saving left out.
     """
 
     def __init__(self) -> None:
         self.tokens_seen = 0
+        self.epochs = 0.0
         self.tokens_per_second = math.nan
         self.session_tokens = 0
         self.session_seconds = 0.0  # in training steps
@@ -95,6 +97,7 @@ class Progress(Callback):
         assert isinstance(data, TextDataModule)
         epoch = trainer.current_epoch
         data.position = (epoch + 1, 0) if trainer.is_last_batch else (epoch, batch_idx + 1)
+        self.epochs = epoch + (batch_idx + 1) / trainer.num_training_batches
 
 
 class Evaluation(Callback):
@@ -149,7 +152,8 @@ class Evaluation(Callback):
 def log(trainer: Trainer, run: Run, progress: Progress, values: dict[str, float]) -> None:
     """Writes one event, at the current optimizer step, to the metrics table and to every logger."""
     step = trainer.global_step
-    append_row(run.metrics_file, {"step": step, "tokens_seen": progress.tokens_seen, **values})
+    place = {"step": step, "epoch": progress.epochs, "tokens_seen": progress.tokens_seen}
+    append_row(run.metrics_file, {**place, **values})
     for logger in trainer.loggers:
         logger.log_metrics(values, step)
 

@@ -127,6 +127,7 @@ class AtomicCheckpointIO(CheckpointIO):
         path = Path(path)
         temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             with open(temporary, "wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()

@@ -165,7 +165,7 @@ class CLI(LightningCLI):
             self.checkpoint_path = self.run_choice.checkpoint
         else:
             self.checkpoint_path = settings["ckpt_path"]
-            if self.checkpoint_path is None:
+            if not self.checkpoint_path:
                 raise InputError(f"{self.command} needs --ckpt_path CKPT")
         self.checkpoint = read_checkpoint(self.checkpoint_path) if self.checkpoint_path else None
         if self.checkpoint is not None:
@@ -263,7 +263,7 @@ class CLI(LightningCLI):
         for name in ("text", "val_text", "test_text", "fallback_text"):
             if settings["data"][name] is not None:
                 settings["data"][name] = os.path.abspath(settings["data"][name])
-        body = self._parser(self.command).dump(settings, skip_validation=True)
+        body = self._parser(self.command).dump(settings)
         return f"# All settings of this run. To run it again: python -m {PROGRAM} fit --config THIS_FILE\n{body}"
 
     def validate(self, model: GPTModule, datamodule: TextDataModule) -> None:
@@ -334,6 +334,10 @@ def quiet_lightning() -> None:
         ".*does not have many workers.*",
         # Lightning's own use of pytree (torch >= 2.13).
         ".*LeafSpec.*is deprecated.*",
+        # Losses are summed over the ranks before they are logged.
+        ".*It is recommended to use .self.log.*sync_dist=True.*",
+        # The network is built whole, not in shards.
+        ".*WeightAveraging callback with a model that overrides the configure_model.*",
         # The position inside the epoch is kept by the data module.
         ".*your dataloader is not resumable.*",
     ):

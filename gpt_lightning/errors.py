@@ -100,7 +100,8 @@ def _classify(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, MemoryError) or out_of_memory:
         reason = str(error).partition("DefaultCPUAllocator: ")[2] or str(error)
         return f"out of memory: lower data.batch_size, model.context_length or the model ({reason})", EXIT_MACHINE
-    if type(error).__name__ == "MisconfigurationException":  # by name: Lightning is not imported here
+    # By name: Lightning is not imported here. It needs some packages for some of its classes only.
+    if type(error).__name__ == "MisconfigurationException" or isinstance(error, ModuleNotFoundError):
         return str(error), EXIT_INPUT
     return None
 

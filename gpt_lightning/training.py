@@ -39,6 +39,8 @@ KEPT_SETTINGS = (
     "trainer.gradient_clip_val",
     "trainer.gradient_clip_algorithm",
 )
+# What callbacks from YAML can watch.
+MONITORED = ("val_loss", "val_perplexity", "train_eval_loss", "train_eval_perplexity", "train_loss", "train_perplexity")
 
 
 @dataclass(frozen=True)
@@ -121,16 +123,22 @@ def train(
     module.set_vocabulary(data.tokenizer.vocab_size)
     module.total_steps = count_steps(trainer, module, data, max_steps)
     settings["sampling"].check_vocabulary(module.hparams["vocab_size"])
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        monitor = getattr(callback, "monitor", None)
+        if monitor is not None and monitor not in MONITORED:
+            known = ", ".join(MONITORED)
+            raise InputError(f"trainer.callbacks: {type(callback).__name__} cannot monitor {monitor!r}, only {known}")
     resumed_step = None if checkpoint is None else checkpoint["global_step"]
     with open_run(choice, resumed_step, resolved_config, module, trainer.is_global_zero) as run:
         progress = Progress()
+        show_bar = settings["trainer"]["enable_progress_bar"] is not False and not trainer.progress_bar_callback
         kept = {name: settings[name] for name in KEPT_SETTINGS}
         checkpoints = RunCheckpoints(run, progress, settings["save_every"], kept)
         trainer.callbacks = [  # type: ignore[attr-defined]
             progress,
             Metrics(run, progress),
             Samples(run, data.tokenizer, settings["prompt"], settings["sampling"], settings["sample_every"]),
-            *([StepBar(module.total_steps)] if settings["trainer"]["enable_progress_bar"] is not False else []),
+            *([StepBar(module.total_steps)] if show_bar else []),
             *trainer.callbacks,  # type: ignore[attr-defined]
             Evaluation(run, progress, settings["evaluate_every"], max_steps),
             checkpoints,
@@ -148,7 +156,12 @@ def train(
                 say(f"going on    after step {resumed_step}")
         checkpoint = None  # Lightning reads it again
         seed_everything(settings["seed_everything"], workers=True, verbose=False)
-        trainer.fit(module, data, ckpt_path=choice.checkpoint, weights_only=True)
+        try:
+            trainer.fit(module, data, ckpt_path=choice.checkpoint, weights_only=True)
+        except SystemExit:
+            if trainer.interrupted:  # Lightning turns Ctrl-C into exit(1)
+                raise KeyboardInterrupt from None
+            raise
         if trainer.is_global_zero:
             prompt = settings["prompt"][0] if settings["prompt"] else "Every effort moves you"
             for line in farewell(run, progress, checkpoints, time.monotonic() - start, prompt):

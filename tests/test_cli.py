@@ -263,6 +263,10 @@ BAD_SETTINGS = [
         "--trainer.callbacks=[{class_path: lightning.pytorch.callbacks.Nope}]",
         "class_path 'lightning.pytorch.callbacks.Nope' not found",
     ),
+    (
+        "--trainer.callbacks=[{class_path: EarlyStopping, init_args: {monitor: loss}}]",
+        "trainer.callbacks: EarlyStopping cannot monitor 'loss', only val_loss, val_perplexity, train_eval_loss,",
+    ),
     ("--seed_everything=-1", "seed_everything must be an int from 0 to 4294967295, got -1"),
     ("--seed_everything=true", "seed_everything must be an int, not 'True'"),
     ("--evaluate_every=0", "evaluate_every must be an int of at least 1, got 0"),
