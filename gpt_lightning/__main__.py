@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 
 from gpt_lightning import __version__
@@ -23,9 +24,14 @@ def main(argv: list[str] | None = None) -> None:
         argv: Arguments after the program's name; None takes the process's.
     """
     arguments = sys.argv[1:] if argv is None else argv
-    debug = "--debug" in arguments
-    with report_errors(debug):
-        _dispatch([argument for argument in arguments if argument != "--debug"])
+    if sys.stdout is None or sys.stderr is None:  # closed by the shell's >&-
+        nowhere = open(os.devnull, "w")  # noqa: SIM115  open until the end
+        sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal that cannot show a character
+    # `--prompt --debug` is a text.
+    flags = [i for i, one in enumerate(arguments) if one == "--debug" and arguments[i - 1] != "--prompt"]
+    with report_errors(debug=bool(flags)):
+        _dispatch([argument for i, argument in enumerate(arguments) if i not in flags])
 
 
 def _dispatch(arguments: list[str]) -> None:

@@ -1,6 +1,6 @@
 """What a run shows and writes: when it evaluates, its lines, samples, metrics and progress bar.
 
-Every hook acts at the end of an optimizer step. None of them touches the global random state, the
+What is shown and written is so at the end of an optimizer step. Nothing here touches the global random state, the
 training mode or the order of the data: a run's weights are the same with and without them.
 """
 
@@ -58,12 +58,14 @@ class Progress(Callback):
     Attributes:
         tokens_seen: Of the whole run, all ranks together.
         epochs: How far the run has come, in epochs; 1.5 is half-way through the second.
+        started: Whether a batch was trained on; before, a checkpoint is being restored.
         tokens_per_second: Of the last optimizer step, evaluation and saving left out.
     """
 
     def __init__(self) -> None:
         self.tokens_seen = 0
         self.epochs = 0.0
+        self.started = False
         self.tokens_per_second = math.nan
         self.session_tokens = 0
         self.session_seconds = 0.0  # in training steps
@@ -75,12 +77,13 @@ class Progress(Callback):
         return {"tokens_seen": self.tokens_seen}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.tokens_seen = state_dict["tokens_seen"]
+        self.tokens_seen = int(state_dict["tokens_seen"])
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         if trainer.fit_loop.batch_idx % trainer.accumulate_grad_batches == 0:
             self._step_tokens, self._step_seconds = 0, 0.0
         self._batch_start = time.perf_counter()
+        self.started = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int

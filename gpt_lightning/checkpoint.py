@@ -4,7 +4,7 @@ A checkpoint describes itself. Beside what Lightning keeps, it has the key "gpt_
 
     format     1; a program that does not know the number refuses the file
     versions   of this package, torch and lightning
-    text       name, sha256, characters and tokens of the training text
+    text       name, sha256, characters and tokens of the training text; sha256 of a data.val_text
     progress   finished epochs, updates, tokens seen
     evaluated  the losses of the last evaluation
     fit        the settings outside model.* and data.* that a resumed run keeps
@@ -23,6 +23,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import lightning
@@ -40,8 +41,30 @@ from gpt_lightning.module import GPTModule
 from gpt_lightning.runs import Run
 
 FORMAT = 1
+RESUME_SCHEMA = {
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "loops": {"fit_loop": dict},
+    "callbacks": {"Progress": dict, "RunCheckpoints": dict},
+    "rng_states": dict,
+    "TextDataModule": {"epoch": int, "batches": int},
+}
+PLAIN = (NoneType, bool, int, float, str, list, dict)
+SCHEMA = {
+    "global_step": int,
+    "state_dict": dict,
+    "hyper_parameters": dict,
+    "datamodule_hyper_parameters": dict,
+    "gpt_lightning": {
+        "versions": dict,
+        "text": {"name": str, "sha256": str, "characters": int, "tokens": int, "val_sha256": (str, NoneType)},
+        "progress": {"epochs": int, "steps": int, "tokens_seen": int},
+        "evaluated": dict,
+        "fit": dict,
+    },
+}
 WEIGHTS_PREFIX = "model."
-TIME_BETWEEN_SAVES = 40  # times as long as a save takes: saving stays below 1 / 40 of the run
+TIME_BETWEEN_SAVES = 40  # times as long as a save takes; the run's last step is saved besides
 FIRST_SAVE_SECONDS = 60
 
 
@@ -77,10 +100,34 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise InputError(f"{name}: not a checkpoint") from None
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("gpt_lightning"), dict):
         raise InputError(f"{name}: not a checkpoint of gpt_lightning")
-    number = checkpoint["gpt_lightning"].get("format")
-    if number != FORMAT:
+    content = checkpoint["gpt_lightning"]
+    number = content.get("format")
+    if not isinstance(number, int) or number != FORMAT:
         raise InputError(f"{name}: has checkpoint format {number}; this program reads format {FORMAT}")
+    _check_schema(checkpoint, SCHEMA, name)
+    for key, tensor in checkpoint["state_dict"].items():
+        if not isinstance(tensor, torch.Tensor):
+            raise InputError(f"{name}: state_dict.{key} must be a tensor")
+    for settings in (checkpoint["hyper_parameters"], checkpoint["datamodule_hyper_parameters"], content["fit"]):
+        for key, value in settings.items():
+            if not isinstance(value, PLAIN):
+                raise InputError(f"{name}: setting {key} must be plain data")
     return checkpoint
+
+
+def _check_schema(content: dict[str, Any], schema: dict[str, Any], name: str, prefix: str = "") -> None:
+    for key, expected in schema.items():
+        if key not in content or not isinstance(content[key], dict if isinstance(expected, dict) else expected):
+            raise InputError(f"{name}: {prefix}{key} is missing or of the wrong type")
+        if isinstance(expected, dict):
+            _check_schema(content[key], expected, name, f"{prefix}{key}.")
+
+
+def check_complete(checkpoint: dict[str, Any], name: str) -> None:
+    """Raises `InputError` for a checkpoint that holds less than a run needs to go on."""
+    if "optimizer_states" not in checkpoint:
+        raise InputError(f"{name}: has weights but no optimizer state; a run goes on from its last.ckpt")
+    _check_schema(checkpoint, RESUME_SCHEMA, name)
 
 
 def check_same_text(data: TextDataModule, checkpoint: dict[str, Any], name: str) -> None:
@@ -92,6 +139,8 @@ def check_same_text(data: TextDataModule, checkpoint: dict[str, Any], name: str)
             f"{data.source.path}: is not the text that {name} was trained on "
             f"({seen['name']}, sha256 {seen['sha256'][:12]}...)"
         )
+    if data.val_sha256 != seen["val_sha256"]:
+        raise InputError(f"{data.hparams['val_text']}: is not the data.val_text that {name} was evaluated on")
 
 
 def load_weights(module: GPTModule, checkpoint: dict[str, Any], name: str) -> None:
@@ -104,6 +153,10 @@ def load_weights(module: GPTModule, checkpoint: dict[str, Any], name: str) -> No
     for key, tensor in state.items():
         if not torch.isfinite(tensor).all():
             raise InputError(f"{name}: contains non-finite weights ({key})")
+    layers = len({key.split(".")[2] for key in state if key.startswith(f"{WEIGHTS_PREFIX}trf_blocks.")})
+    if layers != module.hparams["n_layers"]:  # before a network of any number of layers is built
+        raise InputError(f"{name}: has weights of {layers} layers, its settings say {module.hparams['n_layers']}")
+    module.check_memory()
     module.configure_model()
     try:
         module.load_state_dict(state)
@@ -191,13 +244,14 @@ class RunCheckpoints(Checkpoint):
     """Keeps `best.ckpt` (weights, of the lowest validation loss) and `last.ckpt` (everything).
 
     Saves at the end of an optimizer step only, after its evaluation, at most once per optimizer step.
-    The best weights are kept in memory and written just before `last.ckpt`, so that the files never
-    forget a better model that the run has seen.
+    The best weights are kept in memory and written just before `last.ckpt`: of what the run had seen by
+    then, `best.ckpt` is the best.
 
     Args:
         run: Where to.
         progress: Counts what a checkpoint says of the run.
-        save_every: Optimizer steps between saves; None saves as often as costs less than 1/40 of the time.
+        save_every: Optimizer steps between saves; None saves as often as takes 1/40 of the time. The
+            run's last step is saved in any case.
         kept_settings: The settings outside `model` and `data` that a resumed run keeps.
     """
 
@@ -218,8 +272,8 @@ class RunCheckpoints(Checkpoint):
         return {"best_val_loss": self.best_val_loss, "best_step": self.best_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_val_loss = state_dict["best_val_loss"]
-        self.best_step = state_dict["best_step"]
+        self.best_val_loss = float(state_dict["best_val_loss"])
+        self.best_step = int(state_dict["best_step"])
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["gpt_lightning"] = self._describe(trainer, pl_module)
@@ -278,7 +332,7 @@ class RunCheckpoints(Checkpoint):
         self._save_at = time.monotonic() + TIME_BETWEEN_SAVES * seconds
 
     def _snapshot(self, trainer: Trainer, module: GPTModule) -> dict[str, Any]:
-        """The weights, copied, with everything that `predict`, `validate` and `export` need."""
+        """The weights, copied, with everything that `predict` and `validate` need."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         weights = trainer.strategy.lightning_module_state_dict()
         return {
@@ -308,6 +362,7 @@ class RunCheckpoints(Checkpoint):
                 "sha256": data.source.sha256,
                 "characters": len(data.source.content),
                 "tokens": data.total_tokens,
+                "val_sha256": data.val_sha256,
             },
             "progress": {
                 "epochs": data.position[0],

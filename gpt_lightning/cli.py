@@ -1,7 +1,7 @@
 """The commands on LightningCLI: settings, their links and precedence, and what each command does.
 
-Settings come, the later winning, from the defaults, from the checkpoint (all commands but fit), from
-the YAML files in order, and from the command line.
+Settings come, the later winning, from the defaults, from the checkpoint, from the YAML files in order,
+and from the command line. A checkpoint's text yields to `--data.text` alone.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from enum import Enum
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
+import yaml
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
@@ -19,7 +22,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from gpt_lightning import report
 from gpt_lightning.callbacks import say
-from gpt_lightning.checkpoint import AtomicCheckpointIO, check_same_text, load_weights, read_checkpoint
+from gpt_lightning.checkpoint import AtomicCheckpointIO, check_complete, check_same_text, load_weights, read_checkpoint
 from gpt_lightning.data import TextDataModule
 from gpt_lightning.errors import PROGRAM, InputError, require_integer, warn
 from gpt_lightning.generation import Sampling, check_prompt, complete
@@ -47,6 +50,8 @@ TRAINER_OWNED = {
     "val_check_interval",
     "check_val_every_n_epoch",
     "num_sanity_val_steps",
+    "min_epochs",
+    "min_steps",
     "overfit_batches",
     "reload_dataloaders_every_n_epochs",
     "use_distributed_sampler",
@@ -61,6 +66,8 @@ TRAINER_FIXED = {
     "use_distributed_sampler": False,  # data.TrainOrder knows the ranks
     "enable_model_summary": False,
 }
+# Classes of Lightning whose settings are code.
+TAKING_CODE = ("lightning.pytorch.callbacks.LambdaCallback", "lightning.pytorch.callbacks.lambda_function")
 # What a resumed run may change; everything else that its checkpoint names stays as it was.
 FREE_ON_RESUME = {
     "data.num_workers",
@@ -146,7 +153,7 @@ class CLI(LightningCLI):
             "--save_every",
             type=int | None,
             default=None,
-            help="optimizer steps between checkpoints; null: as often as takes less than 1/40 of the time",
+            help="optimizer steps between checkpoints; null: as often as takes 1/40 of the time",
         )
         if self.command == "fit":
             parser.add_argument("--run_dir", type=str | None, default=None, help="the run's folder (typed only)")
@@ -163,11 +170,14 @@ class CLI(LightningCLI):
         if self.command == "fit":
             self.run_choice = self._choose_run(settings)
             self.checkpoint_path = self.run_choice.checkpoint
+            self.checkpoint = self.run_choice.content
+            if self.checkpoint is not None:
+                check_complete(self.checkpoint, str(self.checkpoint_path))
         else:
             self.checkpoint_path = settings["ckpt_path"]
             if not self.checkpoint_path:
                 raise InputError(f"{self.command} needs --ckpt_path CKPT")
-        self.checkpoint = read_checkpoint(self.checkpoint_path) if self.checkpoint_path else None
+            self.checkpoint = read_checkpoint(self.checkpoint_path)
         if self.checkpoint is not None:
             self._use_settings_of(self.checkpoint, parser, args)
         self._check_settings()
@@ -175,8 +185,12 @@ class CLI(LightningCLI):
     def _parse(self, parser: LightningArgumentParser, args: Any) -> None:
         try:
             self.config = parser.parse_args(args)
-        except ParserError as error:
+        except (ParserError, OverflowError) as error:
             raise InputError(explain_parser_error(str(error), self._setting_names())) from None
+        data = self.config[self.command]["data"]
+        for name in ("val_text", "test_text"):  # as checkpoints have them
+            if data[name] is not None:
+                data[name] = os.path.abspath(data[name])
 
     def _setting_names(self) -> list[str]:
         return [action.dest for action in self._parser(self.command)._actions]
@@ -188,17 +202,28 @@ class CLI(LightningCLI):
             InputError: A setting that the checkpoint cannot be used with; names both values.
         """
         subparser = self._parser(self.command)
-        own = checkpoint_settings(checkpoint, str(self.checkpoint_path))
+        own = checkpoint_settings(checkpoint)
         known = set(self._setting_names()) - set(LINKS.values())
+        fixed = [*(f"model.{name}" for name in ARCHITECTURE), "data.tokenizer"]
+        for name in fixed:
+            if own.get(name) is None:
+                raise InputError(f"{self.checkpoint_path}: its settings lack {name}")
         for name in sorted(set(own) - known - set(LINKS.values())):
             warn(f"{self.checkpoint_path}: ignoring its unknown setting {name}")
         subparser.set_defaults({name: value for name, value in own.items() if name in known})
         self._parse(parser, args)
         settings = self.config[self.command]
         if not is_typed(self.arguments, "--data.text"):  # the checkpoint's text, whatever a YAML file names
+            named, kept = settings["data"]["text"], own.get("data.text")
+            if named and kept and Path(named).name != Path(kept).name:
+                warn(f"going on with {kept}, the text of {self.checkpoint_path}, not with {named}")
             for name in ("text", *TEXT_SETTINGS):
                 settings["data"][name] = own.get(f"data.{name}")
-        fixed = [*(f"model.{name}" for name in ARCHITECTURE), "data.tokenizer"]
+        try:
+            subparser.validate(settings)  # defaults are not
+        except (TypeError, ValueError) as error:
+            reason = explain_parser_error(str(error), self._setting_names())
+            raise InputError(f"{self.checkpoint_path}: {reason}") from None
         if self.command == "fit":
             fixed = [name for name in own if name in known and name not in FREE_ON_RESUME]
         for name in fixed:
@@ -253,17 +278,19 @@ class CLI(LightningCLI):
     def fit(self, model: GPTModule, datamodule: TextDataModule) -> None:
         """Trains; see `training.train`."""
         config = self._resolved_config()
-        train(self.trainer, model, datamodule, self.settings, self.run_choice, self.checkpoint, config)
+        train(self.trainer, model, datamodule, self.settings, self.run_choice, config)
 
     def _resolved_config(self) -> str:
         """Every setting as YAML, paths absolute, that runs the same again."""
         settings = self.config[self.command].clone()
         for name in (*TYPED_ONLY, "__path__"):
             settings.pop(name, None)
-        for name in ("text", "val_text", "test_text", "fallback_text"):
+        for name in ("text", "fallback_text"):
             if settings["data"][name] is not None:
                 settings["data"][name] = os.path.abspath(settings["data"][name])
-        body = self._parser(self.command).dump(settings)
+        for target in LINKS.values():
+            settings.pop(target, None)
+        body = yaml.safe_dump(plain(settings.as_dict()), sort_keys=False)
         return f"# All settings of this run. To run it again: python -m {PROGRAM} fit --config THIS_FILE\n{body}"
 
     def validate(self, model: GPTModule, datamodule: TextDataModule) -> None:
@@ -284,10 +311,15 @@ class CLI(LightningCLI):
         getattr(self.trainer, stage)(model, data, verbose=False)
         if self.trainer.is_global_zero:
             assert data.source is not None
-            part = "all" if data.whole_text or stage == "test" else f"{split} split"
-            name = f"{part} of {data.source.path.name}"
+            val_text = None if data.whole_text else data.hparams["val_text"]
+            if stage == "validate" and val_text is not None:
+                name = f"all of {Path(val_text).name}"
+            elif stage == "validate" and not data.whole_text:
+                name = f"{split} split of {data.source.path.name}"
+            else:
+                name = f"all of {data.source.path.name}"
             loss, perplexity = model.evaluated[f"{metric}_loss"], model.evaluated[f"{metric}_perplexity"]
-            say(report.describe_evaluation(name, loss, perplexity, data.splits[split]))
+            say(report.describe_evaluation(name, loss, perplexity, model.evaluated_tokens[metric], data.splits[split]))
 
     def predict(self, model: GPTModule, datamodule: TextDataModule) -> None:
         """Writes each prompt and its completion to stdout, and nothing else."""
@@ -303,6 +335,19 @@ class CLI(LightningCLI):
             print(prompt + complete(model.model, tokenizer, prompt, sampling), flush=True)
 
 
+def plain(value: Any) -> Any:
+    """A setting as what YAML can hold: enums by their values, functions and classes by their names."""
+    if isinstance(value, dict):
+        return {name: plain(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(one) for one in value]
+    if isinstance(value, Enum):
+        return plain(value.value)
+    if hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    return value if isinstance(value, (bool, int, float, str, NoneType)) else str(value)
+
+
 def as_list(value: Any) -> list[Any]:
     """None, one or a list, as a new list."""
     if value is None:
@@ -310,18 +355,10 @@ def as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def checkpoint_settings(checkpoint: dict[str, Any], path: str) -> dict[str, Any]:
-    """A checkpoint's settings by their full names.
-
-    Raises:
-        InputError: It has none.
-    """
-    model = checkpoint.get(GPTModule.CHECKPOINT_HYPER_PARAMS_KEY)
-    data = checkpoint.get(TextDataModule.CHECKPOINT_HYPER_PARAMS_KEY)
-    if not isinstance(model, dict) or not isinstance(data, dict):
-        raise InputError(f"{path}: has no settings")
-    own = {f"model.{name}": value for name, value in model.items()}
-    own |= {f"data.{name}": value for name, value in data.items()}
+def checkpoint_settings(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's settings by their full names."""
+    own = {f"model.{name}": value for name, value in checkpoint["hyper_parameters"].items()}
+    own |= {f"data.{name}": value for name, value in checkpoint["datamodule_hyper_parameters"].items()}
     return own | checkpoint["gpt_lightning"]["fit"]
 
 
@@ -350,7 +387,7 @@ def run_command(command: str, arguments: list[str]) -> None:
     set_parsing_settings(
         config_read_mode_fsspec_enabled=False,
         instantiate_subclass_spec_in_any=False,
-        import_path_denylist=["*"],
-        import_path_allowlist=["lightning.pytorch", "torch.optim"],
+        import_path_denylist=["*", *TAKING_CODE],
+        import_path_allowlist=["lightning.pytorch", "torch.optim", "gpt_lightning.data"],
     )
     CLI(command, arguments)

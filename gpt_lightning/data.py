@@ -12,13 +12,23 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
-from gpt_lightning.errors import InputError, require, require_integer
+from gpt_lightning.errors import InputError, require, require_integer, require_number
 from gpt_lightning.text import CLEANERS, Text, find_text, read_text, split_text
 from gpt_lightning.tokenizer import load_tokenizer
 
 MAX_WORKERS = 16
 
 Batch = tuple[Tensor, Tensor]  # inputs (B, T) and targets (B, T), int64
+
+
+def windows_in_batch(batch: Batch) -> int:
+    """B; for Lightning's ThroughputMonitor, which asks for a function."""
+    return batch[0].shape[0]
+
+
+def tokens_in_batch(batch: Batch) -> int:
+    """B * T; likewise."""
+    return batch[0].numel()
 
 
 class Windows(Dataset[Batch]):
@@ -156,7 +166,7 @@ class TextDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         require_integer("model.context_length", context_length, 1)
-        require(0 < train_ratio < 1, "data.train_ratio", "be between 0 and 1", train_ratio)
+        require_number("data.train_ratio", train_ratio, "be between 0 and 1", lambda ratio: 0 < ratio < 1)
         if stride is not None:
             require_integer("data.stride", stride, 1)
         require_integer("data.batch_size", batch_size, 1)
@@ -167,6 +177,7 @@ class TextDataModule(LightningDataModule):
         self.stride = stride or context_length
         self.whole_text = False  # validate: all of `text` is the validation text
         self.source: Text | None = None
+        self.val_sha256: str | None = None  # of val_text
         self.total_tokens = 0
         self.splits: dict[str, Split] = {}
         self.position = (0, 0)  # epoch, batches of it that were trained on
@@ -195,19 +206,21 @@ class TextDataModule(LightningDataModule):
             return
         if self.hparams["val_text"] is not None:
             val = read_text(self.hparams["val_text"], setting="data.val_text", clean=self.hparams["clean"])
+            self.val_sha256 = val.sha256
             self._add("training", content, name)
             self._add("validation", val.content, val.path.name)
+            self.total_tokens = self.splits["training"].tokens
         else:
             train_part, val_part = split_text(content, self.hparams["train_ratio"])
             self._add("training", train_part, name)
             self._add("validation", val_part, name)
-        self.total_tokens = len(self.tokenizer.encode(content))
+            self.total_tokens = len(self.tokenizer.encode(content))  # a token may lie across the cut
         windows = len(self.splits["training"].windows)
         if stage == "fit" and windows < self.hparams["batch_size"]:
             raise InputError(f"data.batch_size ({self.hparams['batch_size']}) exceeds the {windows} training windows")
 
     def _find_source(self) -> Text:
-        if self.hparams["text"] is None:
+        if not self.hparams["text"]:
             raise InputError("data.text is missing: give a text file, or a config that names one")
         source = find_text(
             self.hparams["text"],
@@ -220,9 +233,6 @@ class TextDataModule(LightningDataModule):
         if source.path.name != os.path.basename(self.hparams["text"]):
             self.hparams["address"] = None
         self.hparams.update(text=str(source.path), sha256=source.sha256, fallback_text=None)
-        for name in ("val_text", "test_text"):
-            if self.hparams[name] is not None:
-                self.hparams[name] = os.path.abspath(self.hparams[name])
         return source
 
     def _add(self, split: str, content: str, name: str) -> None:
@@ -290,10 +300,6 @@ class TextDataModule(LightningDataModule):
             # Each iter() of a loader draws a seed for its workers: from here, not from the global state.
             generator=torch.Generator().manual_seed(self.hparams["seed"]),
         )
-
-    def advance(self, epoch: int, batches: int) -> None:
-        """Notes that `batches` batches of an epoch have been trained on."""
-        self.position = (epoch + 1, 0) if batches >= self.train_batches else (epoch, batches)
 
     def state_dict(self) -> dict[str, Any]:
         epoch, batches = self.position

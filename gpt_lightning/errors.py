@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 PROGRAM = "gpt_lightning"
 
@@ -61,6 +62,19 @@ def require_integer(setting: str, value: object, least: int, most: int | None = 
     require(is_int and least <= value and (most is None or value <= most), setting, must, value)  # type: ignore[operator]
 
 
+def require_number(setting: str, value: object, must: str, fits: Callable[[float], bool]) -> None:
+    """Raises `InputError` for anything but a finite number that fits.
+
+    Args:
+        setting: Its full name.
+        value: What was given.
+        must: What it must be, as "be above 0".
+        fits: Whether a finite number is that.
+    """
+    number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    require(abs(number) < math.inf and fits(number), setting, must, value)
+
+
 def warn(message: str) -> None:
     """Writes one warning line to stderr."""
     print(f"{PROGRAM}: warning: {message}", file=sys.stderr, flush=True)
@@ -89,7 +103,7 @@ def find_no_space(error: BaseException | None) -> OSError | None:
     return None
 
 
-def _classify(error: BaseException) -> tuple[str, int] | None:
+def describe_expected(error: BaseException) -> tuple[str, int] | None:
     """The line and exit code of an expected error; None for a bug."""
     if isinstance(error, (InputError, MachineError, DivergedError)):
         return str(error), error.exit_code
@@ -100,8 +114,9 @@ def _classify(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, MemoryError) or out_of_memory:
         reason = str(error).partition("DefaultCPUAllocator: ")[2] or str(error)
         return f"out of memory: lower data.batch_size, model.context_length or the model ({reason})", EXIT_MACHINE
-    # By name: Lightning is not imported here. It needs some packages for some of its classes only.
-    if type(error).__name__ == "MisconfigurationException" or isinstance(error, ModuleNotFoundError):
+    if isinstance(error, ModuleNotFoundError):  # of what Lightning needs for some of its classes, or of ours
+        return f"{error}; install what is missing with pip", EXIT_INPUT
+    if type(error).__name__ == "MisconfigurationException":  # by name: Lightning is not imported here
         return str(error), EXIT_INPUT
     return None
 
@@ -132,7 +147,7 @@ def report_errors(debug: bool = False) -> Iterator[None]:
     except Exception as error:
         if debug:
             raise
-        known = _classify(error)
+        known = describe_expected(error)
         if known is not None:
             raise fail(*known) from None
         with tempfile.NamedTemporaryFile("w", prefix=f"{PROGRAM}-", suffix=".traceback", delete=False) as file:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gpt_lightning.errors import InputError, require, require_integer, warn
+from gpt_lightning.errors import InputError, require_integer, require_number, warn
 from gpt_lightning.model import GPT
 from gpt_lightning.tokenizer import END_OF_TEXT, Tokenizer, text_to_token_ids
 
@@ -42,8 +42,8 @@ class Sampling:
 
     def __post_init__(self) -> None:
         require_integer("sampling.max_new_tokens", self.max_new_tokens, 1)
-        is_number = math.isfinite(self.temperature) and self.temperature >= 0
-        require(is_number, "sampling.temperature", "be a finite number of at least 0", self.temperature)
+        must = "be a finite number of at least 0"
+        require_number("sampling.temperature", self.temperature, must, lambda number: number >= 0)
         require_integer("sampling.seed", self.seed, 0, 2**63 - 1)
 
     def check_vocabulary(self, vocab_size: int) -> None:

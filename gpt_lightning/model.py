@@ -15,7 +15,7 @@ from typing import Protocol
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gpt_lightning.errors import InputError, require, require_integer
+from gpt_lightning.errors import InputError, require, require_integer, require_number
 
 INITS = ("book", "gpt2")
 
@@ -46,10 +46,27 @@ def check_architecture(
     require_integer("model.emb_dim", emb_dim, 1)
     require_integer("model.n_heads", n_heads, 1)
     require_integer("model.n_layers", n_layers, 1)
-    require(0 <= drop_rate < 1, "model.drop_rate", "be at least 0 and below 1", drop_rate)
+    require_number("model.drop_rate", drop_rate, "be at least 0 and below 1", lambda rate: 0 <= rate < 1)
     require(init in INITS, "model.init", f"be one of {', '.join(INITS)}", init)
     if emb_dim % n_heads != 0:
         raise InputError(f"model.emb_dim ({emb_dim}) must be divisible by model.n_heads ({n_heads})")
+
+
+def count_parameters(
+    vocab_size: int,
+    context_length: int,
+    emb_dim: int,
+    n_layers: int,
+    qkv_bias: bool,
+    tie_weights: bool,
+) -> int:
+    """Trainable values of a GPT that has not been built; a tied head counts once."""
+    attention = 4 * emb_dim**2 + emb_dim + (3 * emb_dim if qkv_bias else 0)
+    feed_forward = 8 * emb_dim**2 + 5 * emb_dim
+    norms = 4 * emb_dim
+    embeddings = (vocab_size + context_length) * emb_dim
+    head = 0 if tie_weights else vocab_size * emb_dim
+    return embeddings + n_layers * (attention + feed_forward + norms) + 2 * emb_dim + head
 
 
 class CausalSelfAttention(nn.Module):
@@ -184,7 +201,3 @@ class GPT(nn.Module):
     def forward(self, token_ids: Tensor, cache: Cache | None = None) -> Tensor:
         """Logits of the next token after each token: (B, T) int64 -> (B, T, V). See `features`."""
         return self.out_head(self.features(token_ids, cache))
-
-    def count_parameters(self) -> int:
-        """Number of trainable values; a tied head counts once."""
-        return sum(parameter.numel() for parameter in self.parameters())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gpt_lightning.data import Batch
-from gpt_lightning.errors import DivergedError, InputError, require, require_integer
-from gpt_lightning.model import GPT, check_architecture
+from gpt_lightning.errors import DivergedError, InputError, MachineError, require_integer, require_number
+from gpt_lightning.model import GPT, check_architecture, count_parameters
 
+BYTES_PER_WEIGHT = 4  # float32
 ARCHITECTURE = (
     "vocab_size",
     "context_length",
@@ -105,17 +107,17 @@ class GPTModule(LightningModule):
     ) -> None:
         super().__init__()
         check_architecture(vocab_size, context_length, emb_dim, n_heads, n_layers, drop_rate, init)
-        is_rate = math.isfinite(learning_rate) and learning_rate > 0
-        require(is_rate, "model.learning_rate", "be a finite number above 0", learning_rate)
-        is_decay = math.isfinite(weight_decay) and weight_decay >= 0
-        require(is_decay, "model.weight_decay", "be a finite number of at least 0", weight_decay)
+        require_number("model.learning_rate", learning_rate, "be a finite number above 0", lambda rate: rate > 0)
+        require_number("model.weight_decay", weight_decay, "be a finite number of at least 0", lambda decay: decay >= 0)
         require_integer("model.warmup_steps", warmup_steps, 0)
         if min_learning_rate is not None:
             between = f"be between 0 and model.learning_rate ({learning_rate})"
-            require(0 <= min_learning_rate <= learning_rate, "model.min_learning_rate", between, min_learning_rate)
+            fits = lambda rate: 0 <= rate <= learning_rate  # noqa: E731  said once, read once
+            require_number("model.min_learning_rate", min_learning_rate, between, fits)
         self.save_hyperparameters(logger=False)
-        self.total_steps: float | None = None  # where the cosine ends; None asks the trainer
+        self.total_steps = math.inf  # where the cosine ends
         self.evaluated: dict[str, float] = {}  # the last evaluation's losses and perplexities
+        self.evaluated_tokens: dict[str, int] = {}  # over how many tokens each loss is the mean
         self.gradient_norm = math.nan  # of the last update, before clipping
         self._nll_sums: dict[str, list[float]] = {}  # name -> [sum of losses, number of tokens]
 
@@ -130,6 +132,35 @@ class GPTModule(LightningModule):
             self.hparams["vocab_size"] = vocab_size
         elif given < vocab_size:
             raise InputError(f"model.vocab_size ({given}) is smaller than the tokenizer's {vocab_size}")
+
+    def count_parameters(self) -> int:
+        """Trainable values of the network, built or not."""
+        names = ("vocab_size", "context_length", "emb_dim", "n_layers", "qkv_bias", "tie_weights")
+        return count_parameters(**{name: self.hparams[name] for name in names})
+
+    @property
+    def flops_per_batch(self) -> int:
+        """Floating-point operations of a training batch on one device, for Lightning's ThroughputMonitor.
+
+        6 for each weight of a matrix product and token, 12 n_layers T D per token for attention
+        (Chowdhery et al. 2022, appendix B).
+        """
+        h = self.hparams
+        looked_up = (h["vocab_size"] * (not h["tie_weights"]) + h["context_length"]) * h["emb_dim"]
+        attention = 12 * h["n_layers"] * h["context_length"] * h["emb_dim"]
+        tokens = self.trainer.datamodule.hparams["batch_size"] * h["context_length"]  # type: ignore[attr-defined]
+        return tokens * (6 * (self.count_parameters() - looked_up) + attention)
+
+    def check_memory(self) -> None:
+        """Raises `MachineError` where this machine's memory could not hold the weights alone."""
+        parameters = self.count_parameters()
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if BYTES_PER_WEIGHT * parameters > memory:
+            raise MachineError(
+                f"out of memory: the {parameters:,} weights of model.emb_dim ({self.hparams['emb_dim']}) and "
+                f"model.n_layers ({self.hparams['n_layers']}) take {BYTES_PER_WEIGHT * parameters / 1e9:,.1f} GB, "
+                f"this machine has {memory / 1e9:.1f} GB"
+            )
 
     def configure_model(self) -> None:
         """Builds the network: late, so that all settings have been checked before."""
@@ -184,6 +215,7 @@ class GPTModule(LightningModule):
         sums = torch.tensor(self._nll_sums.get(name, [0.0, 0.0]), dtype=torch.float64)
         if self.trainer.world_size > 1:
             sums = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")
+        self.evaluated_tokens[name] = int(sums[1])
         return (sums[0] / sums[1]).item()
 
     def configure_optimizers(self) -> Any:
@@ -193,14 +225,19 @@ class GPTModule(LightningModule):
         warmup_steps, least = self.hparams["warmup_steps"], self.hparams["min_learning_rate"]
         if warmup_steps == 0 and least is None:
             return optimizer
-        total_steps = self.total_steps
-        if total_steps is None and least is not None:
-            total_steps = self.trainer.estimated_stepping_batches
         share = None if least is None else least / rate
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda updates: learning_rate_factor(updates, warmup_steps, total_steps or 0, share)
+            optimizer, lambda updates: learning_rate_factor(updates, warmup_steps, self.total_steps, share)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Sets the next update's rate anew: a run that goes on may have been given another end."""
+        schedule = self.lr_schedulers()
+        if isinstance(schedule, torch.optim.lr_scheduler.LambdaLR):
+            factor = schedule.lr_lambdas[0](schedule.last_epoch)
+            for group in schedule.optimizer.param_groups:
+                group["lr"] = self.hparams["learning_rate"] * factor
 
     def configure_gradient_clipping(
         self,

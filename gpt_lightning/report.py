@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-import os
+import shlex
 
 import torch
 from lightning.pytorch import Trainer
 
 from gpt_lightning.data import Split, TextDataModule
-from gpt_lightning.model import GPT
-from gpt_lightning.module import ARCHITECTURE, GPTModule
+from gpt_lightning.module import BYTES_PER_WEIGHT, GPTModule
 
-BYTES_PER_WEIGHT = 4
 STATES_PER_WEIGHT = 3  # a full checkpoint holds the weight and AdamW's two moments
 
 
-def count_parameters(module: GPTModule) -> int:
-    """Parameters of the network that the settings describe, without building it."""
-    with torch.device("meta"):
-        return GPT(**{name: module.hparams[name] for name in ARCHITECTURE}).count_parameters()
-
-
 def checkpoint_bytes(parameters: int) -> tuple[int, int]:
-    """Size of best.ckpt (weights) and of last.ckpt (weights and optimizer state)."""
-    return BYTES_PER_WEIGHT * parameters, BYTES_PER_WEIGHT * STATES_PER_WEIGHT * parameters
+    """Size of a run's checkpoints when it is done and, at most, while it runs."""
+    best = BYTES_PER_WEIGHT * parameters
+    last = STATES_PER_WEIGHT * best
+    return best + last, best + 3 * last  # last, prev, and the one being written
 
 
-def describe_data(data: TextDataModule, accumulate: int) -> list[str]:
-    """The text, its parts and their windows."""
+def describe_data(data: TextDataModule, train_batches: int, val_batches: int, steps: int) -> list[str]:
+    """The text, its parts and their windows.
+
+    Args:
+        data: Set up.
+        train_batches: Batches per epoch on each rank.
+        val_batches: Batches of an evaluation.
+        steps: Optimizer steps of the first epoch.
+    """
     assert data.source is not None
     train, val = data.splits["training"], data.splits["validation"]
     batch_size, context_length = data.hparams["batch_size"], data.hparams["context_length"]
-    steps = -(-data.train_batches // accumulate)
     return [
         f"text        {data.source.path.name}: {len(data.source.content):,} characters, {data.total_tokens:,} tokens "
         f"({data.tokenizer.name}, {data.tokenizer.vocab_size:,} in the vocabulary)",
@@ -39,15 +39,16 @@ def describe_data(data: TextDataModule, accumulate: int) -> list[str]:
         f"{train.tokens:,} / {val.tokens:,} tokens for training / validation",
         f"windows     {len(train.windows)} + {len(val.windows)} of {context_length} tokens, stride {data.stride}; "
         f"no window predicts the last {train.windows.tail} + {val.windows.tail} tokens",
-        f"batches     {data.train_batches} + {data.val_batches} of {batch_size} windows; "
-        f"{steps} optimizer steps per epoch{_left_out(data, train)}",
+        f"batches     {train_batches} + {val_batches} of {batch_size} windows; "
+        f"{steps} optimizer steps per epoch{_left_out(data, train, train_batches)}",
     ]
 
 
-def _left_out(data: TextDataModule, train: Split) -> str:
+def _left_out(data: TextDataModule, train: Split, train_batches: int) -> str:
     world_size = data.trainer.world_size if data.trainer is not None else 1
-    left_out = len(train.windows) - data.train_batches * data.hparams["batch_size"] * world_size
-    return f", {left_out} windows that fill no batch left out of each" if left_out else ""
+    left_out = len(train.windows) - train_batches * data.hparams["batch_size"] * world_size
+    reason = "that fill no batch" if train_batches == data.train_batches else "beyond trainer.limit_train_batches"
+    return f", {left_out} windows {reason} left out of each" if left_out else ""
 
 
 def describe_device(trainer: Trainer, asked: str) -> str:
@@ -76,11 +77,10 @@ def describe_model(module: GPTModule, parameters: int) -> str:
 
 def describe_folder(shown: str, parameters: int) -> str:
     """The run folder and what will be written to it."""
-    best, last = checkpoint_bytes(parameters)
-    while_running = best + 3 * last  # last, prev, and the one being written
+    done, running = checkpoint_bytes(parameters)
     return (
-        f"run folder  {shown}; checkpoints take {format_bytes(best + last)} when done, "
-        f"up to {format_bytes(while_running)} while it runs"
+        f"run folder  {shown}; checkpoints take {format_bytes(done)} when done, "
+        f"up to {format_bytes(running)} while it runs"
     )
 
 
@@ -89,18 +89,27 @@ def format_bytes(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
-def describe_evaluation(name: str, loss: float, perplexity: float, part: Split) -> str:
-    """One line with the loss of a split."""
-    windows = part.windows
-    predicted = len(windows) * windows.context_length
+def describe_evaluation(name: str, loss: float, perplexity: float, tokens: int, part: Split) -> str:
+    """One line with the loss of a split.
+
+    Args:
+        name: Of the split.
+        loss: In nats per token.
+        perplexity: exp of it.
+        tokens: Over how many tokens the loss is the mean.
+        part: The split.
+    """
+    windows = tokens // part.windows.context_length
+    left_out = len(part.windows) - windows
+    rest = f"no window predicts the last {part.windows.tail}"
     return (
         f"{name}: loss {loss:.6f} nats per token, perplexity {perplexity:.4f}, "
-        f"over {predicted:,} tokens in {len(windows)} windows of {windows.context_length}; "
-        f"no window predicts the last {windows.tail}"
+        f"over {tokens:,} tokens in {windows} windows of {part.windows.context_length}; "
+        + (f"{left_out} windows left out by a limit" if left_out else rest)
     )
 
 
 def predict_command(checkpoint: str, prompt: str) -> str:
-    """The command that samples from a checkpoint."""
-    quoted = "'" + prompt.replace("'", "'\\''") + "'" if set(prompt) & set('"$`\\!') else f'"{prompt}"'
-    return f"python -m gpt_lightning predict --ckpt_path {os.fspath(checkpoint)} --prompt {quoted}"
+    """The command that samples from a checkpoint, to be pasted into a shell."""
+    quoted = shlex.quote(prompt) if set(prompt) & set('"$`\\!') else f'"{prompt}"'
+    return f"python -m gpt_lightning predict --ckpt_path {shlex.quote(checkpoint)} --prompt {quoted}"

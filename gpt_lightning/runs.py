@@ -81,13 +81,30 @@ class Run:
             self._lock = None
 
     def check_space(self, needed: int) -> None:
-        """Raises `MachineError` unless the disk has `needed` bytes free."""
-        free = shutil.disk_usage(self.path).free
+        """Raises `MachineError` unless the disk has room for `needed` bytes of checkpoints, these included."""
+        present = sum(path.stat().st_size for path in self.checkpoints.iterdir())
+        free = shutil.disk_usage(self.path).free + present
         if free < needed:
             raise MachineError(
                 f"{self.shown}: the run needs up to {needed / 1e9:.1f} GB for its checkpoints, "
                 f"the disk has {free / 1e9:.1f} GB free"
             )
+
+    @property
+    def is_numbered(self) -> bool:
+        """Whether it is one of runs/<name>/<number>."""
+        return self.path.parent.parent == RUNS.absolute() and self.path.name.isdigit()
+
+    def discard(self) -> None:
+        """Removes the folder of a run that never began."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        if self.is_numbered:
+            (self.path.parent / "latest").unlink(missing_ok=True)
+            for older in numbered_runs(self.path.parent.name)[-1:]:
+                Run(older).link_latest()
+            with contextlib.suppress(OSError):  # not empty
+                self.path.parent.rmdir()
+                RUNS.rmdir()
 
     def link_latest(self) -> None:
         """Points `latest`, beside the numbered folders, to this run's checkpoints."""
@@ -111,11 +128,13 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """All lines of a JSON-lines file, oldest first; one cut short by a kill is left out."""
+    """The lines of a JSON-lines file that are rows with a step, oldest first; a kill may cut one short."""
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         with contextlib.suppress(json.JSONDecodeError):
-            rows.append(json.loads(line))
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                rows.append(row)
     return rows
 
 
@@ -128,7 +147,7 @@ def replace_text(path: Path, content: str) -> None:
 
 def launched_by_others() -> bool:
     """Whether torchrun or SLURM starts the processes of this run."""
-    return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
+    return "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get("SLURM_NTASKS", "1") != "1"
 
 
 def numbered_runs(name: str) -> list[Path]:

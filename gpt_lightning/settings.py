@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 import os
 import re
 from pathlib import Path
@@ -13,8 +12,9 @@ import torch
 import yaml
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 
-from gpt_lightning.errors import InputError, MachineError, describe_os_error, require, require_integer
+from gpt_lightning.errors import InputError, MachineError, describe_os_error, require, require_integer, require_number
 from gpt_lightning.generation import check_prompt
+from gpt_lightning.runs import launched_by_others
 
 MAX_CONFIG_BYTES = 1_000_000
 MAX_CONFIG_NODES = 100_000
@@ -33,7 +33,9 @@ TYPE_WORDS = {
     "NoneType": "null",
 }
 CLASS_ERRORS = {
-    r"Importing '([\w.]+)' is not allowed": "class_path '{}' is not allowed; only classes of Lightning may be named",
+    r"Importing '([\w.]+)' is not allowed": (
+        "class_path '{}' is not allowed; only classes of Lightning that take no code may be named"
+    ),
     r"given class_path '([\w.]+)': ": "class_path '{}' not found",
     r"Option '(\w+)' is not accepted": "unknown option '{}'",
     r"arguments are required: (\w+)": "option '{}' is missing",
@@ -59,10 +61,13 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
-            seen.add(key)
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == "tag:yaml.org,2002:merge":
+                problem = "a name must be a plain word"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            if key_node.value in seen:
+                problem = f"key {key_node.value!r} stands twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
 
@@ -94,6 +99,8 @@ def read_config(path: str) -> dict[str, Any]:
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error)
         raise InputError(f"{path}{line}: not valid YAML: {problem}") from None
+    except ValueError as error:  # a date that no calendar has
+        raise InputError(f"{path}: not valid YAML: {error}") from None
     except RecursionError:
         raise InputError(f"{path}: not a config: nested too deeply") from None
     if config is None:
@@ -227,8 +234,13 @@ def check_trainer(trainer: Any) -> None:
     require_integer("trainer.log_every_n_steps", trainer["log_every_n_steps"], 1)
     clip = trainer["gradient_clip_val"]
     if clip is not None:
-        is_limit = isinstance(clip, (int, float)) and math.isfinite(clip) and clip >= 0
-        require(is_limit, "trainer.gradient_clip_val", "be a finite number of at least 0", clip)
+        must = "be a finite number of at least 0"
+        require_number("trainer.gradient_clip_val", clip, must, lambda limit: limit >= 0)
+    if trainer["num_nodes"] != 1 and not launched_by_others():
+        raise InputError(f"trainer.num_nodes ({trainer['num_nodes']}) needs torchrun or SLURM to start the processes")
+    strategy = trainer["strategy"]
+    if isinstance(strategy, str) and any(word in strategy for word in ("spawn", "fork", "notebook")):
+        raise InputError(f"trainer.strategy {strategy} cannot carry a run's open files to other processes; take ddp")
     check_device(trainer["accelerator"], trainer["devices"], trainer["precision"])
 
 

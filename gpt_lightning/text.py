@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import http.client
 import os
 import time
 import urllib.error
@@ -11,7 +12,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt_lightning.errors import InputError, MachineError, describe_os_error, require, warn
+from gpt_lightning.errors import InputError, MachineError, describe_os_error, require_number, warn
 
 DATA_VARIABLE = "GPT_LIGHTNING_DATA"
 MAX_BYTES = 2 * 1024**3
@@ -48,7 +49,7 @@ def find_text(
     Args:
         path: The file; a fetched text is kept there.
         setting: Its name in messages.
-        address: http(s) URL to fetch it from, once.
+        address: http or https URL to fetch it from, once.
         sha256: Checksum of the file's bytes. A copy from the folder or the address must have it; of
             the file at `path` itself a warning says that it is another text.
         fallback: File to take, with a warning, where the text cannot be had.
@@ -142,7 +143,7 @@ def split_text(text: str, train_ratio: float) -> tuple[str, str]:
     Raises:
         InputError: train_ratio is not between 0 and 1.
     """
-    require(0 < train_ratio < 1, "data.train_ratio", "be between 0 and 1", train_ratio)
+    require_number("data.train_ratio", train_ratio, "be between 0 and 1", lambda ratio: 0 < ratio < 1)
     cut = int(train_ratio * len(text))
     return text[:cut], text[cut:]
 
@@ -153,6 +154,8 @@ def fetch(address: str, path: Path, sha256: str | None) -> None:
     Raises:
         MachineError: No answer, too large, too slow, the wrong checksum, or nowhere to write it.
     """
+    if not address.startswith(("http://", "https://")):
+        raise MachineError(f"{address}: cannot be fetched (not an http or https address)")
     deadline = time.monotonic() + FETCH_SECONDS
     digest = hashlib.sha256()
     part = path.with_name(f"{path.name}.tmp-{os.getpid()}")
@@ -167,12 +170,14 @@ def fetch(address: str, path: Path, sha256: str | None) -> None:
                         raise MachineError(f"{address}: larger than {MAX_BYTES} bytes")
                     if time.monotonic() > deadline:
                         raise MachineError(f"{address}: not fetched within {FETCH_SECONDS} s")
+                if file.tell() != int(answer.headers.get("Content-Length", file.tell())):
+                    raise MachineError(f"{address}: cut short after {file.tell()} bytes, file not kept")
                 file.flush()
                 os.fsync(file.fileno())
         if sha256 is not None and digest.hexdigest() != sha256:
             raise MachineError(f"{address}: checksum mismatch, file not kept")
         os.replace(part, path)
-    except (OSError, ValueError) as error:  # urllib's errors are OSErrors; ValueError: not an address
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         raise MachineError(f"{address}: cannot be fetched ({reason})") from None
     finally:

@@ -6,19 +6,21 @@ import contextlib
 import math
 import os
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from gpt_lightning import report
 from gpt_lightning.callbacks import Evaluation, Metrics, Progress, Samples, StepBar, say
 from gpt_lightning.checkpoint import RunCheckpoints, check_same_text, read_checkpoint
 from gpt_lightning.data import TextDataModule
-from gpt_lightning.errors import InputError
+from gpt_lightning.errors import InputError, describe_expected
 from gpt_lightning.module import GPTModule
 from gpt_lightning.runs import (
     RUN_DIR_VARIABLE,
@@ -28,6 +30,7 @@ from gpt_lightning.runs import (
     launched_by_others,
     new_run_folder,
     numbered_runs,
+    read_rows,
     replace_text,
 )
 
@@ -51,11 +54,13 @@ class RunChoice:
         name: Of the run and its config file.
         folder: Its folder; None for the next number of `runs/<name>`.
         checkpoint: File to go on from; None to start.
+        content: What is in that file.
     """
 
     name: str
-    folder: Path | None
-    checkpoint: Path | None
+    folder: Path | None = None
+    checkpoint: Path | None = None
+    content: dict[str, Any] | None = None
 
 
 def choose_run(name: str, run_dir: str | None, resume: bool, max_epochs: int | None, max_steps: int) -> RunChoice:
@@ -66,22 +71,25 @@ def choose_run(name: str, run_dir: str | None, resume: bool, max_epochs: int | N
             processes.
     """
     if run_dir is not None:
+        if not run_dir:
+            raise InputError("--run_dir is empty; name a folder")
         folder = Path(run_dir)
         last = folder / "checkpoints" / "last.ckpt"
         if resume:
-            return RunChoice(name, folder, last if last.exists() else None)
+            return RunChoice(name, folder, last, read_checkpoint(last)) if last.exists() else RunChoice(name, folder)
         if RUN_DIR_VARIABLE not in os.environ:  # else rank 0 of this command has just made it
             check_empty(folder)
-        return RunChoice(name, folder, None)
+        return RunChoice(name, folder)
     if launched_by_others():
         raise InputError("--run_dir DIR is needed under torchrun and SLURM, so that all processes share it")
     for folder in reversed(numbered_runs(name)) if resume else ():
         last = folder / "checkpoints" / "last.ckpt"
         if not last.exists():
-            return RunChoice(name, folder, None)
-        if not limits_reached(read_checkpoint(last), max_epochs, max_steps):
-            return RunChoice(name, folder, last)
-    return RunChoice(name, None, None)
+            return RunChoice(name, folder)
+        content = read_checkpoint(last)
+        if not limits_reached(content, max_epochs, max_steps):
+            return RunChoice(name, folder, last, content)
+    return RunChoice(name)
 
 
 def limits_reached(checkpoint: dict[str, Any], max_epochs: int | None, max_steps: int) -> bool:
@@ -97,7 +105,6 @@ def train(
     data: TextDataModule,
     settings: Any,
     choice: RunChoice,
-    checkpoint: dict[str, Any] | None,
     resolved_config: str,
 ) -> None:
     """Checks everything, makes the folder, trains, and says how to sample from the result.
@@ -106,55 +113,63 @@ def train(
         trainer: Without limits on steps; see `callbacks.Evaluation`.
         module: Not yet built.
         data: Not yet set up.
-        settings: Everything outside `model`, `data` and `trainer`; of `trainer` the limits.
+        settings: All settings of the command.
         choice: Where the run goes.
-        checkpoint: Content of `choice.checkpoint`.
         resolved_config: YAML to keep with the run.
     """
     start = time.monotonic()
     max_steps = settings["trainer"]["max_steps"]
     data.trainer = trainer
     data.setup("fit")
-    if checkpoint is not None:
-        check_same_text(data, checkpoint, str(choice.checkpoint))
-        if limits_reached(checkpoint, trainer.max_epochs, max_steps):
+    if choice.content is not None:
+        check_same_text(data, choice.content, str(choice.checkpoint))
+        if limits_reached(choice.content, trainer.max_epochs, max_steps):
             say(f"{choice.folder}: finished; nothing is left to do within trainer.max_epochs and max_steps")
             return
     module.set_vocabulary(data.tokenizer.vocab_size)
-    module.total_steps = count_steps(trainer, module, data, max_steps)
+    module.check_memory()
+    train_batches = limited("limit_train_batches", trainer.limit_train_batches, data.train_batches)
+    val_batches = limited("limit_val_batches", trainer.limit_val_batches, data.val_batches)
+    module.total_steps = count_steps(trainer, module, train_batches, max_steps)
     settings["sampling"].check_vocabulary(module.hparams["vocab_size"])
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         monitor = getattr(callback, "monitor", None)
         if monitor is not None and monitor not in MONITORED:
             known = ", ".join(MONITORED)
             raise InputError(f"trainer.callbacks: {type(callback).__name__} cannot monitor {monitor!r}, only {known}")
-    resumed_step = None if checkpoint is None else checkpoint["global_step"]
+    resumed_step = None if choice.content is None else choice.content["global_step"]
     with open_run(choice, resumed_step, resolved_config, module, trainer.is_global_zero) as run:
         progress = Progress()
         show_bar = settings["trainer"]["enable_progress_bar"] is not False and not trainer.progress_bar_callback
         kept = {name: settings[name] for name in KEPT_SETTINGS}
         checkpoints = RunCheckpoints(run, progress, settings["save_every"], kept)
+        users_callbacks = list(trainer.callbacks)  # type: ignore[attr-defined]
         trainer.callbacks = [  # type: ignore[attr-defined]
             progress,
             Metrics(run, progress),
             Samples(run, data.tokenizer, settings["prompt"], settings["sampling"], settings["sample_every"]),
             *([StepBar(module.total_steps)] if show_bar else []),
-            *trainer.callbacks,  # type: ignore[attr-defined]
+            *users_callbacks,
             Evaluation(run, progress, settings["evaluate_every"], max_steps),
             checkpoints,
         ]
-        purge_step = None if resumed_step is None else resumed_step + 1
+        purge_step = 0 if resumed_step is None else resumed_step + 1
         logger = TensorBoardLogger(str(run.path), name="", version="", default_hp_metric=False, purge_step=purge_step)
         logger.log_hyperparams({**module.hparams, **data.hparams})
         trainer.loggers = [logger]
         if trainer.is_global_zero:
-            for line in describe(trainer, module, data, run, settings["trainer"]["accelerator"]):
+            parameters = module.count_parameters()
+            for line in (
+                *report.describe_data(data, train_batches, val_batches, steps_of_epoch(trainer, train_batches, 0)),
+                report.describe_model(module, parameters),
+                report.describe_device(trainer, settings["trainer"]["accelerator"]),
+                report.describe_folder(run.shown, parameters),
+            ):
                 say(line)
         if resumed_step is not None:
             trainer.num_sanity_val_steps = 0  # what Lightning calls the evaluation before the first update
             if trainer.is_global_zero:
                 say(f"going on    after step {resumed_step}")
-        checkpoint = None  # Lightning reads it again
         seed_everything(settings["seed_everything"], workers=True, verbose=False)
         try:
             trainer.fit(module, data, ckpt_path=choice.checkpoint, weights_only=True)
@@ -162,23 +177,62 @@ def train(
             if trainer.interrupted:  # Lightning turns Ctrl-C into exit(1)
                 raise KeyboardInterrupt from None
             raise
+        except Exception as error:
+            raise explain_error(error, users_callbacks, None if progress.started else choice.checkpoint) from error
+        if progress.session_tokens == 0 and resumed_step is not None:
+            say(f"{choice.folder}: finished; trainer.max_time or a callback ends it before its next step")
+            return
+        if progress.session_tokens == 0:
+            batch_size = data.hparams["batch_size"]
+            raise InputError(
+                "nothing was trained: trainer.max_time or a callback ended the run before its first step "
+                f"(data.batch_size is {batch_size} for {len(data.splits['training'].windows)} training windows)"
+            )
         if trainer.is_global_zero:
             prompt = settings["prompt"][0] if settings["prompt"] else "Every effort moves you"
             for line in farewell(run, progress, checkpoints, time.monotonic() - start, prompt):
                 say(line)
 
 
-def count_steps(trainer: Trainer, module: GPTModule, data: TextDataModule, max_steps: int) -> float:
+def explain_error(error: Exception, callbacks: list[Callback], checkpoint: Path | None) -> Exception:
+    """An error of the training, or an `InputError` where the user's callback or checkpoint is the cause.
+
+    Args:
+        error: What was raised.
+        callbacks: The user's.
+        checkpoint: The file that was being restored; None where the training had begun.
+    """
+    if describe_expected(error) is not None:
+        return error
+    reason = f"{type(error).__name__}: {str(error).strip()}".splitlines()[-1].strip()
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        for callback in callbacks:
+            if frame.f_locals.get("self") is callback:
+                return InputError(f"trainer.callbacks: {type(callback).__name__} does not work here: {reason}")
+        code = frame.f_code
+        restoring = "checkpoint_connector" in code.co_filename or code.co_name == "set_rng_states"
+        if checkpoint is not None and restoring:
+            return InputError(f"{checkpoint}: a run cannot go on from it ({reason})")
+    return error
+
+
+def steps_of_epoch(trainer: Trainer, batches: int, epoch: int) -> int:
+    """Optimizer steps of an epoch with so many batches; the last may have fewer batches than the others."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GradientAccumulationScheduler):
+            return math.ceil(batches / callback.get_accumulate_grad_batches(epoch))
+    return math.ceil(batches / trainer.accumulate_grad_batches)
+
+
+def count_steps(trainer: Trainer, module: GPTModule, batches: int, max_steps: int) -> float:
     """Optimizer steps of the whole run; infinite without a limit.
 
     Raises:
-        InputError: No step or no evaluation is left, or the schedule does not fit.
+        InputError: The schedule of the learning rate does not fit.
     """
-    batches = limited("limit_train_batches", trainer.limit_train_batches, data.train_batches)
-    limited("limit_val_batches", trainer.limit_val_batches, data.val_batches)
     steps = math.inf if max_steps == -1 else max_steps
     if trainer.max_epochs is not None and trainer.max_epochs != -1:
-        steps = min(steps, trainer.max_epochs * math.ceil(batches / trainer.accumulate_grad_batches))
+        steps = min(steps, sum(steps_of_epoch(trainer, batches, epoch) for epoch in range(trainer.max_epochs)))
     warmup_steps = module.hparams["warmup_steps"]
     if warmup_steps >= steps:
         raise InputError(f"model.warmup_steps ({warmup_steps}) must be below the run's {steps} steps")
@@ -207,30 +261,24 @@ def open_run(
     if not is_global_zero:
         yield Run(Path(os.environ.get(RUN_DIR_VARIABLE) or choice.folder or RUNS))
         return
+    is_new = choice.folder is None or not choice.folder.exists()
     run = Run(choice.folder or new_run_folder(choice.name))
     try:
         run.open()
-        run.check_space(sum(report.checkpoint_bytes(report.count_parameters(module))))
+        run.check_space(report.checkpoint_bytes(module.count_parameters())[1])
         run.cut_logs(-1 if resumed_step is None else resumed_step)
         replace_text(run.path / f"{choice.name}.yaml", resolved_config)
-        if run.path.parent == (RUNS / choice.name).absolute():
+        if run.is_numbered:
             run.link_latest()
         os.environ[RUN_DIR_VARIABLE] = str(run.path)
         yield run
+    except BaseException:
+        if is_new and not read_rows(run.metrics_file):  # it has not even been evaluated
+            run.discard()
+        raise
     finally:
         os.environ.pop(RUN_DIR_VARIABLE, None)
         run.close()
-
-
-def describe(trainer: Trainer, module: GPTModule, data: TextDataModule, run: Run, accelerator: str) -> list[str]:
-    """What the run works on."""
-    parameters = report.count_parameters(module)
-    return [
-        *report.describe_data(data, trainer.accumulate_grad_batches),
-        report.describe_model(module, parameters),
-        report.describe_device(trainer, accelerator),
-        report.describe_folder(run.shown, parameters),
-    ]
 
 
 def farewell(run: Run, progress: Progress, checkpoints: RunCheckpoints, seconds: float, prompt: str) -> list[str]:

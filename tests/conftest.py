@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+
+# Two workers, a thread each; before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Result
+from conftest import STORY, Result
 
 import gpt_lightning
 from gpt_lightning.checkpoint import AtomicCheckpointIO, get_rng_states, load_weights, read_checkpoint, set_rng_states
 from gpt_lightning.errors import InputError, MachineError
-from gpt_lightning.module import GPTModule
+from gpt_lightning.module import GPTModule, learning_rate_factor
+from gpt_lightning.runs import read_rows
 
 Command = Callable[..., Result]
 
@@ -82,7 +83,7 @@ def test_a_finished_run_keeps_best_and_last_only(trained: Path) -> None:
     assert sorted(path.name for path in (trained / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
 
 
-def test_every_flipped_bit_is_seen(trained: Path, tmp_path: Path) -> None:
+def test_a_flipped_bit_is_seen_or_changes_nothing(trained: Path, tmp_path: Path) -> None:
     good = (trained / "checkpoints/best.ckpt").read_bytes()
     generator = torch.Generator().manual_seed(0)
     for position in torch.randint(len(good), (40,), generator=generator).tolist():
@@ -95,8 +96,10 @@ def test_every_flipped_bit_is_seen(trained: Path, tmp_path: Path) -> None:
         except InputError:
             continue
         # What is left are bytes of padding that hold nothing.
-        for key, tensor in torch.load(trained / "checkpoints/best.ckpt")["state_dict"].items():
-            assert torch.equal(read["state_dict"][key], tensor)
+        whole = torch.load(trained / "checkpoints/best.ckpt")
+        weights, expected = read.pop("state_dict"), whole.pop("state_dict")
+        assert read == whole
+        assert all(torch.equal(weights[key], tensor) for key, tensor in expected.items())
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
@@ -136,6 +139,14 @@ def changed(trained: Path, target: Path, change: Callable[[dict[str, Any]], None
     [
         (lambda c: c["gpt_lightning"].update(format=2), "has checkpoint format 2; this program reads format 1"),
         (lambda c: c.pop("gpt_lightning"), "not a checkpoint of gpt_lightning"),
+        (lambda c: c["gpt_lightning"].update(format=torch.ones(2)), "has checkpoint format"),
+        (lambda c: c.pop("state_dict"), "state_dict is missing or of the wrong type"),
+        (lambda c: c["gpt_lightning"].pop("fit"), "gpt_lightning.fit is missing or of the wrong type"),
+        (
+            lambda c: c["gpt_lightning"]["text"].update(sha256=3),
+            "gpt_lightning.text.sha256 is missing or of the wrong type",
+        ),
+        (lambda c: c["state_dict"].update(a=3), "state_dict.a must be a tensor"),
     ],
 )
 def test_other_formats_are_refused(
@@ -165,7 +176,14 @@ def test_weights_that_are_not_finite_or_do_not_fit_are_refused(trained: Path, tm
     def enlarge(checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"]["model.final_norm.bias"] = torch.zeros(17)
 
-    for change, message in ((spoil, "non-finite weights"), (enlarge, "weights do not fit the model: size mismatch")):
+    def deepen(checkpoint: dict[str, Any]) -> None:
+        checkpoint["hyper_parameters"]["n_layers"] = 10**9
+
+    for change, message in (
+        (spoil, "non-finite weights"),
+        (enlarge, "weights do not fit the model: size mismatch"),
+        (deepen, "has weights of 1 layers, its settings say 1000000000"),
+    ):
         checkpoint = read_checkpoint(changed(trained, tmp_path / "a.ckpt", change))
         with pytest.raises(InputError, match=message):
             load_weights(GPTModule(**checkpoint["hyper_parameters"]), checkpoint, "a.ckpt")
@@ -233,6 +251,65 @@ def test_a_run_in_pieces_equals_the_run_in_one(command: Command, config: Path, t
     assert pieces["gpt_lightning"]["progress"] == whole["gpt_lightning"]["progress"]
 
 
+def test_a_run_with_more_epochs_follows_the_longer_schedule(command: Command, config: Path) -> None:
+    schedule = ("--model.warmup_steps=2", "--model.min_learning_rate=0.001")
+    command("fit", "--config", config, "--run_dir", "run", "--trainer.max_epochs=1", *schedule)
+    result = command("fit", "--config", config, "--run_dir", "run", "--resume", *schedule)
+
+    rates = [row["learning_rate"] for row in read_rows(Path("run/metrics.jsonl")) if "learning_rate" in row]
+    expected = [0.01 * learning_rate_factor(step, 2, 5 if step < 5 else 15, 0.1) for step in range(15)]
+    assert result.code == 0
+    assert rates == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_validation_text_is_remembered_by_path_and_content(command: Command, config: Path, trained: Path) -> None:
+    text = STORY.read_text()
+    Path("val.txt").write_text(text[:3000])
+    arguments = ("fit", "--config", config, "--run_dir", "run", "--data.val_text=val.txt")
+    command(*arguments, "--trainer.max_epochs=1")
+
+    goes_on = command(*arguments, "--resume", "--trainer.max_epochs=2")
+    shown = command("validate", "--ckpt_path", "run/checkpoints/last.ckpt")
+    limited = command("validate", "--ckpt_path", "run/checkpoints/last.ckpt", "--trainer.limit_val_batches=1")
+    Path("val.txt").write_text(text[:3001])
+    other = command(*arguments, "--resume", "--trainer.max_epochs=3")
+
+    assert goes_on.code == 0
+    assert shown.out.startswith("all of val.txt: loss ")
+    assert "over 2,944 tokens in 46 windows of 64; no window predicts the last 55\n" in shown.out
+    assert "over 2,944 tokens" in limited.out  # 46 windows are one batch of 56
+    assert other.code == 2
+    assert "val.txt: is not the data.val_text that run/checkpoints/last.ckpt was evaluated on" in other.error
+
+
+def test_a_limited_evaluation_says_over_how_much(command: Command, trained: Path) -> None:
+    arguments = ("--data.batch_size=4", "--trainer.limit_val_batches=2")
+
+    shown = command("validate", "--ckpt_path", trained / "checkpoints/last.ckpt", *arguments)
+
+    assert shown.out.endswith("over 512 tokens in 8 windows of 64; 23 windows left out by a limit\n")
+
+
+def test_another_text_in_the_yaml_gets_a_warning_when_resumed(command: Command, config: Path) -> None:
+    Path("other.txt").write_text(STORY.read_text()[:19000])
+    command("fit", "--config", config, "--run_dir", "run", "--data.text=other.txt", "--trainer.max_epochs=1")
+
+    result = command("fit", "--config", config, "--run_dir", "run", "--resume", "--trainer.max_epochs=2")
+
+    assert result.code == 0
+    assert f"warning: going on with {Path('other.txt').absolute()}, the text of run/checkpoints/last.ckpt" in result.err
+
+
+def test_a_run_that_its_time_ended_is_finished(command: Command, config: Path) -> None:
+    arguments = ("fit", "--config", config, "--run_dir", "run", "--trainer.max_time=00:00:00:01")
+    command(*arguments, "--trainer.max_epochs=100000")
+
+    result = command(*arguments, "--trainer.max_epochs=100000", "--resume")
+
+    assert result.code == 0
+    assert "finished; trainer.max_time or a callback ends it before its next step" in result.out
+
+
 def test_a_finished_run_goes_on_when_it_is_given_more_epochs(command: Command, config: Path, trained: Path) -> None:
     command("fit", "--config", config, "--run_dir", "run", "--trainer.max_epochs", 2)
 
@@ -275,6 +352,31 @@ def test_a_resumed_run_keeps_what_makes_it(
 
     assert result.code == 2
     assert message in result.error
+
+
+def test_a_run_does_not_go_on_from_weights_alone_or_from_what_cannot_be_restored(
+    command: Command, config: Path, trained: Path
+) -> None:
+    def forget(checkpoint: dict[str, Any]) -> None:
+        checkpoint["optimizer_states"] = [{"state": {}, "param_groups": []}]
+
+    shutil.copytree(trained, "run")
+    last = Path("run/checkpoints/last.ckpt")
+    last.write_bytes((trained / "checkpoints/best.ckpt").read_bytes())
+    weights_only = command("fit", "--config", config, "--run_dir", "run", "--resume", "--trainer.max_epochs", 4)
+    everything = torch.load(trained / "checkpoints/last.ckpt")
+    forget(everything)
+    torch.save(everything, last)
+    unfit = command("fit", "--config", config, "--run_dir", "run", "--resume", "--trainer.max_epochs", 4)
+
+    everything.pop("loops")
+    torch.save(everything, last)
+    torn = command("fit", "--config", config, "--run_dir", "run", "--resume", "--trainer.max_epochs", 4)
+
+    assert (weights_only.code, unfit.code, torn.code) == (2, 2, 2)
+    assert torn.error == "run/checkpoints/last.ckpt: loops is missing or of the wrong type"
+    assert "last.ckpt: has weights but no optimizer state; a run goes on from its last.ckpt" in weights_only.error
+    assert "last.ckpt: a run cannot go on from it (ValueError: loaded state dict has a different" in unfit.error
 
 
 def test_a_resumed_run_keeps_to_its_text(command: Command, config: Path, trained: Path) -> None:

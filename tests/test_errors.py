@@ -31,7 +31,7 @@ class MisconfigurationException(Exception):  # Lightning's is known by this name
         (PermissionError(errno.EACCES, "Permission denied", "a.txt"), 1, "a.txt: permission denied"),
         (OSError(errno.ENOSPC, "No space left on device"), 1, "no space left on device"),
         (MisconfigurationException("no such strategy"), 2, "no such strategy"),
-        (ModuleNotFoundError("needs psutil"), 2, "needs psutil"),
+        (ModuleNotFoundError("needs psutil"), 2, "needs psutil; install what is missing with pip"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (MemoryError("4 GB"), 1, "out of memory: lower data.batch_size, model.context_length or the model (4 GB)"),
     ],

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from gpt_lightning.data import TextDataModule, TrainOrder, Windows
 from gpt_lightning.generation import Sampling, generate, keep_top_k, next_token_probs, sample_next_token
-from gpt_lightning.model import GPT
+from gpt_lightning.model import GPT, count_parameters
 from gpt_lightning.module import GPTModule, cross_entropy, perplexity
 from gpt_lightning.text import read_text, remove_empty_lines, split_text
 from gpt_lightning.tokenizer import load_tokenizer, text_to_token_ids, token_ids_to_text
@@ -115,7 +115,8 @@ def test_parameter_counts_of_gpt2_small(context_length: int, tied: bool, paramet
     with torch.device("meta"):
         model = GPT(50257, context_length=context_length, tie_weights=tied)
 
-    assert model.count_parameters() == parameters
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+    assert count_parameters(50257, context_length, 768, 12, False, tied) == parameters
 
 
 @pytest.mark.parametrize(
@@ -131,7 +132,8 @@ def test_parameter_counts_of_the_published_gpt2(emb_dim: int, n_layers: int, n_h
     with torch.device("meta"):
         model = GPT(50257, 1024, emb_dim, n_heads, n_layers, qkv_bias=True, tie_weights=True)
 
-    assert model.count_parameters() == parameters
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+    assert count_parameters(50257, 1024, emb_dim, n_layers, True, True) == parameters
 
 
 # ---- 5.1.2 the loss

@@ -73,7 +73,8 @@ def test_a_run_without_a_checkpoint_is_started_again(command: Command, config: P
     shutil.rmtree(Path("run"), ignore_errors=True)
     Path("run/checkpoints").mkdir(parents=True)
     Path("run/checkpoints/last.ckpt.tmp-1").write_text("half")
-    Path("run/metrics.jsonl").write_text('{"step": 1, "train_loss": 1.0}\n')
+    rows = ['{"step": 1, "train_loss": 1.0}', "[]", "3", "null", "{}", '{"step": "x"}', '{"step": 1, "tr']
+    Path("run/metrics.jsonl").write_text("\n".join(rows))
 
     result = command("fit", "--config", config, "--run_dir", "run", "--resume", "--trainer.max_steps=1")
 
@@ -97,7 +98,9 @@ def test_a_folder_in_use_is_refused(command: Command, config: Path) -> None:
 def test_too_little_space_is_said_before_the_first_step(
     command: Command, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    free = shutil.disk_usage(".")._replace(free=1000)
+    weights = 257 * 16 * 2 + 64 * 16 + (12 * 256 + 10 * 16) + 2 * 16
+    enough_when_done = 4 * 4 * weights  # but not while it runs: best and three times last
+    free = shutil.disk_usage(".")._replace(free=enough_when_done)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
 
     result = command("fit", "--config", config, "--run_dir", "run")
@@ -114,6 +117,20 @@ def test_a_folder_that_cannot_be_made_is_the_machines_fault(command: Command, co
     assert command("fit", "--config", config, "--run_dir", "file/run").code == 1
     with pytest.raises(InputError, match="file: is a file, not a folder"):
         runs.check_empty(Path("file"))
+
+
+def test_a_run_that_never_began_leaves_no_folder(command: Command, config: Path) -> None:
+    broken = "--trainer.callbacks=[{class_path: BackboneFinetuning}]"
+    assert command("fit", "--config", config, broken).code == 2
+    assert os.listdir() == ["tiny.yaml"]
+    command("fit", "--config", config, "--trainer.max_steps=1")
+
+    assert command("fit", "--config", config, broken).code == 2
+    assert command("fit", "--config", config, broken, "--run_dir", "named").code == 2
+
+    assert sorted(os.listdir("runs/tiny")) == ["1", "latest"]
+    assert os.readlink("runs/tiny/latest") == "1/checkpoints"
+    assert not Path("named").exists()
 
 
 def test_torchrun_and_slurm_need_a_named_folder(

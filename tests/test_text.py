@@ -20,9 +20,12 @@ SHA256 = hashlib.sha256(STORY).hexdigest()
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        self.send_response(200 if self.path == "/story.txt" else 404)
+        known = self.path in ("/story.txt", "/cut.txt")
+        self.send_response(200 if known else 404)
+        if self.path == "/cut.txt":
+            self.send_header("Content-Length", "1000")
         self.end_headers()
-        self.wfile.write(STORY if self.path == "/story.txt" else b"")
+        self.wfile.write(STORY if known else b"")
 
     def log_message(self, *_: object) -> None:
         pass
@@ -99,10 +102,18 @@ def test_a_file_that_is_too_large_or_too_slow_is_not_kept(
     assert list(in_tmp.iterdir()) == []
 
 
-@pytest.mark.parametrize("path", ["http://127.0.0.1:1/a.txt", "not an address"])
+@pytest.mark.parametrize(
+    "path", ["http://127.0.0.1:1/a.txt", "http://127.0.0.1:1/a b.txt", "not an address", "file:///etc/hostname"]
+)
 def test_an_address_without_an_answer_is_the_machines_fault(in_tmp: Path, path: str) -> None:
     with pytest.raises(MachineError, match=r"a.txt: no such file; .*cannot be fetched"):
         find_text("a.txt", address=path)
+
+
+def test_a_download_cut_short_is_not_kept(in_tmp: Path, address: str) -> None:
+    with pytest.raises(MachineError, match=f"cut short after {len(STORY)} bytes, file not kept"):
+        find_text("a.txt", address=f"{address}/cut.txt")
+    assert list(in_tmp.iterdir()) == []
 
 
 def test_the_fallback_serves_with_one_warning_that_names_both(
