@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import os
 import sys
 
 from gpt_lightning import __version__
 from gpt_lightning.errors import PROGRAM, InputError, report_errors
 
+# Command -> what it is for. Those of OWN_MODULES load a module of their own, the others Lightning.
 COMMANDS = {
     "fit": "train a model from a YAML file",
     "validate": "loss and perplexity of a checkpoint on its validation split, or on a text",
     "test": "loss and perplexity of a checkpoint on data.test_text",
     "predict": "continue prompts with a checkpoint",
+    "plot": "draw the loss curves of runs",
 }
+OWN_MODULES = {"plot": "plotting"}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -48,6 +52,9 @@ def _dispatch(arguments: list[str]) -> None:
         close = difflib.get_close_matches(arguments[0], COMMANDS, 1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise InputError(f"expected one of {', '.join(COMMANDS)}; got {arguments[0]!r}{hint}")
+    elif arguments[0] in OWN_MODULES:
+        module = importlib.import_module(f"{PROGRAM}.{OWN_MODULES[arguments[0]]}")
+        getattr(module, arguments[0])(arguments[1:])
     else:
         from gpt_lightning.cli import run_command  # loads Lightning: seconds
 

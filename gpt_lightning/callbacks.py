@@ -6,6 +6,7 @@ training mode or the order of the data: a run's weights are the same with and wi
 
 from __future__ import annotations
 
+import html
 import math
 import sys
 import time
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from tqdm import tqdm
@@ -22,10 +23,12 @@ from tqdm import tqdm
 from gpt_lightning.data import Batch, TextDataModule
 from gpt_lightning.generation import Sampling, complete
 from gpt_lightning.module import GPTModule, perplexity
-from gpt_lightning.runs import Run, append_row
+from gpt_lightning.plotting import loss_figure, read_curve, save_figure
+from gpt_lightning.runs import BY_TOKENS, Run, append_row, read_rows
 from gpt_lightning.tokenizer import Tokenizer
 
 NEVER = sys.maxsize
+ROWS_SHOWN = 200  # of samples in TensorBoard
 
 
 def say(line: str) -> None:
@@ -153,12 +156,17 @@ class Evaluation(Callback):
 
 
 def log(trainer: Trainer, run: Run, progress: Progress, values: dict[str, float]) -> None:
-    """Writes one event, at the current optimizer step, to the metrics table and to every logger."""
-    step = trainer.global_step
-    place = {"step": step, "epoch": progress.epochs, "tokens_seen": progress.tokens_seen}
-    append_row(run.metrics_file, {**place, **values})
+    """Writes one event, at the current optimizer step, to the metrics table and to every logger.
+
+    TensorBoard shows losses against tokens seen as well.
+    """
+    step, tokens_seen = trainer.global_step, progress.tokens_seen
+    append_row(run.metrics_file, {"step": step, "epoch": progress.epochs, "tokens_seen": tokens_seen, **values})
     for logger in trainer.loggers:
         logger.log_metrics(values, step)
+        if isinstance(logger, TensorBoardLogger):
+            losses = {BY_TOKENS + name: value for name, value in values.items() if name.endswith("loss")}
+            logger.log_metrics(losses, tokens_seen)
 
 
 class Metrics(Callback):
@@ -236,14 +244,80 @@ class Samples(Callback):
             return
         self._sampled_step = step
         assert isinstance(module, GPTModule)
-        for number, prompt in enumerate(self.prompts):
+        epoch = trainer.current_epoch + 1
+        for prompt in self.prompts:
             completion = complete(module.model, self.tokenizer, prompt, self.sampling)
-            text = prompt + completion
-            say(" ".join(text.splitlines()))
-            append_row(self.run.samples_file, {"step": step, "prompt": prompt, "completion": completion})
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_text(f"sample_{number + 1}", text, step)
+            say(" ".join((prompt + completion).splitlines()))
+            row = {"step": step, "epoch": epoch, "prompt": prompt, "completion": completion}
+            append_row(self.run.samples_file, row)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and self.prompts:
+                rows = read_rows(self.run.samples_file)[-ROWS_SHOWN:]
+                logger.experiment.add_text("samples", samples_table(rows), step)
+
+
+def samples_table(rows: list[dict[str, Any]]) -> str:
+    """Rows of samples.jsonl as a table in Markdown."""
+
+    def cell(text: object) -> str:
+        return html.escape(" ".join(str(text).split())).replace("|", "&#124;")
+
+    lines = ["| epoch | step | prompt | completion |", "|---|---|---|---|"]
+    lines += [
+        f"| {' | '.join(cell(row[name]) for name in ('epoch', 'step', 'prompt', 'completion'))} |" for row in rows
+    ]
+    return "\n".join(lines)
+
+
+class Summary(Callback):
+    """At the end of a run: the loss figure, and its settings beside its last losses.
+
+    Args:
+        run: Where the figure goes.
+        settings: Of the model and the data.
+    """
+
+    def __init__(self, run: Run, settings: dict[str, Any]) -> None:
+        self.run = run
+        self.settings = settings
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        rows = [row for row in read_rows(self.run.metrics_file) if "val_loss" in row and row["step"] > 0]
+        if not trainer.is_global_zero or not rows:
+            return
+        last, step = rows[-1], trainer.global_step
+        final = {
+            "final/train_eval_loss": last["train_eval_loss"],
+            "final/val_loss": last["val_loss"],
+            "final/best_val_loss": min(row["val_loss"] for row in rows),
+        }
+        figure = loss_figure([read_curve(self.run.path)])
+        save_figure(figure, self.run.path / "loss")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(self.settings, final, step)
+                logger.experiment.add_figure("loss", figure, step, close=False)
+            else:
+                logger.log_metrics(final, step)
+
+
+class EarlyStop(EarlyStopping):
+    """Ends the run after an evaluation when the validation loss has not fallen for too long.
+
+    Args:
+        patience: Evaluations without a new lowest validation loss.
+    """
+
+    def __init__(self, patience: int) -> None:
+        super().__init__("val_loss", patience=patience, check_on_train_epoch_end=False)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({**state_dict, "patience": self.patience})  # as now given
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        if self.wait_count >= self.patience and trainer.is_global_zero:
+            say(f"Stopping early: the validation loss has not fallen for {self.wait_count} evaluations.")
 
 
 class StepBar(ProgressBar):

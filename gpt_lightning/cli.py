@@ -22,7 +22,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from gpt_lightning import report
 from gpt_lightning.callbacks import say
-from gpt_lightning.checkpoint import AtomicCheckpointIO, check_complete, check_same_text, load_weights, read_checkpoint
+from gpt_lightning.checkpoint import AtomicCheckpointIO, check_same_text, load_weights, read_checkpoint
 from gpt_lightning.data import TextDataModule
 from gpt_lightning.errors import PROGRAM, InputError, require_integer, warn
 from gpt_lightning.generation import Sampling, check_prompt, complete
@@ -41,7 +41,6 @@ from gpt_lightning.training import RunChoice, choose_run, train
 
 # Lightning's, less what the program decides itself.
 TRAINER_OWNED = {
-    "logger",
     "enable_checkpointing",
     "enable_model_summary",
     "default_root_dir",
@@ -59,7 +58,6 @@ TRAINER_OWNED = {
 }
 TRAINER_DEFAULTS = {"trainer.max_epochs": 10, "trainer.log_every_n_steps": 1, "trainer.precision": "32-true"}
 TRAINER_FIXED = {
-    "logger": False,  # set once the run folder is known
     "check_val_every_n_epoch": None,  # callbacks.Evaluation decides
     "num_sanity_val_steps": -1,  # the evaluation before the first update, over everything
     "max_steps": -1,  # callbacks.Evaluation stops the run
@@ -150,6 +148,12 @@ class CLI(LightningCLI):
             "--sample_every", type=int | None, default=None, help="optimizer steps between samples; null: each epoch"
         )
         parser.add_argument(
+            "--early_stopping_patience",
+            type=int | None,
+            default=None,
+            help="evaluations without a lower validation loss after which the run ends; null: never",
+        )
+        parser.add_argument(
             "--save_every",
             type=int | None,
             default=None,
@@ -171,8 +175,6 @@ class CLI(LightningCLI):
             self.run_choice = self._choose_run(settings)
             self.checkpoint_path = self.run_choice.checkpoint
             self.checkpoint = self.run_choice.content
-            if self.checkpoint is not None:
-                check_complete(self.checkpoint, str(self.checkpoint_path))
         else:
             self.checkpoint_path = settings["ckpt_path"]
             if not self.checkpoint_path:
@@ -238,9 +240,7 @@ class CLI(LightningCLI):
 
     def _choose_run(self, settings: Namespace) -> RunChoice:
         first = settings["config"][0] if settings["config"] else settings["data"]["text"] or "run"
-        trainer = settings["trainer"]
-        name = Path(str(first)).stem
-        return choose_run(name, settings["run_dir"], settings["resume"], trainer["max_epochs"], trainer["max_steps"])
+        return choose_run(Path(str(first)).stem, settings)
 
     # ---- building
 
@@ -249,7 +249,7 @@ class CLI(LightningCLI):
         settings = self.config[self.command]
         require_integer("seed_everything", settings["seed_everything"], 0, 2**32 - 1)
         check_trainer(settings["trainer"])
-        for name in ("evaluate_every", "evaluate_batches", "sample_every", "save_every"):
+        for name in ("evaluate_every", "evaluate_batches", "sample_every", "save_every", "early_stopping_patience"):
             if settings[name] is not None:
                 require_integer(name, settings[name], 1)
         for prompt in settings["prompt"]:
@@ -267,6 +267,8 @@ class CLI(LightningCLI):
         callbacks = as_list(config.pop("callbacks"))
         config["enable_progress_bar"] = any(isinstance(one, ProgressBar) for one in callbacks)
         config["enable_checkpointing"] = any(isinstance(one, Checkpoint) for one in callbacks)
+        if self.command != "fit" or config["logger"] in (None, True):
+            config["logger"] = False  # TensorBoard's is added once the run folder is known
         plugins = [*as_list(config.pop("plugins")), AtomicCheckpointIO()]
         try:
             return Trainer(**config, callbacks=callbacks, plugins=plugins)

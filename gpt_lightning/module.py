@@ -82,6 +82,9 @@ class GPTModule(LightningModule):
         learning_rate: Of AdamW.
         weight_decay: Of AdamW, on all parameters.
         warmup_steps: Updates over which the learning rate rises from 0.
+        decay_matrices_only: Whether weight_decay leaves out biases, norms and embeddings; the head, a
+            matrix, decays unless it is tied.
+        compile: Whether `torch.compile` makes the network faster to run, and slower to start.
         min_learning_rate: The learning rate of the last update, reached along a cosine; null keeps it
             constant.
 
@@ -104,6 +107,8 @@ class GPTModule(LightningModule):
         weight_decay: float = 0.1,
         warmup_steps: int = 0,
         min_learning_rate: float | None = None,
+        decay_matrices_only: bool = False,
+        compile: bool = False,  # noqa: A002  torch's word
     ) -> None:
         super().__init__()
         check_architecture(vocab_size, context_length, emb_dim, n_heads, n_layers, drop_rate, init)
@@ -166,6 +171,8 @@ class GPTModule(LightningModule):
         """Builds the network: late, so that all settings have been checked before."""
         if not hasattr(self, "model"):
             self.model = GPT(**{name: self.hparams[name] for name in ARCHITECTURE})
+            if self.hparams["compile"]:
+                self.model.compile()  # in place: the names of the weights stay
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """(B, T) int64 -> logits (B, T, V)."""
@@ -219,9 +226,9 @@ class GPTModule(LightningModule):
         return (sums[0] / sums[1]).item()
 
     def configure_optimizers(self) -> Any:
-        """AdamW over all parameters (Loshchilov and Hutter 2019), its rate set per update."""
-        rate = self.hparams["learning_rate"]
-        optimizer = torch.optim.AdamW(self.parameters(), lr=rate, weight_decay=self.hparams["weight_decay"], fused=True)
+        """AdamW (Loshchilov and Hutter 2019) over all parameters, its rate set per update."""
+        rate, decay = self.hparams["learning_rate"], self.hparams["weight_decay"]
+        optimizer = torch.optim.AdamW(self._parameter_groups(), lr=rate, weight_decay=decay, fused=True)
         warmup_steps, least = self.hparams["warmup_steps"], self.hparams["min_learning_rate"]
         if warmup_steps == 0 and least is None:
             return optimizer
@@ -230,6 +237,14 @@ class GPTModule(LightningModule):
             optimizer, lambda updates: learning_rate_factor(updates, warmup_steps, self.total_steps, share)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        if not self.hparams["decay_matrices_only"]:
+            return [{"params": list(self.parameters())}]
+        embeddings = {self.model.tok_emb.weight, self.model.pos_emb.weight}  # the head's too where it is tied
+        decayed = [one for one in self.parameters() if one.dim() >= 2 and one not in embeddings]
+        others = [one for one in self.parameters() if one.dim() < 2 or one in embeddings]
+        return [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
 
     def on_train_start(self) -> None:
         """Sets the next update's rate anew: a run that goes on may have been given another end."""

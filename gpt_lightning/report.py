@@ -62,7 +62,10 @@ def describe_device(trainer: Trainer, asked: str) -> str:
         reason = "found on this machine"
     threads = f", {torch.get_num_threads()} threads" if device == "cpu" else ""
     count = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
-    return f"device      {count}{device} ({reason}), precision {trainer.precision}{threads}"
+    line = f"device      {count}{device} ({reason}), precision {trainer.precision}{threads}"
+    if device == "mps":
+        line += "; training on MPS had issues where this comes from: --trainer.accelerator cpu trains on the CPU"
+    return line
 
 
 def describe_model(module: GPTModule, parameters: int) -> str:

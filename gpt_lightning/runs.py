@@ -5,6 +5,7 @@
         metrics.jsonl                one line per event, cut back to the checkpoint on resume
         samples.jsonl                what the model wrote after each epoch, likewise
         checkpoints/{best,last}.ckpt
+        loss.pdf, loss.png           the curves, drawn when the run ends
         events.out.tfevents.*        TensorBoard
 
 `runs/<name>/latest` is a link to the newest run's checkpoints/ (a link to the run itself would show
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 import shutil
@@ -24,6 +26,7 @@ from typing import IO, Any
 from gpt_lightning.errors import InputError, MachineError, describe_os_error
 
 RUNS = Path("runs")
+BY_TOKENS = "by_tokens/"  # TensorBoard: before the names of what is logged against tokens seen
 RUN_DIR_VARIABLE = "GPT_LIGHTNING_RUN_DIR"  # how rank 0 tells the ranks it starts
 
 
@@ -114,11 +117,13 @@ class Run:
         temporary.symlink_to(Path(self.path.name) / "checkpoints")
         os.replace(temporary, self.path.parent / "latest")
 
-    def cut_logs(self, step: int) -> None:
+    def cut_logs(self, step: int, tokens_seen: int) -> None:
         """Removes what was logged after a step, so that a resumed run logs it once."""
         for path in (self.metrics_file, self.samples_file):
             kept = [row for row in read_rows(path) if row["step"] <= step]
-            replace_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+            replace_bytes(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        for path in self.path.glob("events.out.tfevents.*"):
+            cut_events(path, step, tokens_seen)
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
@@ -138,11 +143,34 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def replace_text(path: Path, content: str) -> None:
-    """Writes a text file whole or not at all."""
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all."""
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(content)
+    temporary.write_bytes(content)
     os.replace(temporary, path)
+
+
+def cut_events(path: Path, step: int, tokens_seen: int) -> None:
+    """Removes from one file of TensorBoard what was logged after a step.
+
+    Args:
+        path: An events file; one cut short by a kill is read as far as it goes.
+        step: The last to stay.
+        tokens_seen: The last to stay of what is logged by tokens.
+    """
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader  # seconds
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    kept = io.BytesIO()
+    writer = RecordWriter(kept)
+    for record in RawEventFileLoader(str(path)).Load():
+        event = Event.FromString(record)
+        tags = [value.tag for value in event.summary.value]
+        limit = tokens_seen if any(tag.startswith(BY_TOKENS) for tag in tags) else step
+        if event.step <= limit and not any(tag.startswith("_hparams_/") for tag in tags):  # those come at the end
+            writer.write(record)
+    replace_bytes(path, kept.getvalue())
 
 
 def launched_by_others() -> bool:

@@ -17,8 +17,8 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from gpt_lightning import report
-from gpt_lightning.callbacks import Evaluation, Metrics, Progress, Samples, StepBar, say
-from gpt_lightning.checkpoint import RunCheckpoints, check_same_text, read_checkpoint
+from gpt_lightning.callbacks import EarlyStop, Evaluation, Metrics, Progress, Samples, StepBar, Summary, say
+from gpt_lightning.checkpoint import RunCheckpoints, check_complete, check_same_text, read_checkpoint
 from gpt_lightning.data import TextDataModule
 from gpt_lightning.errors import InputError, describe_expected
 from gpt_lightning.module import GPTModule
@@ -31,7 +31,7 @@ from gpt_lightning.runs import (
     new_run_folder,
     numbered_runs,
     read_rows,
-    replace_text,
+    replace_bytes,
 )
 
 # Settings outside model.* and data.* that a resumed run keeps.
@@ -63,20 +63,29 @@ class RunChoice:
     content: dict[str, Any] | None = None
 
 
-def choose_run(name: str, run_dir: str | None, resume: bool, max_epochs: int | None, max_steps: int) -> RunChoice:
+def choose_run(name: str, settings: Any) -> RunChoice:
     """Decides between a new run and going on with one; writes nothing.
+
+    Args:
+        name: Of the run.
+        settings: All settings of the command.
 
     Raises:
         InputError: `run_dir` already holds a run, or is missing where other programs start the
             processes.
     """
+    run_dir, resume = settings["run_dir"], settings["resume"]
     if run_dir is not None:
         if not run_dir:
             raise InputError("--run_dir is empty; name a folder")
         folder = Path(run_dir)
         last = folder / "checkpoints" / "last.ckpt"
         if resume:
-            return RunChoice(name, folder, last, read_checkpoint(last)) if last.exists() else RunChoice(name, folder)
+            if not last.exists():
+                return RunChoice(name, folder)
+            content = read_checkpoint(last)
+            check_complete(content, str(last))
+            return RunChoice(name, folder, last, content)
         if RUN_DIR_VARIABLE not in os.environ:  # else rank 0 of this command has just made it
             check_empty(folder)
         return RunChoice(name, folder)
@@ -87,13 +96,22 @@ def choose_run(name: str, run_dir: str | None, resume: bool, max_epochs: int | N
         if not last.exists():
             return RunChoice(name, folder)
         content = read_checkpoint(last)
-        if not limits_reached(content, max_epochs, max_steps):
+        check_complete(content, str(last))
+        if not limits_reached(content, settings):
             return RunChoice(name, folder, last, content)
     return RunChoice(name)
 
 
-def limits_reached(checkpoint: dict[str, Any], max_epochs: int | None, max_steps: int) -> bool:
-    """Whether a run has come as far as the limits (-1 or None: none) let it."""
+def limits_reached(checkpoint: dict[str, Any], settings: Any) -> bool:
+    """Whether a run has come as far as its limits (-1 or None: none) let it."""
+    max_epochs, max_steps = settings["trainer"]["max_epochs"], settings["trainer"]["max_steps"]
+    patience = settings["early_stopping_patience"]
+    if patience is not None:
+        waited = [
+            state["wait_count"] for name, state in checkpoint["callbacks"].items() if name.startswith("EarlyStop{")
+        ]
+        if waited and waited[0] >= patience:
+            return True
     progress = checkpoint["gpt_lightning"]["progress"]
     by_epochs = max_epochs is not None and max_epochs != -1 and progress["epochs"] >= max_epochs
     return by_epochs or (max_steps != -1 and progress["steps"] >= max_steps)
@@ -123,8 +141,9 @@ def train(
     data.setup("fit")
     if choice.content is not None:
         check_same_text(data, choice.content, str(choice.checkpoint))
-        if limits_reached(choice.content, trainer.max_epochs, max_steps):
-            say(f"{choice.folder}: finished; nothing is left to do within trainer.max_epochs and max_steps")
+        if limits_reached(choice.content, settings):
+            limits = "trainer.max_epochs, trainer.max_steps and early_stopping_patience"
+            say(f"{choice.folder}: finished; nothing is left to do within {limits}")
             return
     module.set_vocabulary(data.tokenizer.vocab_size)
     module.check_memory()
@@ -138,11 +157,14 @@ def train(
             known = ", ".join(MONITORED)
             raise InputError(f"trainer.callbacks: {type(callback).__name__} cannot monitor {monitor!r}, only {known}")
     resumed_step = None if choice.content is None else choice.content["global_step"]
-    with open_run(choice, resumed_step, resolved_config, module, trainer.is_global_zero) as run:
+    with open_run(choice, resolved_config, module, trainer.is_global_zero) as run:
         progress = Progress()
         show_bar = settings["trainer"]["enable_progress_bar"] is not False and not trainer.progress_bar_callback
         kept = {name: settings[name] for name in KEPT_SETTINGS}
         checkpoints = RunCheckpoints(run, progress, settings["save_every"], kept)
+        hparams = {**module.hparams, **data.hparams}
+        patience = settings["early_stopping_patience"]
+        early_stop = [] if patience is None else [EarlyStop(patience)]
         users_callbacks = list(trainer.callbacks)  # type: ignore[attr-defined]
         trainer.callbacks = [  # type: ignore[attr-defined]
             progress,
@@ -150,13 +172,15 @@ def train(
             Samples(run, data.tokenizer, settings["prompt"], settings["sampling"], settings["sample_every"]),
             *([StepBar(module.total_steps)] if show_bar else []),
             *users_callbacks,
+            *early_stop,
+            Summary(run, hparams),
             Evaluation(run, progress, settings["evaluate_every"], max_steps),
             checkpoints,
         ]
-        purge_step = 0 if resumed_step is None else resumed_step + 1
-        logger = TensorBoardLogger(str(run.path), name="", version="", default_hp_metric=False, purge_step=purge_step)
-        logger.log_hyperparams({**module.hparams, **data.hparams})
-        trainer.loggers = [logger]
+        logger = TensorBoardLogger(str(run.path), name="", version="", default_hp_metric=False)
+        for users_logger in trainer.loggers:
+            users_logger.log_hyperparams(hparams)
+        trainer.loggers = [logger, *trainer.loggers]
         if trainer.is_global_zero:
             parameters = module.count_parameters()
             for line in (
@@ -254,9 +278,7 @@ def limited(name: str, limit: float, batches: int) -> int:
 
 
 @contextlib.contextmanager
-def open_run(
-    choice: RunChoice, resumed_step: int | None, resolved_config: str, module: GPTModule, is_global_zero: bool
-) -> Iterator[Run]:
+def open_run(choice: RunChoice, resolved_config: str, module: GPTModule, is_global_zero: bool) -> Iterator[Run]:
     """The run folder, made and locked by rank 0, which tells the ranks that it starts."""
     if not is_global_zero:
         yield Run(Path(os.environ.get(RUN_DIR_VARIABLE) or choice.folder or RUNS))
@@ -266,8 +288,11 @@ def open_run(
     try:
         run.open()
         run.check_space(report.checkpoint_bytes(module.count_parameters())[1])
-        run.cut_logs(-1 if resumed_step is None else resumed_step)
-        replace_text(run.path / f"{choice.name}.yaml", resolved_config)
+        progress = (
+            {"steps": -1, "tokens_seen": -1} if choice.content is None else choice.content["gpt_lightning"]["progress"]
+        )
+        run.cut_logs(progress["steps"], progress["tokens_seen"])
+        replace_bytes(run.path / f"{choice.name}.yaml", resolved_config.encode())
         if run.is_numbered:
             run.link_latest()
         os.environ[RUN_DIR_VARIABLE] = str(run.path)

@@ -17,7 +17,7 @@ from gpt_lightning.errors import InputError
 LAYERS = [
     {"errors"},
     {"model", "tokenizer", "runs"},
-    {"generation", "text"},
+    {"generation", "text", "plotting"},
     {"data", "settings"},
     {"module"},
     {"callbacks", "report"},
@@ -26,7 +26,7 @@ LAYERS = [
     {"cli"},
     {"__main__"},
 ]
-WITHOUT_LIGHTNING = {"errors", "model", "tokenizer", "runs", "generation", "text", "settings", "__main__"}
+WITHOUT_LIGHTNING = {"errors", "model", "tokenizer", "runs", "generation", "text", "plotting", "settings", "__main__"}
 MODULES = sorted(module.name for module in pkgutil.iter_modules(gpt_lightning.__path__))
 
 

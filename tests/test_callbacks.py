@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import csv
 import math
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conftest import Result
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from gpt_lightning.callbacks import samples_table
 from gpt_lightning.runs import read_rows
 
 Command = Callable[..., Result]
@@ -117,6 +121,12 @@ def test_tensorboard_has_every_scalar_at_its_step(trained: Path) -> None:
     table = rows(trained)
 
     assert set(events.Tags()["scalars"]) == {
+        "by_tokens/train_eval_loss",
+        "by_tokens/train_loss",
+        "by_tokens/val_loss",
+        "final/best_val_loss",
+        "final/train_eval_loss",
+        "final/val_loss",
         "gradient_norm",
         "learning_rate",
         "tokens_per_second",
@@ -128,7 +138,7 @@ def test_tensorboard_has_every_scalar_at_its_step(trained: Path) -> None:
         "val_loss",
         "val_perplexity",
     }
-    assert events.Tags()["tensors"] == ["sample_1/text_summary"]
+    assert events.Tags()["tensors"] == ["samples/text_summary"]
     for name, steps in (("train_loss", range(1, 16)), ("val_loss", [0, 2, 4, 6, 8, 10, 12, 14, 15])):
         scalars = events.Scalars(name)
         assert [one.step for one in scalars] == list(steps)
@@ -148,3 +158,92 @@ def test_log_every_n_steps_thins_the_table(command: Command, config: Path) -> No
     command("fit", "--config", config, "--run_dir", "run", "--trainer.log_every_n_steps=4")
 
     assert [row["step"] for row in rows("run") if "train_loss" in row] == [4, 8, 12]
+
+
+def test_samples_are_a_table_in_which_nothing_is_markup() -> None:
+    rows = [{"step": 5, "epoch": 1, "prompt": "a|b", "completion": " <b>\nc  "}]
+
+    assert samples_table(rows).splitlines() == [
+        "| epoch | step | prompt | completion |",
+        "|---|---|---|---|",
+        "| 1 | 5 | a&#124;b | &lt;b&gt; c |",
+    ]
+
+
+def tensorboard(run: Path) -> EventAccumulator:
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    events.Reload()
+    return events
+
+
+def test_tensorboard_shows_losses_by_steps_and_by_tokens_and_the_settings(trained: Path) -> None:
+    events = tensorboard(trained)
+    rows = read_rows(trained / "metrics.jsonl")
+
+    for name in ("train_loss", "val_loss", "train_eval_loss"):
+        own = [row for row in rows if name in row]
+        assert [event.step for event in events.Scalars(name)] == [row["step"] for row in own]
+        by_tokens = events.Scalars(f"by_tokens/{name}")
+        assert [event.step for event in by_tokens] == [row["tokens_seen"] for row in own]
+        assert [event.value for event in by_tokens] == pytest.approx([row[name] for row in own])
+    assert {"learning_rate", "gradient_norm", "tokens_seen", "tokens_per_second"} <= set(events.Tags()["scalars"])
+    val_losses = [row["val_loss"] for row in rows if "val_loss" in row]
+    assert events.Scalars("final/val_loss")[0].value == pytest.approx(val_losses[-1])
+    assert events.Scalars("final/best_val_loss")[0].value == pytest.approx(min(val_losses))
+    assert "_hparams_/experiment" in events.summary_metadata
+    assert events.Tags()["images"] == ["loss"]
+    table = events.Tensors("samples/text_summary")[-1].tensor_proto.string_val[0].decode()
+    assert len(table.splitlines()) == 2 + 3  # a row for each epoch
+
+
+def test_a_resumed_run_shows_every_step_once(command: Command, config: Path, trained: Path) -> None:
+    # The events of the whole run with the checkpoint of step 6: as after a kill.
+    command("fit", "--config", config, "--run_dir", "part", "--trainer.max_steps=6")
+    shutil.copytree(trained, "run")
+    shutil.copy("part/checkpoints/last.ckpt", "run/checkpoints/last.ckpt")
+    (events,) = Path("run").glob("events.*")
+    with open(events, "ab") as file:
+        file.write(b"cut short")
+
+    result = command("fit", "--config", config, "--run_dir", "run", "--resume")
+
+    assert result.code == 0, result.err
+    pieces, whole = tensorboard(Path("run")), tensorboard(trained)
+    for name in ("train_loss", "by_tokens/train_loss", "val_loss", "final/val_loss"):
+        got, expected = ([(one.step, one.value) for one in events.Scalars(name)] for events in (pieces, whole))
+        assert got == expected
+
+
+def test_early_stopping_waits_and_can_be_given_more_patience(command: Command, config: Path) -> None:
+    arguments = ("fit", "--config", config, "--run_dir", "run", "--model.learning_rate=0.9")
+
+    stopped = command(*arguments, "--early_stopping_patience=2")
+    finished = command(*arguments, "--early_stopping_patience=2", "--resume")
+    goes_on = command(*arguments, "--early_stopping_patience=50", "--resume")
+
+    losses = [row["val_loss"] for row in read_rows(Path("run/metrics.jsonl")) if "val_loss" in row]
+    evaluated = stopped.out.count("Val loss") - 2  # the first and the farewell name it too
+    best = losses.index(min(losses[1 : evaluated + 1]))
+    assert (stopped.code, finished.code, goes_on.code) == (0, 0, 0)
+    assert "Stopping early: the validation loss has not fallen for 2 evaluations." in stopped.out
+    assert evaluated == best + 2
+    assert "finished; nothing is left to do" in finished.out
+    assert "going on    after step" in goes_on.out
+    assert len(losses) > evaluated + 1
+
+
+def test_lightnings_loggers_work_beside_tensorboard(command: Command, config: Path) -> None:
+    logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "csv"}}
+    Path("logger.yaml").write_text(yaml.safe_dump({"trainer": {"logger": [logger], "max_epochs": 1}}))
+
+    result = command("fit", "--config", config, "--config", "logger.yaml", "--run_dir", "run")
+
+    assert result.code == 0, result.err
+    (table,) = Path("csv").rglob("metrics.csv")
+    with open(table) as file:
+        logged = [float(row["val_loss"]) for row in csv.DictReader(file) if row["val_loss"]]
+    assert logged == pytest.approx(
+        [row["val_loss"] for row in read_rows(Path("run/metrics.jsonl")) if "val_loss" in row]
+    )
+    assert "context_length: 64" in table.with_name("hparams.yaml").read_text()
+    assert list(Path("run").glob("events.*"))

@@ -44,8 +44,8 @@ def test_version_and_unknown_commands(command: Command) -> None:
     version, nothing, unknown = command("--version"), command(), command("predikt")
 
     assert version.out == f"gpt_lightning {gpt_lightning.__version__}\n"
-    assert (nothing.code, nothing.error) == (2, "expected one of fit, validate, test, predict")
-    assert unknown.error == "expected one of fit, validate, test, predict; got 'predikt'; did you mean predict?"
+    assert (nothing.code, nothing.error) == (2, "expected one of fit, validate, test, predict, plot")
+    assert unknown.error == "expected one of fit, validate, test, predict, plot; got 'predikt'; did you mean predict?"
 
 
 def test_help_lists_every_setting(command: Command) -> None:
@@ -53,7 +53,13 @@ def test_help_lists_every_setting(command: Command) -> None:
 
     for name in ("model.n_layers", "data.train_ratio", "sampling.top_k", "evaluate_every", "trainer.max_epochs"):
         assert f"--{name} " in shown
-    for owned in ("trainer.val_check_interval", "trainer.logger", "ckpt_path", "weights_only", "data.context_length"):
+    for owned in (
+        "trainer.val_check_interval",
+        "trainer.min_steps",
+        "ckpt_path",
+        "weights_only",
+        "data.context_length",
+    ):
         assert f"--{owned} " not in shown
 
 

@@ -171,3 +171,70 @@ def test_tiny_settings_are_what_the_plain_loop_assumes() -> None:
 
     assert model == {"context_length": 64, "emb_dim": 16, "n_heads": 2, "n_layers": 1, "learning_rate": 0.01}
     assert (data["batch_size"], data["tokenizer"], data["train_ratio"]) == (56, "bytes", 0.9)
+
+
+def one_update(module: GPTModule) -> dict[str, tuple[Tensor, Tensor]]:
+    """Weights before and after one update of the module's own optimizer with gradients of 1."""
+    module.configure_model()
+    optimizer = module.configure_optimizers()
+    before = {name: parameter.detach().clone() for name, parameter in module.model.named_parameters()}
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    return {name: (before[name], parameter.detach()) for name, parameter in module.model.named_parameters()}
+
+
+@pytest.mark.parametrize("tie_weights", [False, True])
+@pytest.mark.parametrize("decay_matrices_only", [False, True])
+def test_weight_decay_takes_its_share_of_the_parameters_it_should(decay_matrices_only: bool, tie_weights: bool) -> None:
+    module = GPTModule(
+        11, 8, 12, 3, 2, learning_rate=0.1, weight_decay=0.5, tie_weights=tie_weights,
+        decay_matrices_only=decay_matrices_only,
+    )  # fmt: skip
+
+    for name, (before, after) in one_update(module).items():
+        is_matrix = before.dim() == 2 and not name.endswith("emb.weight")
+        decay = 0.5 if is_matrix or not decay_matrices_only else 0.0
+        # AdamW's first update with a gradient of 1 is the learning rate itself (Loshchilov and Hutter 2019).
+        torch.testing.assert_close(after, before * (1 - 0.1 * decay) - 0.1, rtol=1e-5, atol=1e-6)
+
+
+def test_a_compiled_network_computes_the_same_under_the_same_names(command: Command, config: Path) -> None:
+    arguments = ("--trainer.max_steps=2", "--model.drop_rate=0", "--evaluate_every=5")
+    plain = command("fit", "--config", config, "--run_dir", "plain", *arguments)
+    compiled = command("fit", "--config", config, "--run_dir", "compiled", "--model.compile=true", *arguments)
+
+    assert (plain.code, compiled.code) == (0, 0), compiled.err
+    expected, got = weights("plain"), weights("compiled")
+    assert list(got) == list(expected)
+    for key in got:
+        torch.testing.assert_close(got[key], expected[key], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed", "bf16-true"])
+def test_other_precisions_train_with_clipping_and_are_sampled_from(
+    command: Command, config: Path, precision: str
+) -> None:
+    arguments = ("--trainer.precision", precision, "--trainer.gradient_clip_val=0.5", "--trainer.max_epochs=1")
+
+    fitted = command("fit", "--config", config, "--run_dir", "run", *arguments)
+    sampled = command("predict", "--ckpt_path", "run/checkpoints/last.ckpt", "--prompt=The")
+
+    rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    losses = [row["val_loss"] for row in rows if "val_loss" in row]
+    assert (fitted.code, sampled.code) == (0, 0), fitted.err + sampled.err
+    assert losses[-1] < losses[0]
+    assert all(row["gradient_norm"] > 0 for row in rows if "gradient_norm" in row)
+
+
+def test_two_batches_of_28_equal_one_of_56(command: Command, config: Path) -> None:
+    for run, arguments in (
+        ("one", ()),
+        ("two", ("--data.batch_size=28", "--trainer.accumulate_grad_batches=2")),
+    ):
+        settings = ("--model.drop_rate=0", "--trainer.max_epochs=1", "--run_dir", run, *arguments)
+        assert command("fit", "--config", config, *settings).code == 0
+
+    one, two = weights("one"), weights("two")
+    for key in one:
+        torch.testing.assert_close(one[key], two[key], rtol=1e-3, atol=1e-5)

@@ -1,0 +1,114 @@
+"""Curves where their points were, files that are whole, one line for what cannot be drawn."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Result
+
+from gpt_lightning.errors import InputError
+from gpt_lightning.plotting import Curve, bar_figure, loss_figure, read_curve, save_figure
+
+Command = Callable[..., Result]
+DOCUMENTS = ROOT / "configs" / "documents"
+
+
+def test_a_run_draws_its_figure_when_it_ends(trained: Path) -> None:
+    assert (trained / "loss.pdf").read_bytes().startswith(b"%PDF")
+    assert (trained / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_points_are_where_the_evaluations_were(trained: Path) -> None:
+    curve = read_curve(trained)
+    axes, above = loss_figure([curve]).axes
+
+    # Evaluated every 2 of 15 updates, and after the last; 5 updates of 56 * 64 tokens are an epoch.
+    steps = [2, 4, 6, 8, 10, 12, 14, 15]
+    assert curve.epochs == pytest.approx([step / 5 for step in steps])
+    assert curve.tokens == [step * 56 * 64 for step in steps]
+    train, val = axes.get_lines()
+    assert list(train.get_xdata()) == curve.epochs
+    assert (list(train.get_ydata()), list(val.get_ydata())) == (curve.train, curve.val)
+    assert train.get_linestyle() != val.get_linestyle()
+    assert (axes.get_xlabel(), above.get_xlabel()) == ("Epochs", "Tokens seen")
+    assert above.get_xlim() == pytest.approx([limit * 5 * 56 * 64 for limit in axes.get_xlim()])
+
+
+def test_tokens_are_shown_above_only_where_all_runs_agree() -> None:
+    one = Curve("one", [1.0, 2.0], [100, 200], [3.0, 2.0], [3.1, 2.5])
+    same = Curve("same", [1.0], [100], [3.0], [3.1])
+    other = Curve("other", [1.0], [300], [3.0], [3.1])
+
+    assert len(loss_figure([one, same]).axes) == 2
+    assert len(loss_figure([one, other]).axes) == 1
+    labels = [text.get_text() for text in loss_figure([one, other]).axes[0].get_legend().get_texts()]
+    assert labels[::2] == ["one: Training loss", "other: Training loss"]
+
+
+@pytest.mark.parametrize(("name", "rows", "best"), [("verdict", 18, (59, 6.099)), ("world_war", 56, (160, 7.425))])
+def test_the_documents_tables(name: str, rows: int, best: tuple[int, float]) -> None:
+    table = [json.loads(line) for line in (DOCUMENTS / f"{name}.jsonl").read_text().splitlines()]
+
+    assert len(table) == rows
+    lowest = min(table, key=lambda row: row["val_loss"])
+    assert (lowest["step"], lowest["val_loss"]) == best
+    per_step = 512 if name == "verdict" else 256
+    assert all(row["tokens_seen"] == row["step"] * per_step for row in table)
+
+
+def test_plot_lays_runs_and_documents_over_one_another(command: Command, trained: Path, in_tmp: Path) -> None:
+    alone = command("plot", trained)
+    several = command("plot", trained, DOCUMENTS / "verdict.jsonl", "--output", "new/both")
+
+    assert alone.out.split() == [str(trained / "loss.pdf"), str(trained / "loss.png")]
+    assert several.out.split() == ["new/both.pdf", "new/both.png"]
+    assert sorted(os.listdir("new")) == ["both.pdf", "both.png"]
+
+
+def test_equal_figures_are_equal_files(in_tmp: Path) -> None:
+    curve = Curve("one", [1.0, 2.0], [100, 200], [3.0, 2.0], [3.1, 2.5])
+
+    first, second = (save_figure(loss_figure([curve]), stem) for stem in ("a", "b"))
+
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_bars_have_the_heights_of_their_probabilities() -> None:
+    figure = bar_figure(["a", "b"], {"T = 1": [0.25, 0.75], "T = 5": [0.4, 0.6]})
+
+    heights = [[bar.get_height() for bar in container] for container in figure.axes[0].containers]
+    assert heights == [[0.25, 0.75], [0.4, 0.6]]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file"),
+        ("", "holds no evaluation after the first update"),
+        ('{"step": 3, "epoch": 1, "tokens_seen": 5, "train_eval_loss": null, "val_loss": 1}\n', "holds no evaluation"),
+        ("[1]\nnonsense\n", "holds no evaluation"),
+    ],
+)
+def test_what_holds_no_curve_is_refused(in_tmp: Path, command: Command, content: str | None, message: str) -> None:
+    if content is not None:
+        Path("metrics.jsonl").write_text(content)
+
+    with pytest.raises(InputError, match=f"metrics.jsonl: {message}"):
+        read_curve(".")
+    assert command("plot", ".").code == 2
+
+
+def test_bad_arguments_of_plot_get_one_line(command: Command, trained: Path) -> None:
+    assert command("plot").error == "the following arguments are required: RUN"
+    assert command("plot", trained, "--outputt", "x").error == "unrecognized arguments: --outputt x"
+    assert "at most 10 runs at once, got 11" in command("plot", *[trained] * 11).error
+
+
+def test_a_table_keeps_its_order_and_digits() -> None:
+    curve = read_curve(DOCUMENTS / "verdict.jsonl")
+
+    assert (curve.name, curve.val[:3], curve.train[-1]) == ("documents/verdict", [8.888, 7.465, 6.693], 0.749)
