@@ -360,7 +360,7 @@ class RunCheckpoints(Checkpoint):
             "text": {
                 "name": data.source.path.name,
                 "sha256": data.source.sha256,
-                "characters": len(data.source.content),
+                "characters": data.source.characters,
                 "tokens": data.total_tokens,
                 "val_sha256": data.val_sha256,
             },

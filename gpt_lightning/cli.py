@@ -280,7 +280,7 @@ class CLI(LightningCLI):
     def fit(self, model: GPTModule, datamodule: TextDataModule) -> None:
         """Trains; see `training.train`."""
         config = self._resolved_config()
-        train(self.trainer, model, datamodule, self.settings, self.run_choice, config)
+        self.run_folder = train(self.trainer, model, datamodule, self.settings, self.run_choice, config)
 
     def _resolved_config(self) -> str:
         """Every setting as YAML, paths absolute, that runs the same again."""
@@ -383,8 +383,8 @@ def quiet_lightning() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def run_command(command: str, arguments: list[str]) -> None:
-    """Runs fit, validate, test or predict with the arguments typed after it."""
+def run_command(command: str, arguments: list[str]) -> CLI:
+    """Runs fit, validate, test or predict with the arguments typed after it; returns what ran."""
     quiet_lightning()
     set_parsing_settings(
         config_read_mode_fsspec_enabled=False,
@@ -392,4 +392,4 @@ def run_command(command: str, arguments: list[str]) -> None:
         import_path_denylist=["*", *TAKING_CODE],
         import_path_allowlist=["lightning.pytorch", "torch.optim", "gpt_lightning.data"],
     )
-    CLI(command, arguments)
+    return CLI(command, arguments)

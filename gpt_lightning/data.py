@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
+from gpt_lightning.corpus import Corpus, is_corpus, prepare, split_documents
 from gpt_lightning.errors import InputError, require, require_integer, require_number
 from gpt_lightning.text import CLEANERS, Text, find_text, read_text, split_text
 from gpt_lightning.tokenizer import load_tokenizer
 
 MAX_WORKERS = 16
+LARGE_BYTES = 64_000_000  # of a file that is encoded piece by piece instead of read whole
 
 Batch = tuple[Tensor, Tensor]  # inputs (B, T) and targets (B, T), int64
 
@@ -31,18 +37,21 @@ def tokens_in_batch(batch: Batch) -> int:
     return batch[0].numel()
 
 
+TokenIds = Tensor | NDArray[Any]  # (N,) int64 in memory, or unsigned and memory-mapped
+
+
 class Windows(Dataset[Batch]):
     """Pieces of `context_length` tokens and, as targets, the same moved on by one token.
 
     Only whole windows: they start at range(0, tokens - context_length, stride), as in the book.
 
     Args:
-        token_ids: (N,) int64.
+        token_ids: (N,) of any integer type.
         context_length: T.
         stride: Tokens from one window's start to the next; equal to T, no token is predicted twice.
     """
 
-    def __init__(self, token_ids: Tensor, context_length: int, stride: int) -> None:
+    def __init__(self, token_ids: TokenIds, context_length: int, stride: int) -> None:
         self.token_ids = token_ids
         self.context_length = context_length
         self.starts = range(0, len(token_ids) - context_length, stride)
@@ -52,8 +61,10 @@ class Windows(Dataset[Batch]):
 
     def __getitem__(self, index: int) -> Batch:
         start = self.starts[index]
-        end = start + self.context_length
-        return self.token_ids[start:end], self.token_ids[start + 1 : end + 1]
+        piece = self.token_ids[start : start + self.context_length + 1]
+        if not isinstance(piece, Tensor):
+            piece = torch.from_numpy(piece.astype(np.int64))
+        return piece[:-1], piece[1:]
 
     @property
     def tail(self) -> int:
@@ -123,15 +134,19 @@ class TextDataModule(LightningDataModule):
     """A text as training and validation windows.
 
     Args:
-        text: Training text, a UTF-8 file.
-        val_text: Validation text; null splits `text` by train_ratio.
-        test_text: Text of the `test` command.
+        text: Training text: a UTF-8 file, or many documents in a folder, a glob (quoted) or a .jsonl file.
+        val_text: Validation text, likewise; null splits `text` by train_ratio.
+        test_text: Text of the `test` command, likewise.
         address: http(s) address of `text`, fetched once where the file is missing.
         sha256: Checksum of the file of `text`.
+        text_source: In words, where `text` comes from; said where it is missing.
         fallback_text: File to train on, with a warning, where `text` cannot be had.
         tokenizer: gpt2, bytes, or another encoding of tiktoken.
         context_length: Tokens per window; linked to model.context_length.
-        train_ratio: Share of the characters that is trained on.
+        cache_dir: Folder that keeps the tokens of documents and of large files, so that they are encoded
+            once.
+        train_ratio: Share of the characters that is trained on; several documents are split between two
+            of them, a file above 64 MB between two tokens.
         stride: Tokens between the starts of windows; null means context_length.
         batch_size: Windows per batch and device.
         num_workers: Processes that prepare batches, 0..16; 0 prepares them in the main process.
@@ -154,7 +169,9 @@ class TextDataModule(LightningDataModule):
         address: str | None = None,
         sha256: str | None = None,
         fallback_text: str | None = None,
+        text_source: str | None = None,
         tokenizer: str = "gpt2",
+        cache_dir: str = "data/cache",
         context_length: int = 256,
         train_ratio: float = 0.9,
         stride: int | None = None,
@@ -176,7 +193,7 @@ class TextDataModule(LightningDataModule):
         self.save_hyperparameters(logger=False)
         self.stride = stride or context_length
         self.whole_text = False  # validate: all of `text` is the validation text
-        self.source: Text | None = None
+        self.source: Text | Corpus | None = None
         self.val_sha256: str | None = None  # of val_text
         self.total_tokens = 0
         self.splits: dict[str, Split] = {}
@@ -195,38 +212,62 @@ class TextDataModule(LightningDataModule):
         if stage == "test":
             if self.hparams["test_text"] is None:
                 raise InputError("data.test_text is missing: which file is to be tested?")
-            test = read_text(self.hparams["test_text"], setting="data.test_text", clean=self.hparams["clean"])
-            self.source = test
-            self._add("test", test.content, str(test.path))
+            self.source = self._read("test_text")
+            self._add("test", self.source)
             return
         self.source = self._find_source()
-        content, name = self.source.content, self.source.path.name
         if stage == "validate" and self.whole_text:
-            self._add("validation", content, name)
+            self._add("validation", self.source)
             return
         if self.hparams["val_text"] is not None:
-            val = read_text(self.hparams["val_text"], setting="data.val_text", clean=self.hparams["clean"])
+            val = self._read("val_text")
             self.val_sha256 = val.sha256
-            self._add("training", content, name)
-            self._add("validation", val.content, val.path.name)
-            self.total_tokens = self.splits["training"].tokens
+            self._add("training", self.source)
+            self._add("validation", val)
+        elif isinstance(self.source, Corpus):
+            for split, part in zip(("training", "validation"), self._cut(self.source), strict=True):
+                self._add(split, self.source, part)
         else:
-            train_part, val_part = split_text(content, self.hparams["train_ratio"])
-            self._add("training", train_part, name)
-            self._add("validation", val_part, name)
-            self.total_tokens = len(self.tokenizer.encode(content))  # a token may lie across the cut
+            parts = split_text(self.source.content, self.hparams["train_ratio"])
+            for split, content in zip(("training", "validation"), parts, strict=True):
+                self._add(split, dataclasses.replace(self.source, content=content))
+        self.total_tokens = len(self._encode(self.source))  # a token may lie across the cut
         windows = len(self.splits["training"].windows)
         if stage == "fit" and windows < self.hparams["batch_size"]:
             raise InputError(f"data.batch_size ({self.hparams['batch_size']}) exceeds the {windows} training windows")
 
-    def _find_source(self) -> Text:
-        if not self.hparams["text"]:
+    def _read(self, name: str) -> Text | Corpus:
+        """A text that a setting names, read whole, or encoded into the cache where that may be too much."""
+        path = self.hparams[name]
+        if is_corpus(path) or (os.path.isfile(path) and os.path.getsize(path) > LARGE_BYTES):
+            return prepare(path, self.tokenizer.name, self.hparams["clean"], Path(self.hparams["cache_dir"]))
+        return read_text(path, setting=f"data.{name}", clean=self.hparams["clean"])
+
+    def _cut(self, corpus: Corpus) -> tuple[slice, slice]:
+        if is_corpus(str(corpus.path)):
+            return split_documents(corpus, self.hparams["train_ratio"])
+        cut = int(self.hparams["train_ratio"] * len(corpus.tokens))
+        return slice(0, cut), slice(cut, len(corpus.tokens))
+
+    def _encode(self, source: Text | Corpus) -> TokenIds:
+        if isinstance(source, Corpus):
+            return source.tokens
+        return torch.tensor(self.tokenizer.encode(source.content), dtype=torch.int64)
+
+    def _find_source(self) -> Text | Corpus:
+        path = self.hparams["text"]
+        if not path:
             raise InputError("data.text is missing: give a text file, or a config that names one")
+        if is_corpus(path) or (os.path.isfile(path) and os.path.getsize(path) > LARGE_BYTES):
+            corpus = self._read("text")
+            self.hparams.update(text=str(corpus.path), sha256=None, fallback_text=None, address=None)
+            return corpus
         source = find_text(
-            self.hparams["text"],
+            path,
             address=self.hparams["address"],
             sha256=self.hparams["sha256"],
             fallback=self.hparams["fallback_text"],
+            source=self.hparams["text_source"],
             clean=self.hparams["clean"],
         )
         # What a checkpoint says of its text: the one that was found, and nothing to take in its place.
@@ -235,17 +276,22 @@ class TextDataModule(LightningDataModule):
         self.hparams.update(text=str(source.path), sha256=source.sha256, fallback_text=None)
         return source
 
-    def _add(self, split: str, content: str, name: str) -> None:
-        token_ids = torch.tensor(self.tokenizer.encode(content), dtype=torch.int64)
+    def _add(self, split: str, source: Text | Corpus, part: slice | None = None) -> None:
+        """Makes windows of a text, or of a part of the tokens of documents."""
+        token_ids = self._encode(source)
+        characters = source.characters
+        if part is not None:
+            characters = round(characters * (part.stop - part.start) / len(token_ids))
+            token_ids = token_ids[part]
         context_length = self.hparams["context_length"]
         windows = Windows(token_ids, context_length, self.stride)
         if not windows:
             raise InputError(
-                f"{name}: the {split} split ({len(token_ids)} tokens) is shorter than one window "
+                f"{source.path.name}: the {split} split ({len(token_ids)} tokens) is shorter than one window "
                 f"({context_length + 1} tokens); lower model.context_length to at most {max(len(token_ids) - 1, 1)}, "
                 f"change data.train_ratio ({self.hparams['train_ratio']}), or give a longer text"
             )
-        self.splits[split] = Split(len(content), len(token_ids), windows)
+        self.splits[split] = Split(characters, len(token_ids), windows)
 
     @property
     def train_batches(self) -> int:

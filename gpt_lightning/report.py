@@ -7,6 +7,7 @@ import shlex
 import torch
 from lightning.pytorch import Trainer
 
+from gpt_lightning.corpus import Corpus
 from gpt_lightning.data import Split, TextDataModule
 from gpt_lightning.module import BYTES_PER_WEIGHT, GPTModule
 
@@ -30,11 +31,13 @@ def describe_data(data: TextDataModule, train_batches: int, val_batches: int, st
         steps: Optimizer steps of the first epoch.
     """
     assert data.source is not None
+    source = data.source
+    documents = f" in {source.documents:,} documents of {source.files:,} files" if isinstance(source, Corpus) else ""
     train, val = data.splits["training"], data.splits["validation"]
     batch_size, context_length = data.hparams["batch_size"], data.hparams["context_length"]
     return [
-        f"text        {data.source.path.name}: {len(data.source.content):,} characters, {data.total_tokens:,} tokens "
-        f"({data.tokenizer.name}, {data.tokenizer.vocab_size:,} in the vocabulary)",
+        f"text        {data.source.path.name}: {data.source.characters:,} characters, {data.total_tokens:,} tokens"
+        f"{documents} ({data.tokenizer.name}, {data.tokenizer.vocab_size:,} in the vocabulary)",
         f"split       {train.characters:,} / {val.characters:,} characters, "
         f"{train.tokens:,} / {val.tokens:,} tokens for training / validation",
         f"windows     {len(train.windows)} + {len(val.windows)} of {context_length} tokens, stride {data.stride}; "

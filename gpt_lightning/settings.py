@@ -21,7 +21,7 @@ MAX_CONFIG_NODES = 100_000
 SECTIONS = ("model", "data", "sampling", "trainer")
 TYPED_ONLY = ("run_dir", "resume", "ckpt_path", "config")
 # What belongs to one text: whoever names another text does not mean these.
-TEXT_SETTINGS = ("address", "sha256", "fallback_text")
+TEXT_SETTINGS = ("address", "sha256", "fallback_text", "text_source")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
 TYPE_WORDS = {
     "int": "an int",

@@ -34,6 +34,11 @@ class Text:
     path: Path
     sha256: str
 
+    @property
+    def characters(self) -> int:
+        """Their number."""
+        return len(self.content)
+
 
 def find_text(
     path: str,
@@ -42,6 +47,7 @@ def find_text(
     address: str | None = None,
     sha256: str | None = None,
     fallback: str | None = None,
+    source: str | None = None,
     clean: str | None = None,
 ) -> Text:
     """Looks for a text at its path, in the folder of `GPT_LIGHTNING_DATA`, at its address.
@@ -52,6 +58,7 @@ def find_text(
         address: http or https URL to fetch it from, once.
         sha256: Checksum of the file's bytes. A copy from the folder or the address must have it; of
             the file at `path` itself a warning says that it is another text.
+        source: In words, where the text comes from; said where it is missing.
         fallback: File to take, with a warning, where the text cannot be had.
         clean: None or "remove_empty_lines".
 
@@ -77,7 +84,7 @@ def find_text(
         else:
             tried.append(f"{copy}: no such file")
     if address is None and fallback is None:
-        raise InputError("; ".join(tried))
+        raise InputError("; ".join(tried) + (f"; needed: {source}" if source else ""))
     if address is not None:
         try:
             fetch(address, Path(path), sha256)

@@ -12,14 +12,15 @@ import hashlib
 import importlib.util
 import threading
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import tiktoken
-import torch
 from tiktoken_ext.openai_public import r50k_pat_str
-from torch import Tensor
 
 from gpt_lightning.errors import InputError, MachineError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 END_OF_TEXT = "<|endoftext|>"
 MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
@@ -168,6 +169,8 @@ def _tiktoken_encoding(name: str) -> tiktoken.Encoding:
 
 def text_to_token_ids(text: str, tokenizer: Tokenizer) -> Tensor:
     """Ids of a text as a batch of one: (1, T) int64."""
+    import torch  # here: the processes that encode documents need no torch, and less memory without
+
     return torch.tensor([tokenizer.encode(text)], dtype=torch.int64)
 
 

@@ -124,7 +124,7 @@ def train(
     settings: Any,
     choice: RunChoice,
     resolved_config: str,
-) -> None:
+) -> Path:
     """Checks everything, makes the folder, trains, and says how to sample from the result.
 
     Args:
@@ -134,6 +134,9 @@ def train(
         settings: All settings of the command.
         choice: Where the run goes.
         resolved_config: YAML to keep with the run.
+
+    Returns:
+        The run folder.
     """
     start = time.monotonic()
     max_steps = settings["trainer"]["max_steps"]
@@ -144,7 +147,7 @@ def train(
         if limits_reached(choice.content, settings):
             limits = "trainer.max_epochs, trainer.max_steps and early_stopping_patience"
             say(f"{choice.folder}: finished; nothing is left to do within {limits}")
-            return
+            return Path(str(choice.folder)).absolute()
     module.set_vocabulary(data.tokenizer.vocab_size)
     module.check_memory()
     train_batches = limited("limit_train_batches", trainer.limit_train_batches, data.train_batches)
@@ -205,7 +208,7 @@ def train(
             raise explain_error(error, users_callbacks, None if progress.started else choice.checkpoint) from error
         if progress.session_tokens == 0 and resumed_step is not None:
             say(f"{choice.folder}: finished; trainer.max_time or a callback ends it before its next step")
-            return
+            return run.path
         if progress.session_tokens == 0:
             batch_size = data.hparams["batch_size"]
             raise InputError(
@@ -216,6 +219,7 @@ def train(
             prompt = settings["prompt"][0] if settings["prompt"] else "Every effort moves you"
             for line in farewell(run, progress, checkpoints, time.monotonic() - start, prompt):
                 say(line)
+        return run.path
 
 
 def explain_error(error: Exception, callbacks: list[Callback], checkpoint: Path | None) -> Exception:

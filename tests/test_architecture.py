@@ -18,15 +18,27 @@ LAYERS = [
     {"errors"},
     {"model", "tokenizer", "runs"},
     {"generation", "text", "plotting"},
+    {"corpus"},
     {"data", "settings"},
     {"module"},
     {"callbacks", "report"},
     {"checkpoint"},
     {"training"},
     {"cli"},
-    {"__main__"},
+    {"__main__", "interface"},
 ]
-WITHOUT_LIGHTNING = {"errors", "model", "tokenizer", "runs", "generation", "text", "plotting", "settings", "__main__"}
+WITHOUT_LIGHTNING = {
+    "errors",
+    "model",
+    "tokenizer",
+    "runs",
+    "generation",
+    "text",
+    "corpus",
+    "plotting",
+    "settings",
+    "__main__",
+}
 MODULES = sorted(module.name for module in pkgutil.iter_modules(gpt_lightning.__path__))
 
 

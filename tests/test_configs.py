@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,14 +10,52 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT, Result
+from conftest import ROOT, STORY, Result
+
+from gpt_lightning.module import GPTModule
 
 Command = Callable[..., Result]
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+ALL = sorted((ROOT / "configs").glob("*.yaml"))
+OVERLAYS = [path for path in ALL if path.stem.startswith("gpt2_")]
+CONFIGS = [path for path in ALL if path not in OVERLAYS]
+# Texts that the user brings.
+BROUGHT = ("own_text", "world_war")
 
 
 def test_there_are_configs() -> None:
-    assert [path.stem for path in CONFIGS] == ["debug", "verdict"]
+    assert [path.stem for path in CONFIGS] == ["classroom", "debug", "own_text", "verdict", "world_war"]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("124M", 124_439_808), ("355M", 354_823_168), ("774M", 774_030_080), ("1558M", 1_557_611_200)],
+)
+def test_an_overlay_has_the_sizes_of_a_published_gpt2(name: str, parameters: int) -> None:
+    (overlay,) = [path for path in OVERLAYS if path.stem == f"gpt2_{name}"]
+    sizes = yaml.safe_load(overlay.read_text())["model"]
+
+    module = GPTModule(50257, 1024, qkv_bias=True, tie_weights=True, **sizes)
+
+    assert module.count_parameters() == parameters
+
+
+@pytest.mark.parametrize("name", BROUGHT)
+def test_a_text_that_the_user_brings_is_asked_for(command: Command, in_tmp: Path, name: str) -> None:
+    result = command("fit", "--config", ROOT / "configs" / f"{name}.yaml")
+
+    config = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
+    text, source = config["data"]["text"], config["data"]["text_source"]
+    assert (result.code, result.error) == (2, f"{text}: no such file; needed: {source}")
+    assert os.listdir() == []
+
+
+def test_world_war_has_the_second_documents_settings() -> None:
+    config = yaml.safe_load((ROOT / "configs" / "world_war.yaml").read_text())
+
+    assert (config["data"]["train_ratio"], config["data"]["clean"]) == (0.8, "remove_empty_lines")
+    assert (config["model"]["context_length"], config["data"]["batch_size"]) == (128, 2)
+    assert (config["prompt"], config["sampling"]["max_new_tokens"]) == (["at the start of"], 20)
+    assert (config["evaluate_every"], config["evaluate_batches"], config["trainer"]["max_epochs"]) == (10, 5, 10)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -33,10 +72,14 @@ def test_a_config_trains_a_step_at_a_small_size(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: Path
 ) -> None:
     monkeypatch.chdir(ROOT)
-    small = ["--model.emb_dim=12", "--model.n_layers=1", "--model.warmup_steps=0", "--trainer.max_steps=1"]
-    offline = ["--data.address=null"] if "address" in path.read_text() else []
+    small = ["--model.emb_dim=12", "--model.n_layers=1", "--model.warmup_steps=0"]
+    small += ["--data.train_ratio=0.8", "--model.n_heads=4", "--trainer.max_steps=1"]
+    if path.stem in BROUGHT:
+        small.append(f"--data.text={STORY}")
+    elif "address" in path.read_text():
+        small.append("--data.address=null")
 
-    result = command("fit", "--config", path, "--run_dir", tmp_path / "run", *small, *offline)
+    result = command("fit", "--config", path, "--run_dir", tmp_path / "run", *small)
 
     assert result.code == 0, result.err
     assert "Ep 1 (Step 000001): " in result.out

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import Result
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt_lightning.data import TextDataModule, TrainOrder, Windows
 from gpt_lightning.errors import InputError
+
+Command = Callable[..., Result]
 
 
 @given(st.integers(2, 60), st.integers(1, 12), st.integers(1, 15))
@@ -168,3 +173,90 @@ def test_impossible_settings_are_refused(tmp_path: Path, settings: dict[str, Any
 def test_testing_needs_a_text(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="data.test_text is missing"):
         module(tmp_path).setup("test")
+
+
+def write_documents(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "a.txt").write_text("one two three " * 20)
+    (folder / "b.txt").write_text("four five six " * 20)
+    (folder / "c.jsonl").write_text('{"text": "seven eight nine ten"}\n{"text": "eleven"}\n')
+
+
+def test_documents_are_split_between_two_of_them_and_kept_encoded(in_tmp: Path) -> None:
+    write_documents(Path("docs"))
+    data = TextDataModule("docs", tokenizer="bytes", context_length=8, train_ratio=0.5, batch_size=1)
+
+    data.setup("fit")
+
+    train, val = data.splits["training"].windows, data.splits["validation"].windows
+    first, second = b"one two three " * 20, b"four five six " * 20
+    assert bytes(train.token_ids[:-1].tolist()) == first  # whole documents; 256 stands between them
+    assert train.token_ids[-1] == 256
+    assert bytes(val.token_ids[: len(second)].tolist()) == second
+    inputs, targets = train[3]
+    assert inputs.dtype == targets.dtype == torch.int64
+    assert (bytes(inputs.tolist()), bytes(targets.tolist())) == (first[24:32], first[25:33])
+    assert len(list(Path("data/cache").iterdir())) == 1
+
+
+def test_a_large_file_is_split_between_two_tokens(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpt_lightning.data.LARGE_BYTES", 100)
+    Path("large.txt").write_text("abcdefghij" * 20)
+    data = TextDataModule("large.txt", tokenizer="bytes", context_length=8, train_ratio=0.9, batch_size=1)
+
+    data.setup("fit")
+
+    train, val = data.splits["training"], data.splits["validation"]
+    assert (train.tokens, val.tokens) == (180, 21)  # 200 and the end of the text
+    assert bytes(train.windows.token_ids.tolist()) == b"abcdefghij" * 18
+
+
+def test_documents_of_each_part_can_be_given_separately(in_tmp: Path) -> None:
+    write_documents(Path("docs"))
+    settings = {"tokenizer": "bytes", "context_length": 8, "batch_size": 1}
+    data = TextDataModule("docs/a.txt", val_text="docs/b.txt", test_text="docs/*.jsonl", **settings)  # type: ignore[arg-type]
+
+    data.setup("fit")
+    tested = TextDataModule(test_text="docs/*.jsonl", **settings)  # type: ignore[arg-type]
+    tested.setup("test")
+
+    assert (data.splits["training"].tokens, data.splits["validation"].tokens) == (280, 280)
+    assert tested.splits["test"].tokens == len("seven eight nine ten") + 1 + len("eleven") + 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("empty", "empty: no .txt or .jsonl file"),
+        ("nothing*.txt", r"nothing\*.txt: no .txt or .jsonl file"),
+        ("broken.jsonl", r"broken.jsonl:2: not JSON"),
+        ("one.jsonl", "holds only 1 document, which cannot be split between documents; give data.val_text"),
+    ],
+)
+def test_documents_that_cannot_be_used_get_one_line(in_tmp: Path, command: Command, text: str, message: str) -> None:
+    Path("empty").mkdir()
+    Path("broken.jsonl").write_text('{"text": "a b c"}\n{"text": \n')
+    Path("one.jsonl").write_text('{"text": "a b c"}\n')
+
+    result = command("fit", f"--data.text={text}", "--data.tokenizer=bytes")
+
+    assert result.code == 2
+    assert re.search(message, result.error)
+    assert not Path("runs").exists()
+
+
+def test_a_run_on_documents_is_evaluated_and_goes_on_with_the_same_ones(config: Path, command: Command) -> None:
+    write_documents(Path("docs"))
+    settings = ("--model.context_length=8", "--data.batch_size=4", "--data.train_ratio=0.5", "--run_dir=run")
+    arguments = ("fit", "--config", config, "--data.text=docs", *settings)
+
+    started = command(*arguments, "--trainer.max_steps=2")
+    validated = command("validate", "--ckpt_path", "run/checkpoints/last.ckpt")
+    goes_on = command(*arguments, "--trainer.max_steps=4", "--resume")
+    Path("docs/b.txt").write_text("changed " * 50)
+    changed = command(*arguments, "--trainer.max_steps=6", "--resume")
+
+    assert (started.code, validated.code, goes_on.code, changed.code) == (0, 0, 0, 2)
+    assert "tokens in 4 documents of 3 files" in started.out
+    assert validated.out.startswith("validation split of docs: loss ")
+    assert "docs: is not the text that run/checkpoints/last.ckpt was trained on" in changed.error

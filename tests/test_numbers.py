@@ -207,7 +207,7 @@ def test_counts_of_the_verdict(verdict: Path) -> None:
 
     assert data.source is not None
     assert data.source.sha256 == "b41e41a68f0398a3154ae69e2e4c0e2694e17fe0d66730536837f1b01935b31f"
-    assert (len(data.source.content), data.total_tokens) == (20479, 5145)
+    assert (data.source.characters, data.total_tokens) == (20479, 5145)
     assert (train.characters, val.characters) == (18431, 2048)
     assert (train.tokens, val.tokens) == (4612, 534)
     assert (len(train.windows), len(val.windows)) == (18, 2)

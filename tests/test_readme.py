@@ -66,6 +66,16 @@ def test_every_command_of_ours_runs(clone: Path, command: Command, monkeypatch: 
         assert result.out
 
 
+def test_the_python_in_the_readme_runs(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(clone)
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names: dict[str, object] = {}
+
+    exec(block, names)
+
+    assert Path(str(names["run"])).is_dir()
+
+
 def test_every_module_is_in_the_table() -> None:
     listed = re.findall(r"^\| `(\w+)\.py` \|", README, re.MULTILINE)
 

@@ -86,6 +86,7 @@ def test_a_typed_text_stands_for_itself() -> None:
     assert prepared == [
         "--data.sha256=null",
         "--data.fallback_text=null",
+        "--data.text_source=null",
         "--data.text",
         "a.txt",
         "--data.address=http://b",

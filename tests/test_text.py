@@ -131,6 +131,8 @@ def test_the_fallback_serves_with_one_warning_that_names_both(
 
 
 def test_a_missing_file_without_address_is_the_users_fault(in_tmp: Path) -> None:
+    with pytest.raises(InputError, match="^a.txt: no such file; needed: the article of that name$"):
+        find_text("a.txt", source="the article of that name")
     with pytest.raises(InputError, match="^a.txt: no such file$"):
         find_text("a.txt")
 

@@ -1,0 +1,103 @@
+"""For notebooks: load a checkpoint, complete a text, the loss of a text, train from a config.
+
+    from gpt_lightning.interface import load, train
+
+    run = train("configs/debug.yaml", "--trainer.max_epochs=2")
+    gpt = load(run / "checkpoints/best.ckpt")
+    gpt.complete("Every effort moves you", max_new_tokens=20, temperature=1.0, top_k=10)
+    gpt.loss("Every effort moves you")
+
+Errors are exceptions here: `errors.InputError` for what was given, `errors.MachineError` for the machine.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpt_lightning.checkpoint import load_weights, read_checkpoint
+from gpt_lightning.cli import run_command
+from gpt_lightning.errors import InputError
+from gpt_lightning.generation import Sampling, complete, evaluation_mode
+from gpt_lightning.model import GPT
+from gpt_lightning.module import GPTModule, cross_entropy
+from gpt_lightning.tokenizer import Tokenizer, load_tokenizer, text_to_token_ids
+
+
+@dataclass(frozen=True)
+class TrainedGPT:
+    """A model and its tokenizer.
+
+    Attributes:
+        model: In evaluation mode; `.to(device)` moves it.
+        tokenizer: That it was trained with.
+    """
+
+    model: GPT
+    tokenizer: Tokenizer
+
+    def complete(self, prompt: str, **sampling: Any) -> str:
+        """What the model adds to a prompt.
+
+        Args:
+            prompt: Any text but the empty one.
+            sampling: Fields of `generation.Sampling`: max_new_tokens, temperature, top_k, eos_id, seed.
+
+        Raises:
+            InputError: The prompt is empty, or a field is unknown or out of range.
+        """
+        unknown = sorted(set(sampling) - set(Sampling.__dataclass_fields__))
+        if unknown:
+            raise InputError(f"unknown setting {unknown[0]!r}; sampling has {', '.join(Sampling.__dataclass_fields__)}")
+        return complete(self.model, self.tokenizer, prompt, Sampling(**sampling))
+
+    def loss(self, text: str) -> float:
+        """Mean loss in nats per token over all tokens of a text but the first, which nothing predicts.
+
+        The text is read in pieces of context_length tokens, the last one as short as it comes; `validate`
+        counts whole windows only.
+
+        Raises:
+            InputError: The text has fewer than two tokens.
+        """
+        token_ids = text_to_token_ids(text, self.tokenizer).to(self.model.tok_emb.weight.device)  # (1, T)
+        predicted = token_ids.shape[1] - 1
+        if predicted < 1:
+            raise InputError(f"the loss of a text needs at least 2 tokens, got {token_ids.shape[1]}")
+        total = torch.zeros((), dtype=torch.float64)
+        with evaluation_mode(self.model):
+            for start in range(0, predicted, self.model.context_length):
+                piece = token_ids[:, start : start + self.model.context_length + 1]
+                losses = cross_entropy(self.model(piece[:, :-1]), piece[:, 1:], reduction="none")
+                total += losses.double().sum().cpu()
+        return total.item() / predicted
+
+
+def load(checkpoint: str | os.PathLike[str]) -> TrainedGPT:
+    """The model of a checkpoint, on the CPU.
+
+    Raises:
+        InputError: See `checkpoint.read_checkpoint`.
+    """
+    name = os.fspath(checkpoint)
+    content = read_checkpoint(name)
+    module = GPTModule(**content["hyper_parameters"])
+    load_weights(module, content, name)
+    return TrainedGPT(module.model.eval(), load_tokenizer(content["datamodule_hyper_parameters"]["tokenizer"]))
+
+
+def train(config: str | os.PathLike[str], *arguments: str) -> Path:
+    """Trains from a YAML file, as `fit` does.
+
+    Args:
+        config: The file.
+        arguments: As typed after it: "--trainer.max_epochs=2", "--run_dir=DIR", "--resume".
+
+    Returns:
+        The run folder.
+    """
+    return run_command("fit", ["--config", os.fspath(config), *arguments]).run_folder
