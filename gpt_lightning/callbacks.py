@@ -291,14 +291,21 @@ class Summary(Callback):
             "final/val_loss": last["val_loss"],
             "final/best_val_loss": min(row["val_loss"] for row in rows),
         }
-        figure = loss_figure([read_curve(self.run.path)])
-        save_figure(figure, self.run.path / "loss")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(self.settings, final, step)
-                logger.experiment.add_figure("loss", figure, step, close=False)
             else:
                 logger.log_metrics(final, step)
+        draw_losses(self.run, trainer)
+
+
+def draw_losses(run: Run, trainer: Trainer) -> None:
+    """The loss figure of a run, in its folder and in TensorBoard."""
+    figure = loss_figure([read_curve(run.path)])
+    save_figure(figure, run.path / "loss")
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_figure("loss", figure, trainer.global_step, close=False)
 
 
 class EarlyStop(EarlyStopping):

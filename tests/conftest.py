@@ -16,6 +16,7 @@ import hypothesis
 import pytest
 import yaml
 
+from gpt_lightning import callbacks
 from gpt_lightning.__main__ import main
 
 # The same examples every time, and no timings: the machine may be shared.
@@ -71,6 +72,12 @@ def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("GPT_LIGHTNING_DATA", raising=False)
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def _without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing is half of the time of a tiny run; `trained` and the real command lines draw."""
+    monkeypatch.setattr(callbacks, "draw_losses", lambda *_: None)
 
 
 def tiny_settings() -> dict[str, Any]:
