@@ -17,8 +17,9 @@ COMMANDS = {
     "test": "loss and perplexity of a checkpoint on data.test_text",
     "predict": "continue prompts with a checkpoint",
     "plot": "draw the loss curves of runs",
+    "explain": "the documents' worked examples: windows, loss, sampling",
 }
-OWN_MODULES = {"plot": "plotting"}
+OWN_MODULES = {"plot": "plotting", "explain": "explain"}
 
 
 def main(argv: list[str] | None = None) -> None:

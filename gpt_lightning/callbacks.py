@@ -20,12 +20,14 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from tqdm import tqdm
 
-from gpt_lightning.data import Batch, TextDataModule
+from gpt_lightning.data import TextDataModule
 from gpt_lightning.generation import Sampling, complete
-from gpt_lightning.module import GPTModule, perplexity
+from gpt_lightning.loss import perplexity
+from gpt_lightning.module import GPTModule
 from gpt_lightning.plotting import loss_figure, read_curve, save_figure
 from gpt_lightning.runs import BY_TOKENS, Run, append_row, read_rows
 from gpt_lightning.tokenizer import Tokenizer
+from gpt_lightning.windows import Batch
 
 NEVER = sys.maxsize
 ROWS_SHOWN = 200  # of samples in TensorBoard

@@ -39,6 +39,7 @@ from gpt_lightning.data import TextDataModule
 from gpt_lightning.errors import InputError, MachineError, find_no_space
 from gpt_lightning.module import GPTModule
 from gpt_lightning.runs import Run
+from gpt_lightning.text import short_name
 
 FORMAT = 1
 RESUME_SCHEMA = {
@@ -244,6 +245,10 @@ class RunCheckpoints(Checkpoint):
     """Keeps `best.ckpt` (weights, of the lowest validation loss) and `last.ckpt` (everything).
 
     Saves at the end of an optimizer step only, after its evaluation, at most once per optimizer step.
+    The lowest and not the last, because of overfitting: a model that sees the same text again and again
+    learns what the text says word for word. Its training loss goes on falling, but what it learns then holds
+    for that text alone, and the validation loss, on text that it is never trained on, turns and rises.
+
     The best weights are kept in memory and written just before `last.ckpt`: of what the run had seen by
     then, `best.ckpt` is the best.
 
@@ -358,7 +363,7 @@ class RunCheckpoints(Checkpoint):
                 "lightning": lightning.__version__,
             },
             "text": {
-                "name": data.source.path.name,
+                "name": short_name(data.source.path),
                 "sha256": data.source.sha256,
                 "characters": data.source.characters,
                 "tokens": data.total_tokens,

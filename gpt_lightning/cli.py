@@ -7,7 +7,6 @@ and from the command line. A checkpoint's text yields to `--data.text` alone.
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from enum import Enum
 from pathlib import Path
@@ -36,6 +35,7 @@ from gpt_lightning.settings import (
     is_typed,
     prepare_arguments,
 )
+from gpt_lightning.text import absolute, short_name
 from gpt_lightning.tokenizer import load_tokenizer
 from gpt_lightning.training import RunChoice, choose_run, train
 
@@ -192,7 +192,7 @@ class CLI(LightningCLI):
         data = self.config[self.command]["data"]
         for name in ("val_text", "test_text"):  # as checkpoints have them
             if data[name] is not None:
-                data[name] = os.path.abspath(data[name])
+                data[name] = absolute(data[name])
 
     def _setting_names(self) -> list[str]:
         return [action.dest for action in self._parser(self.command)._actions]
@@ -289,7 +289,7 @@ class CLI(LightningCLI):
             settings.pop(name, None)
         for name in ("text", "fallback_text"):
             if settings["data"][name] is not None:
-                settings["data"][name] = os.path.abspath(settings["data"][name])
+                settings["data"][name] = absolute(settings["data"][name])
         for target in LINKS.values():
             settings.pop(target, None)
         body = yaml.safe_dump(plain(settings.as_dict()), sort_keys=False)
@@ -315,11 +315,11 @@ class CLI(LightningCLI):
             assert data.source is not None
             val_text = None if data.whole_text else data.hparams["val_text"]
             if stage == "validate" and val_text is not None:
-                name = f"all of {Path(val_text).name}"
+                name = f"all of {short_name(val_text)}"
             elif stage == "validate" and not data.whole_text:
-                name = f"{split} split of {data.source.path.name}"
+                name = f"{split} split of {short_name(data.source.path)}"
             else:
-                name = f"all of {data.source.path.name}"
+                name = f"all of {short_name(data.source.path)}"
             loss, perplexity = model.evaluated[f"{metric}_loss"], model.evaluated[f"{metric}_perplexity"]
             say(report.describe_evaluation(name, loss, perplexity, model.evaluated_tokens[metric], data.splits[split]))
 

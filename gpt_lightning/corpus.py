@@ -1,4 +1,4 @@
-"""A corpus of many documents: found, checked, encoded once into a cache folder, split between documents.
+"""A corpus of many documents: encoded once into a cache folder, split between documents.
 
     <cache_dir>/<first 16 digits of the key>/
         tokens.bin      the ids of every document and, after each, <|endoftext|>; uint16 or uint32
@@ -10,25 +10,21 @@ The key is made of the tokenizer, the cleaning and the names and bytes of the fi
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import errno
-import glob
 import hashlib
 import io
 import json
 import os
-import re
 import shutil
 import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from itertools import chain
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,19 +33,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from gpt_lightning.errors import InputError, MachineError, describe_os_error, require, require_number, warn
-from gpt_lightning.text import CLEANERS, remove_empty_lines
+from gpt_lightning.documents import Piece, batch_pieces, find_documents, naming
+from gpt_lightning.errors import InputError, MachineError, require, require_number, warn
+from gpt_lightning.text import CLEANERS
 from gpt_lightning.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
 
 FORMAT = 1  # of the cache
-SUFFIXES = (".txt", ".jsonl")
-PIECE = 1 << 20  # bytes that are read, characters that are encoded at a time
-MAX_LINE = 256 << 20
 MAX_WORKERS = 8
 IN_PROCESS_BYTES = 16_000_000  # below, the workers take longer to start than to encode
-
-# Before a space or line end that follows a letter or digit, every pattern of tiktoken begins a new match.
-LAST_CUT = re.compile(r".*[^\W_](?=[ \n])", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -77,49 +68,12 @@ class Corpus:
     path: Path = Path()
 
 
-class Piece(NamedTuple):
-    """Consecutive characters of one document, and whether they are its last."""
-
-    text: str
-    is_last: bool
-
-
 class Encoded(NamedTuple):
     """Some pieces as (n,) token ids, and (2, k) where documents end among their tokens and characters."""
 
     token_ids: NDArray[Any]
     ends: NDArray[np.int64]
     characters: int
-
-
-def is_corpus(source: str) -> bool:
-    """Whether a source is a folder, a glob or a .jsonl file, rather than one plain text."""
-    if os.path.isfile(source):
-        return source.endswith(".jsonl")
-    return os.path.isdir(source) or glob.has_magic(source) or source.endswith(".jsonl")
-
-
-def find_documents(source: str) -> list[Path]:
-    """The .txt and .jsonl files of a folder, a glob or a path, sorted; hidden ones are left out.
-
-    Raises:
-        InputError: There are none.
-    """
-    path = Path(source)
-    if path.is_dir():
-        found = [file for file in path.rglob("*") if not any(p.startswith(".") for p in file.relative_to(path).parts)]
-    elif glob.has_magic(source) and not path.exists():
-        found = [Path(name) for name in glob.glob(source, recursive=True)]
-    elif not path.exists():
-        raise InputError(f"{source}: no such file")
-    elif path.suffix not in SUFFIXES:
-        raise InputError(f"{source}: must be a folder, a glob, or a file that ends with {' or '.join(SUFFIXES)}")
-    else:
-        return [path]
-    files = sorted(file for file in found if file.suffix in SUFFIXES and file.is_file())
-    if not files:
-        raise InputError(f"{source}: no {' or '.join(SUFFIXES)} file {'below' if path.is_dir() else 'matches'} it")
-    return files
 
 
 def prepare(source: str, tokenizer_name: str, clean: str | None, cache_dir: Path) -> Corpus:
@@ -182,58 +136,6 @@ def split_documents(corpus: Corpus, train_ratio: float) -> tuple[slice, slice]:
     return slice(0, cut), slice(cut, len(corpus.tokens))
 
 
-def read_tokens(corpus: Corpus, part: slice) -> NDArray[Any]:
-    """Some of the tokens: (n,) uint16 or uint32, still on disk."""
-    return corpus.tokens[part]
-
-
-def read_documents(path: Path, advance: Callable[[int], object] = lambda _: None) -> Iterator[Iterator[str]]:
-    """The documents of a file, each as chunks of its text: checked, line ends normalised.
-
-    Args:
-        path: A .txt file, which is one document, or a .jsonl file with one in every line.
-        advance: Is told the number of bytes read, again and again.
-
-    Raises:
-        InputError: Not UTF-8, NUL bytes; a line that is no JSON object with a "text".
-        MachineError: It cannot be read.
-    """
-    if path.suffix != ".jsonl":
-        yield _read_text(path, advance)
-        return
-    with _naming(path), open(path, "rb") as file:
-        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), start=1):
-            advance(len(line))
-            if number == 1 and line.startswith(codecs.BOM_UTF8):
-                warn(f"{path}: starts with a byte order mark, which is left out")
-                line = line[len(codecs.BOM_UTF8) :]
-            if line.strip():
-                text = _parse_line(line, f"{path}:{number}")
-                yield (text[start : start + PIECE] for start in range(0, len(text), PIECE))
-
-
-def cut_pieces(chunks: Iterable[str]) -> Iterator[Piece]:
-    """Cuts a document into pieces whose token ids, one after the other, are those of the whole.
-
-    Pieces have about `PIECE` characters, more where there is no place to cut. A blank document has none.
-    """
-    parts: list[str] = []
-    length = 0
-    begun = False
-    for chunk in chunks:
-        parts.append(chunk)
-        length += len(chunk)
-        if length >= PIECE and (match := LAST_CUT.match(chunk)):
-            parts[-1] = chunk[: match.end()]
-            yield Piece("".join(parts), False)
-            parts = [chunk[match.end() :]]
-            length = len(parts[0])
-            begun = True
-    rest = "".join(parts)
-    if begun or rest.strip():
-        yield Piece(rest, True)
-
-
 def encode_pieces(tokenizer_name: str, pieces: list[Piece]) -> Encoded:
     """Token ids of pieces, with `<|endoftext|>` after the last piece of each document."""
     tokenizer = load_tokenizer(tokenizer_name)
@@ -288,88 +190,6 @@ def _start_worker() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def _read_text(path: Path, advance: Callable[[int], object]) -> Iterator[str]:
-    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")(), translate=True)
-    offset = 0
-    begun = False
-    with _naming(path), open(path, "rb") as file:
-        while True:
-            block = file.read(PIECE)
-            offset += len(block)
-            try:
-                chunk = decoder.decode(block, final=not block)
-            except UnicodeDecodeError as error:
-                start = offset - len(error.object) + error.start  # the decoder keeps bytes from block to block
-                byte = error.object[error.start]
-                raise InputError(f"{path}: not UTF-8 text (byte 0x{byte:02x} at offset {start})") from None
-            if "\0" in chunk:
-                raise InputError(f"{path}: contains NUL bytes; not a text file")
-            if chunk and not begun:
-                begun = True
-                if chunk[0] == "\ufeff":
-                    warn(f"{path}: starts with a byte order mark, which is left out")
-                    chunk = chunk[1:]
-            yield chunk
-            if not block:
-                return
-            advance(len(block))
-
-
-def _parse_line(line: bytes, place: str) -> str:
-    """The "text" of one line of JSON; `place` is its file and number."""
-    if len(line) > MAX_LINE:
-        raise InputError(f"{place}: longer than {MAX_LINE >> 20} MiB, the limit for a line")
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{place}: not UTF-8 text (byte 0x{line[error.start]:02x} at offset {error.start})") from None
-    except (ValueError, RecursionError) as error:  # of JSON; a number of thousands of digits; a thousand brackets
-        raise InputError(f"{place}: not JSON ({getattr(error, 'msg', error)})") from None
-    if not isinstance(row, dict):
-        raise InputError(f'{place}: must be a JSON object with a "text", is a {type(row).__name__}')
-    text = row.get("text")
-    if not isinstance(text, str):
-        raise InputError(f'{place}: has no string under "text"')
-    if "\0" in text:
-        raise InputError(f'{place}: "text" contains NUL; not a text')
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f'{place}: "text" contains half a character (\\u{ord(text[error.start]):x})') from None
-    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _clean_chunks(chunks: Iterable[str]) -> Iterator[str]:
-    """`remove_empty_lines` for a text in chunks; holds one line at a time, however long."""
-    rest: list[str] = []
-    begun = False
-    for chunk in chain(chunks, ["\n"]):
-        lines, found, tail = chunk.rpartition("\n")
-        if found:
-            cleaned = remove_empty_lines("".join([*rest, lines]))
-            if cleaned:
-                yield "\n" + cleaned if begun else cleaned
-                begun = True
-            rest = []
-        rest.append(tail)
-
-
-def _batch_pieces(files: list[Path], clean: str | None, advance: Callable[[int], object]) -> Iterator[list[Piece]]:
-    """The pieces of all documents, in lists of about `PIECE` characters."""
-    batch: list[Piece] = []
-    weight = 0
-    for path in files:
-        for chunks in read_documents(path, advance):
-            for piece in cut_pieces(chunks if clean is None else _clean_chunks(chunks)):
-                batch.append(piece)
-                weight += len(piece.text) + 100  # so that a million tiny documents are not one batch
-                if weight >= PIECE:
-                    yield batch
-                    batch, weight = [], 0
-    if batch:
-        yield batch
-
-
 def _write_tokens(folder: Path, files: list[Path], tokenizer: Tokenizer, clean: str | None) -> dict[str, int | str]:
     """Writes tokens.bin and documents.npy; returns what meta.json says of them."""
     size = sum(path.stat().st_size for path in files)
@@ -386,7 +206,7 @@ def _write_tokens(folder: Path, files: list[Path], tokenizer: Tokenizer, clean: 
     )
     ends = [np.zeros((2, 0), np.int64)]
     total = np.zeros((2, 1), np.int64)  # tokens, characters
-    batches = encode_batches(_batch_pieces(files, clean, bar.update), tokenizer.name, workers)
+    batches = encode_batches(batch_pieces(files, clean, bar.update), tokenizer.name, workers)
     with bar, contextlib.closing(batches), open(folder / "tokens.bin", "wb") as file:
         for encoded in batches:
             file.write(encoded.token_ids.data)
@@ -441,7 +261,7 @@ def _make_key(files: list[Path], tokenizer: Tokenizer, clean: str | None) -> str
     """sha256 of all that decides the tokens."""
     digests = []
     for path in files:
-        with _naming(path), open(path, "rb") as file:
+        with naming(path), open(path, "rb") as file:
             digests.append([path.name, hashlib.file_digest(file, "sha256").hexdigest()])
     return hashlib.sha256(
         json.dumps([FORMAT, tokenizer.name, tokenizer.vocab_size, clean, digests]).encode()
@@ -463,14 +283,3 @@ def _remove_stale(cache_dir: Path) -> None:
 
 def _token_type(tokenizer: Tokenizer) -> np.dtype[Any]:
     return np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
-
-
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Makes an InputError or MachineError that names the file of what the operating system says of it."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        message, code = describe_os_error(error)
-        raise (InputError if code == InputError.exit_code else MachineError)(message) from None

@@ -1,30 +1,26 @@
-"""From text to batches: windows, their resumable order and the LightningDataModule."""
+"""From text to batches: the LightningDataModule."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
-from gpt_lightning.corpus import Corpus, is_corpus, prepare, split_documents
+from gpt_lightning.corpus import Corpus, prepare, split_documents
+from gpt_lightning.documents import is_corpus
 from gpt_lightning.errors import InputError, require, require_integer, require_number
-from gpt_lightning.text import CLEANERS, Text, find_text, read_text, split_text
+from gpt_lightning.text import CLEANERS, Text, find_text, read_text, short_name, split_text
 from gpt_lightning.tokenizer import load_tokenizer
+from gpt_lightning.windows import Batch, TokenIds, TrainOrder, Windows
 
 MAX_WORKERS = 16
 LARGE_BYTES = 64_000_000  # of a file that is encoded piece by piece instead of read whole
-
-Batch = tuple[Tensor, Tensor]  # inputs (B, T) and targets (B, T), int64
 
 
 def windows_in_batch(batch: Batch) -> int:
@@ -37,42 +33,6 @@ def tokens_in_batch(batch: Batch) -> int:
     return batch[0].numel()
 
 
-TokenIds = Tensor | NDArray[Any]  # (N,) int64 in memory, or unsigned and memory-mapped
-
-
-class Windows(Dataset[Batch]):
-    """Pieces of `context_length` tokens and, as targets, the same moved on by one token.
-
-    Only whole windows: they start at range(0, tokens - context_length, stride), as in the book.
-
-    Args:
-        token_ids: (N,) of any integer type.
-        context_length: T.
-        stride: Tokens from one window's start to the next; equal to T, no token is predicted twice.
-    """
-
-    def __init__(self, token_ids: TokenIds, context_length: int, stride: int) -> None:
-        self.token_ids = token_ids
-        self.context_length = context_length
-        self.starts = range(0, len(token_ids) - context_length, stride)
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def __getitem__(self, index: int) -> Batch:
-        start = self.starts[index]
-        piece = self.token_ids[start : start + self.context_length + 1]
-        if not isinstance(piece, Tensor):
-            piece = torch.from_numpy(piece.astype(np.int64))
-        return piece[:-1], piece[1:]
-
-    @property
-    def tail(self) -> int:
-        """Tokens at the end that no window predicts."""
-        predicted = self.starts[-1] + self.context_length if self.starts else 0
-        return len(self.token_ids) - 1 - predicted
-
-
 @dataclass(frozen=True)
 class Split:
     """One part of the text, as characters, tokens and windows."""
@@ -82,59 +42,12 @@ class Split:
     windows: Windows
 
 
-class TrainOrder(Sampler[int]):
-    """The shuffled order of the training windows, a function of (seed, epoch) alone.
-
-    Every rank sees its own share of each global batch; windows that do not fill a batch on every rank
-    are left out of that epoch.
-
-    Args:
-        windows: Number of windows.
-        batch_size: Windows per rank and batch.
-        seed: Of the run.
-        epoch: The first epoch to iterate; Lightning calls `set_epoch` before each later one.
-        skip_batches: Batches of that first epoch that were already trained on.
-        rank: Of this process.
-        world_size: Number of processes.
-    """
-
-    def __init__(
-        self,
-        windows: int,
-        batch_size: int,
-        seed: int,
-        epoch: int = 0,
-        skip_batches: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.windows = windows
-        self.global_batch = batch_size * world_size
-        self.seed = seed
-        self.epoch = epoch
-        self.rank = rank
-        self.world_size = world_size
-        self._skip_batches = skip_batches
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.windows // self.global_batch * self.global_batch // self.world_size
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(self.windows, generator=generator)
-        skipped, self._skip_batches = self._skip_batches, 0
-        used = len(self) * self.world_size
-        return iter(order[skipped * self.global_batch : used][self.rank :: self.world_size].tolist())
-
-
 class TextDataModule(LightningDataModule):
     """A text as training and validation windows.
 
     Args:
-        text: Training text: a UTF-8 file, or many documents in a folder, a glob (quoted) or a .jsonl file.
+        text: Training text: a UTF-8 file; many documents in a folder, a glob (quoted) or a .jsonl file; or
+            hf:DATASET/CONFIG/SPLIT.
         val_text: Validation text, likewise; null splits `text` by train_ratio.
         test_text: Text of the `test` command, likewise.
         address: http(s) address of `text`, fetched once where the file is missing.
@@ -271,7 +184,7 @@ class TextDataModule(LightningDataModule):
             clean=self.hparams["clean"],
         )
         # What a checkpoint says of its text: the one that was found, and nothing to take in its place.
-        if source.path.name != os.path.basename(self.hparams["text"]):
+        if source.path.name != os.path.basename(path):
             self.hparams["address"] = None
         self.hparams.update(text=str(source.path), sha256=source.sha256, fallback_text=None)
         return source
@@ -287,7 +200,7 @@ class TextDataModule(LightningDataModule):
         windows = Windows(token_ids, context_length, self.stride)
         if not windows:
             raise InputError(
-                f"{source.path.name}: the {split} split ({len(token_ids)} tokens) is shorter than one window "
+                f"{short_name(source.path)}: the {split} split ({len(token_ids)} tokens) is shorter than one window "
                 f"({context_length + 1} tokens); lower model.context_length to at most {max(len(token_ids) - 1, 1)}, "
                 f"change data.train_ratio ({self.hparams['train_ratio']}), or give a longer text"
             )

@@ -11,6 +11,7 @@ the file, its value and the limit. `assert` is for what only a bug can break.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import errno
 import math
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 PROGRAM = "gpt_lightning"
 
@@ -46,6 +48,14 @@ class DivergedError(RuntimeError):
     """The training left the numbers: a gradient is infinite or not a number."""
 
     exit_code = EXIT_DIVERGED
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaints are an `InputError`."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises `InputError` instead of printing the usage."""
+        raise InputError(message)
 
 
 def require(condition: bool, setting: str, must: str, value: object) -> None:

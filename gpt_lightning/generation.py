@@ -129,6 +129,10 @@ def next_token_probs(logits: Tensor, temperature: float, top_k: int | None) -> T
 def sample_next_token(logits: Tensor, sampling: Sampling, generators: list[torch.Generator]) -> Tensor:
     """One next token id per row: (B, V) -> (B,), on the device of the logits.
 
+    Either the most likely one (argmax), so that a prompt always gets the same text, and a small model soon
+    repeats itself; or a draw in which each token has its probability, so that texts differ and unlikely
+    tokens come up now and then, for better and for worse.
+
     The draw is made on the CPU in float32, so that a seed gives the same draw on every device.
     """
     if sampling.temperature < GREEDY_BELOW:

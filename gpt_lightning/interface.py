@@ -23,8 +23,9 @@ from gpt_lightning.checkpoint import load_weights, read_checkpoint
 from gpt_lightning.cli import run_command
 from gpt_lightning.errors import InputError
 from gpt_lightning.generation import Sampling, complete, evaluation_mode
+from gpt_lightning.loss import cross_entropy
 from gpt_lightning.model import GPT
-from gpt_lightning.module import GPTModule, cross_entropy
+from gpt_lightning.module import GPTModule
 from gpt_lightning.tokenizer import Tokenizer, load_tokenizer, text_to_token_ids
 
 

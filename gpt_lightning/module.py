@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
-from torch.nn import functional as F
 
-from gpt_lightning.data import Batch
 from gpt_lightning.errors import DivergedError, InputError, MachineError, require_integer, require_number
+from gpt_lightning.loss import cross_entropy, perplexity
 from gpt_lightning.model import GPT, check_architecture, count_parameters
+from gpt_lightning.windows import Batch
 
 BYTES_PER_WEIGHT = 4  # float32
 ARCHITECTURE = (
@@ -27,22 +27,6 @@ ARCHITECTURE = (
     "tie_weights",
     "init",
 )
-
-
-def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-    """Negative log-likelihood of the targets in nats, in float32.
-
-    Args:
-        logits: (B, T, V).
-        targets: (B, T) int64.
-        reduction: "mean" for a scalar, "none" for (B * T,).
-    """
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction=reduction)
-
-
-def perplexity(loss: float) -> float:
-    """exp(loss): among how many equally likely tokens the model is torn. Infinite beyond exp's range."""
-    return math.exp(loss) if loss < 709 else math.inf
 
 
 def learning_rate_factor(updates: int, warmup_steps: int, total_steps: float, least: float | None) -> float:
@@ -179,6 +163,14 @@ class GPTModule(LightningModule):
         return self.model(token_ids)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """The loss of one batch: the first of the four steps of an update, of which Lightning does the rest.
+
+        1. forward: the loss of the batch, and with it the graph of how every weight took part in it;
+        2. the old gradients are set to zero, or the new ones would be added to them (which is what
+           `accumulate_grad_batches` makes use of: it sums over several batches before it goes on);
+        3. backward: the gradient, for each weight, of how much the loss would rise with it;
+        4. the optimizer moves every weight against its gradient (`configure_optimizers`).
+        """
         inputs, targets = batch
         loss = cross_entropy(self(inputs), targets)
         train_loss = loss.detach()
@@ -226,7 +218,15 @@ class GPTModule(LightningModule):
         return (sums[0] / sums[1]).item()
 
     def configure_optimizers(self) -> Any:
-        """AdamW (Loshchilov and Hutter 2019) over all parameters, its rate set per update."""
+        """AdamW over all parameters, its rate set per update.
+
+        Adam (Kingma and Ba 2015) keeps for each weight a running mean of its gradients and one of their
+        squares, and moves it by learning_rate times the first over the root of the second: a step of about
+        the same size for all weights, however small their gradients. AdamW (Loshchilov and Hutter 2019)
+        takes the weight decay out of that: every weight shrinks by learning_rate * weight_decay of itself,
+        whatever its gradients were. Both means are in the checkpoint; without them a run that goes on
+        would start them anew and jump.
+        """
         rate, decay = self.hparams["learning_rate"], self.hparams["weight_decay"]
         optimizer = torch.optim.AdamW(self._parameter_groups(), lr=rate, weight_decay=decay, fused=True)
         warmup_steps, least = self.hparams["warmup_steps"], self.hparams["min_learning_rate"]

@@ -10,16 +10,16 @@ import argparse
 import io
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from matplotlib import rcParams
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from gpt_lightning.errors import PROGRAM, InputError
+from gpt_lightning.errors import PROGRAM, InputError, Parser
 from gpt_lightning.runs import read_rows, replace_bytes
 
 FORMATS = ("pdf", "png")
@@ -99,7 +99,7 @@ def loss_figure(curves: Sequence[Curve]) -> Figure:
     return figure
 
 
-def bar_figure(names: Sequence[str], series: dict[str, Sequence[float]], title: str = "") -> Figure:
+def bar_figure(names: Sequence[str], series: Mapping[str, Sequence[float]], title: str = "") -> Figure:
     """Probabilities of the same tokens under several settings, side by side.
 
     Args:
@@ -134,14 +134,9 @@ def save_figure(figure: Figure, stem: str | Path) -> list[Path]:
     return written
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
-
-
 def plot(arguments: list[str]) -> None:
     """`plot RUN [RUN ...] [--output STEM]`: draws loss curves and says where they are."""
-    parser = _Parser(f"python -m {PROGRAM} plot", description=__doc__, allow_abbrev=False)
+    parser = Parser(f"python -m {PROGRAM} plot", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("run", nargs="+", metavar="RUN", help="a run folder, or a file like its metrics.jsonl")
     parser.add_argument(

@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 from gpt_lightning.corpus import Corpus
 from gpt_lightning.data import Split, TextDataModule
 from gpt_lightning.module import BYTES_PER_WEIGHT, GPTModule
+from gpt_lightning.text import short_name
 
 STATES_PER_WEIGHT = 3  # a full checkpoint holds the weight and AdamW's two moments
 
@@ -36,7 +37,7 @@ def describe_data(data: TextDataModule, train_batches: int, val_batches: int, st
     train, val = data.splits["training"], data.splits["validation"]
     batch_size, context_length = data.hparams["batch_size"], data.hparams["context_length"]
     return [
-        f"text        {data.source.path.name}: {data.source.characters:,} characters, {data.total_tokens:,} tokens"
+        f"text        {short_name(source.path)}: {source.characters:,} characters, {data.total_tokens:,} tokens"
         f"{documents} ({data.tokenizer.name}, {data.tokenizer.vocab_size:,} in the vocabulary)",
         f"split       {train.characters:,} / {val.characters:,} characters, "
         f"{train.tokens:,} / {val.tokens:,} tokens for training / validation",

@@ -32,6 +32,7 @@ TYPE_WORDS = {
     "dict": "settings",
     "NoneType": "null",
 }
+CLASS_SETTINGS = ("trainer.callbacks", "trainer.logger", "trainer.plugins")
 CLASS_ERRORS = {
     r"Importing '([\w.]+)' is not allowed": (
         "class_path '{}' is not allowed; only classes of Lightning that take no code may be named"
@@ -185,6 +186,10 @@ def explain_parser_error(message: str, known: list[str]) -> str:
         known: The names of all settings.
     """
     message = " ".join(message.split())
+    if stray := re.search(r"[Uu]nrecognized arguments: (?!-)(\S+)", message):
+        return f"'{stray[1]}' belongs to no option; options begin with --"
+    if section := re.search(r"Parser key \"(\w+)\": Unable to load config ['\"](.*?)['\"]", message):
+        return f"{section[1]} must be settings (--{section[1]}.NAME VALUE), not '{section[2]}'"
     unknown = re.search(
         r"does not accept (?:option|nested key) '([\w.+-]+)'|[Uu]nrecognized arguments: (?:--)?([\w.+-]+)"
         r"|Key '([\w.+-]+)' is not expected|No action for key \"([\w.+-]+)\"",
@@ -203,6 +208,8 @@ def explain_parser_error(message: str, known: list[str]) -> str:
         expected = expected.partition(" Errors: ")[0]
         if name == "trainer.precision":
             return f"{name} must be one of {', '.join(PRECISIONS)}; got '{value}'"
+        if name in CLASS_SETTINGS:
+            return f"{name} must name a class of Lightning (class_path: NAME), not '{value}'"
         types = [TYPE_WORDS[one] for one in TYPE_WORDS if f"<class '{one}'>" in expected]
         if types:
             return f"{name} must be {' or '.join(types)}, not '{value}'"
@@ -224,6 +231,9 @@ def check_trainer(trainer: Any) -> None:
     for name in limits[:2]:
         if trainer[name] not in (None, -1):
             require_integer(f"trainer.{name}", trainer[name], 1)
+    if isinstance(trainer["max_time"], str):
+        is_duration = re.fullmatch(r"\d+:\d\d:\d\d:\d\d", trainer["max_time"].strip()) is not None
+        require(is_duration, "trainer.max_time", "be a duration as DD:HH:MM:SS", trainer["max_time"])
     for name in ("limit_train_batches", "limit_val_batches", "limit_test_batches"):
         limit = trainer[name]
         if limit is not None:

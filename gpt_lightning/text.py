@@ -1,10 +1,11 @@
-"""A text file from disk or address: found, checked, cleaned, split."""
+"""A text from disk, an address or a dataset: found, checked, cleaned, split."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import http.client
+import logging
 import os
 import time
 import urllib.error
@@ -18,6 +19,17 @@ DATA_VARIABLE = "GPT_LIGHTNING_DATA"
 MAX_BYTES = 2 * 1024**3
 FETCH_SECONDS = 30
 CLEANERS = ("remove_empty_lines",)
+DATASET = "hf:"  # begins the name of a dataset's split
+
+
+def absolute(name: str) -> str:
+    """A path made absolute; the name of a dataset's split as it is."""
+    return name if name.startswith(DATASET) else os.path.abspath(name)
+
+
+def short_name(path: str | Path) -> str:
+    """How messages call a text: a file's name without its folders, a dataset's split in full."""
+    return str(path) if str(path).startswith(DATASET) else os.path.basename(path)
 
 
 @dataclass(frozen=True)
@@ -26,7 +38,7 @@ class Text:
 
     Attributes:
         content: The characters, cleaned.
-        path: The file, absolute.
+        path: The file, absolute; or the name of a dataset's split.
         sha256: Of the file's bytes.
     """
 
@@ -53,7 +65,7 @@ def find_text(
     """Looks for a text at its path, in the folder of `GPT_LIGHTNING_DATA`, at its address.
 
     Args:
-        path: The file; a fetched text is kept there.
+        path: The file; a fetched text is kept there. Or the name of a dataset's split, see `read_dataset`.
         setting: Its name in messages.
         address: http or https URL to fetch it from, once.
         sha256: Checksum of the file's bytes. A copy from the folder or the address must have it; of
@@ -66,7 +78,7 @@ def find_text(
         InputError: There is no such file and no address, or it is not a text.
         MachineError: It cannot be read or fetched.
     """
-    if os.path.exists(path):
+    if path.startswith(DATASET) or os.path.exists(path):
         text = read_text(path, setting=setting, clean=clean)
         if sha256 is not None and text.sha256 != sha256:
             warn(f"{path}: is not the text that data.sha256 names ({sha256[:12]}...); using it as it is")
@@ -98,13 +110,17 @@ def find_text(
 
 
 def read_text(path: str | Path, *, setting: str = "data.text", clean: str | None = None) -> Text:
-    """Reads and checks one UTF-8 file. A byte order mark is removed, with a warning.
+    """Reads and checks one UTF-8 file, or a dataset's split. A byte order mark is removed, with a warning.
 
     Raises:
         InputError: No such file, a folder, empty, blank, not UTF-8, NUL bytes, one character over and
             over, or larger than 2 GiB.
         MachineError: It cannot be read.
     """
+    if str(path).startswith(DATASET):
+        content = read_dataset(str(path), setting)
+        digest = hashlib.sha256(content.encode()).hexdigest()
+        return Text(_check(content, str(path), clean), Path(path), digest)
     path = Path(path)
     try:
         size = path.stat().st_size
@@ -124,6 +140,11 @@ def read_text(path: str | Path, *, setting: str = "data.text", clean: str | None
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
         raise InputError(f"{path}: not UTF-8 text (byte 0x{byte:02x} at offset {error.start})") from None
+    return Text(_check(content, str(path), clean), path.absolute(), hashlib.sha256(data).hexdigest())
+
+
+def _check(content: str, path: str, clean: str | None) -> str:
+    """The text with one kind of line end, cleaned. Raises `InputError` where there is nothing to learn."""
     if "\0" in content:
         raise InputError(f"{path}: contains NUL bytes; not a text file")
     if content.startswith("\ufeff"):
@@ -136,7 +157,40 @@ def read_text(path: str | Path, *, setting: str = "data.text", clean: str | None
         raise InputError(f"{path}: holds nothing but white space")
     if content.count(content[0]) == len(content):
         raise InputError(f"{path}: is one character ({content[0]!r}) over and over; there is nothing to learn")
-    return Text(content, path.absolute(), hashlib.sha256(data).hexdigest())
+    return content
+
+
+def read_dataset(name: str, setting: str) -> str:
+    """A split of a dataset, its rows of text one after the other as they are.
+
+    Args:
+        name: hf:DATASET/CONFIG/SPLIT, where DATASET is OWNER/NAME on the Hugging Face Hub or a local folder.
+        setting: Its name in messages.
+
+    Raises:
+        InputError: The name is wrong, the extra is not installed, or there is no text in it.
+        MachineError: The Hub cannot be reached.
+    """
+    parts = name.removeprefix(DATASET).rsplit("/", 2)
+    if len(parts) < 3 or not all(parts):
+        raise InputError(f"{setting} must be {DATASET}DATASET/CONFIG/SPLIT, got {name!r}")
+    try:
+        import datasets
+    except ModuleNotFoundError:
+        raise InputError(f"{name}: needs the extra datasets: pip install -c constraints.txt -e '.[datasets]'") from None
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; what failed is said below
+    try:
+        split = datasets.load_dataset(parts[0], parts[1], split=parts[2])
+    except (ValueError, OSError) as error:
+        reason = " ".join(str(error).split())
+        if isinstance(error, ConnectionError):
+            raise MachineError(f"{name}: cannot be fetched ({reason}); a text file serves as well") from None
+        raise InputError(f"{name}: cannot be read ({reason})") from None
+    if "text" not in split.column_names:
+        raise InputError(f'{name}: has no column "text", only {", ".join(split.column_names)}')
+    if split.data.nbytes > MAX_BYTES:
+        raise InputError(f"{name}: more than this program reads (limit {MAX_BYTES // 1024**3} GiB)")
+    return "".join(split["text"])
 
 
 def remove_empty_lines(text: str) -> str:

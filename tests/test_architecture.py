@@ -16,8 +16,9 @@ from gpt_lightning.errors import InputError
 # Each module may import those to its left.
 LAYERS = [
     {"errors"},
-    {"model", "tokenizer", "runs"},
+    {"model", "loss", "windows", "tokenizer", "runs"},
     {"generation", "text", "plotting"},
+    {"documents", "explain"},
     {"corpus"},
     {"data", "settings"},
     {"module"},
@@ -30,11 +31,15 @@ LAYERS = [
 WITHOUT_LIGHTNING = {
     "errors",
     "model",
+    "loss",
+    "windows",
     "tokenizer",
     "runs",
     "generation",
     "text",
+    "documents",
     "corpus",
+    "explain",
     "plotting",
     "settings",
     "__main__",

@@ -46,8 +46,11 @@ def test_version_and_unknown_commands(command: Command) -> None:
     version, nothing, unknown = command("--version"), command(), command("predikt")
 
     assert version.out == f"gpt_lightning {gpt_lightning.__version__}\n"
-    assert (nothing.code, nothing.error) == (2, "expected one of fit, validate, test, predict, plot")
-    assert unknown.error == "expected one of fit, validate, test, predict, plot; got 'predikt'; did you mean predict?"
+    assert (nothing.code, nothing.error) == (2, "expected one of fit, validate, test, predict, plot, explain")
+    assert (
+        unknown.error
+        == "expected one of fit, validate, test, predict, plot, explain; got 'predikt'; did you mean predict?"
+    )
 
 
 def test_help_lists_every_setting(command: Command) -> None:
@@ -288,6 +291,10 @@ BAD_SETTINGS = [
     ("--sampling.max_new_tokens=0", "sampling.max_new_tokens must be an int of at least 1, got 0"),
     ("--prompt=", "prompt is empty; to start from nothing give <|endoftext|>"),
     ("--foo", "unknown setting 'foo'"),
+    ("foo", "'foo' belongs to no option; options begin with --"),
+    ("--model=null", "model must be settings (--model.NAME VALUE), not 'null'"),
+    ("--trainer.callbacks=foo", "trainer.callbacks must name a class of Lightning (class_path: NAME), not 'foo'"),
+    ("--trainer.max_time=abc", "trainer.max_time must be a duration as DD:HH:MM:SS, got 'abc'"),
     ("--run_dir=", "--run_dir is empty; name a folder"),
     ("--trainer.num_nodes=2", "trainer.num_nodes (2) needs torchrun or SLURM to start the processes"),
     ("--trainer.strategy=ddp_spawn", "trainer.strategy ddp_spawn cannot carry a run's open files to other processes"),

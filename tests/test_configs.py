@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +24,7 @@ BROUGHT = ("own_text", "world_war")
 
 
 def test_there_are_configs() -> None:
-    assert [path.stem for path in CONFIGS] == ["classroom", "debug", "own_text", "verdict", "world_war"]
+    assert [path.stem for path in CONFIGS] == ["classroom", "debug", "own_text", "verdict", "wikitext2", "world_war"]
 
 
 @pytest.mark.parametrize(
@@ -46,6 +47,17 @@ def test_a_text_that_the_user_brings_is_asked_for(command: Command, in_tmp: Path
     config = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
     text, source = config["data"]["text"], config["data"]["text_source"]
     assert (result.code, result.error) == (2, f"{text}: no such file; needed: {source}")
+    assert os.listdir() == []
+
+
+def test_wikitext2_asks_for_its_extra(command: Command, in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+
+    result = command("fit", "--config", ROOT / "configs" / "wikitext2.yaml")
+
+    name = "hf:Salesforce/wikitext/wikitext-2-raw-v1/train"
+    extra = "needs the extra datasets: pip install -c constraints.txt -e '.[datasets]'"
+    assert (result.code, result.error) == (2, f"{name}: {extra}")
     assert os.listdir() == []
 
 
@@ -76,6 +88,8 @@ def test_a_config_trains_a_step_at_a_small_size(
     small += ["--data.train_ratio=0.8", "--model.n_heads=4", "--trainer.max_steps=1"]
     if path.stem in BROUGHT:
         small.append(f"--data.text={STORY}")
+    elif path.stem == "wikitext2":
+        small += [f"--data.text={STORY}", f"--data.val_text={STORY}", "--data.test_text=null"]
     elif "address" in path.read_text():
         small.append("--data.address=null")
 

@@ -25,19 +25,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tiktoken_ext import openai_public
 
-from gpt_lightning import corpus
-from gpt_lightning.corpus import (
-    Corpus,
-    Piece,
-    cut_pieces,
-    encode_batches,
-    find_documents,
-    is_corpus,
-    prepare,
-    read_documents,
-    read_tokens,
-    split_documents,
-)
+from gpt_lightning import corpus, documents
+from gpt_lightning.corpus import Corpus, encode_batches, prepare, split_documents
+from gpt_lightning.documents import Piece, cut_pieces, find_documents, is_corpus, read_documents
 from gpt_lightning.errors import InputError, MachineError
 from gpt_lightning.text import read_text, remove_empty_lines
 from gpt_lightning.tokenizer import ByteTokenizer, TiktokenTokenizer, Tokenizer, load_tokenizer
@@ -137,7 +127,7 @@ def test_a_text_in_blocks_is_the_text_as_a_whole(tmp_path_factory: pytest.TempPa
         except InputError as error:
             return str(error)
 
-    with mock.patch.object(corpus, "PIECE", n):
+    with mock.patch.object(documents, "PIECE", n):
         found = outcome(read_in_blocks)
 
     expected = outcome(lambda: read_text(path).content)
@@ -177,7 +167,7 @@ def test_lines_that_are_no_documents_are_refused(in_tmp: Path, line: bytes, mess
 
 
 def test_a_line_without_end_is_refused(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "MAX_LINE", 1 << 20)
+    monkeypatch.setattr(documents, "MAX_LINE", 1 << 20)
     write(in_tmp / "a.jsonl", to_lines(["x" * (1 << 20)]))
 
     with pytest.raises(InputError, match="^a.jsonl:1: longer than 1 MiB, the limit for a line$"):
@@ -193,7 +183,8 @@ def test_what_the_system_refuses_names_the_file(in_tmp: Path, monkeypatch: pytes
     monkeypatch.setattr(hashlib, "file_digest", refuse)
     with pytest.raises(MachineError, match=f"^{path}: input/output error$"):
         prepare(str(path), "bytes", None, in_tmp / "cache")
-    monkeypatch.setattr(corpus, "open", mock.Mock(side_effect=PermissionError(errno.EACCES, "Denied", "a.txt")), False)
+    denied = PermissionError(errno.EACCES, "Denied", "a.txt")
+    monkeypatch.setattr(documents, "open", mock.Mock(side_effect=denied), False)
     with pytest.raises(MachineError, match="^a.txt: denied$"):
         list(*read_documents(path))
 
@@ -204,7 +195,7 @@ def test_cleaning_in_chunks_is_cleaning_the_whole(parts: list[str], data: st.Dat
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)))))
     chunks = [text[start:end] for start, end in pairwise([0, *cuts, len(text)])]
 
-    assert "".join(corpus._clean_chunks(chunks)) == remove_empty_lines(text)
+    assert "".join(documents.clean_chunks(chunks)) == remove_empty_lines(text)
 
 
 # Encoding
@@ -258,7 +249,7 @@ def test_the_ids_of_pieces_are_those_of_the_whole(tokenizer: Tokenizer, words: l
     text = "".join(words)
     chunks = [text[start : start + n] for start in range(0, len(text), n)]
 
-    with mock.patch.object(corpus, "PIECE", 1):
+    with mock.patch.object(documents, "PIECE", 1):
         pieces = list(cut_pieces(chunks))
 
     if not text.strip():
@@ -271,7 +262,7 @@ def test_the_ids_of_pieces_are_those_of_the_whole(tokenizer: Tokenizer, words: l
 
 def test_pieces_have_the_size_that_was_asked_for() -> None:
     chunks = ["low water and " * 10] * 20  # 140 characters each
-    with mock.patch.object(corpus, "PIECE", 300):
+    with mock.patch.object(documents, "PIECE", 300):
         lengths = [len(piece.text) for piece in cut_pieces(chunks)]
 
     assert sum(lengths) == 2800
@@ -332,14 +323,14 @@ def test_several_processes_make_what_one_makes(
         texts = [" ".join(words[start : start + 700]) for start in range(number, len(words), 2000)]
         write(in_tmp / "in" / f"{number}.jsonl", to_lines(texts))
     write(in_tmp / "in" / "long.txt", " ".join(words))
-    monkeypatch.setattr(corpus, "PIECE", 20_000)
+    monkeypatch.setattr(documents, "PIECE", 20_000)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     one = prepare("in", "gpt2", None, in_tmp / "one")
     assert "encoding" not in capsys.readouterr().err
 
     monkeypatch.setattr(corpus, "IN_PROCESS_BYTES", 0)
     read = made = ahead = 0
-    batch_pieces, encode = corpus._batch_pieces, corpus.encode_batches
+    batch_pieces, encode = documents.batch_pieces, corpus.encode_batches
 
     def count_read(*arguments) -> Iterator[list[Piece]]:
         nonlocal read, ahead
@@ -354,7 +345,7 @@ def test_several_processes_make_what_one_makes(
             made += 1
             yield encoded
 
-    monkeypatch.setattr(corpus, "_batch_pieces", count_read)
+    monkeypatch.setattr(corpus, "batch_pieces", count_read)
     monkeypatch.setattr(corpus, "encode_batches", count_made)
     two = prepare("in", "gpt2", None, in_tmp / "two")
 
@@ -383,7 +374,7 @@ def test_reading_takes_little_memory(in_tmp: Path, name: str) -> None:
     assert path.stat().st_size > 30e6
 
     tracemalloc.start()
-    characters = sum(len(piece.text) for batch in corpus._batch_pieces([path], None, id) for piece in batch)
+    characters = sum(len(piece.text) for batch in documents.batch_pieces([path], None, id) for piece in batch)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
 
@@ -472,7 +463,7 @@ def test_an_interrupted_preparation_leaves_nothing(stories: Path, monkeypatch: p
             raise KeyboardInterrupt
         return encode(*arguments)
 
-    monkeypatch.setattr(corpus, "PIECE", 1)
+    monkeypatch.setattr(documents, "PIECE", 1)
     monkeypatch.setattr(corpus, "encode_pieces", interrupt)
     with pytest.raises(KeyboardInterrupt):
         prepare(str(stories), "bytes", None, stories.parent / "cache")
@@ -541,7 +532,7 @@ def stall(files, clean, advance):
 if __name__ == "__main__":
     corpus.IN_PROCESS_BYTES = 0
     corpus.os.cpu_count = lambda: 2
-    corpus._batch_pieces = stall
+    corpus.batch_pieces = stall
     corpus.prepare("in", "bytes", None, Path("cache"))
 """
 
@@ -614,6 +605,6 @@ def test_a_part_is_read_without_a_copy(stories: Path) -> None:
     made = prepare(str(stories), "bytes", None, stories.parent / "cache")
     train, val = split_documents(made, 0.5)
 
-    assert np.shares_memory(read_tokens(made, val), made.tokens)
-    assert [*read_tokens(made, train), *read_tokens(made, val)] == made.tokens.tolist()
-    assert not read_tokens(made, train).flags.writeable
+    assert np.shares_memory(made.tokens[val], made.tokens)
+    assert [*made.tokens[train], *made.tokens[val]] == made.tokens.tolist()
+    assert not made.tokens[train].flags.writeable

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 import math
+import platform
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -238,3 +241,23 @@ def test_two_batches_of_28_equal_one_of_56(command: Command, config: Path) -> No
     one, two = weights("one"), weights("two")
     for key in one:
         torch.testing.assert_close(one[key], two[key], rtol=1e-3, atol=1e-5)
+
+
+FAULTS = """
+import resource
+import torch
+from gpt_lightning.training import keep_freed_memory
+
+keep_freed_memory()
+for _ in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.empty(64_000_000, dtype=torch.uint8).fill_(1)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's memory alone is kept")
+def test_a_freed_tensors_memory_serves_the_next() -> None:
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+
+    assert int(done.stdout.split()[1]) < 64_000_000 // 4096 // 10  # of its pages, or it was mapped anew

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
 import shlex
+from types import SimpleNamespace
+from typing import cast
 
+import lightning
 import pytest
+import torch
+from lightning.pytorch import Trainer
 
-from gpt_lightning.report import format_bytes, predict_command
+from gpt_lightning.report import describe_device, format_bytes, predict_command
 
 
 @pytest.mark.parametrize(
@@ -23,6 +28,42 @@ def test_the_command_that_samples_can_be_pasted(folder: str, prompt: str) -> Non
         "--prompt",
         prompt,
     ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "line"),
+    [
+        ("auto", "cuda", "device      cuda (found on this machine), precision bf16-mixed"),
+        (
+            "auto",
+            "mps",
+            "device      mps (found on this machine), precision bf16-mixed; training on MPS had issues where this "
+            "comes from: --trainer.accelerator cpu trains on the CPU",
+        ),
+        ("cpu", "cpu", "device      cpu (as trainer.accelerator says), precision bf16-mixed, 1 threads"),
+        ("auto", "cpu", "device      cpu (no CUDA or MPS device found), precision bf16-mixed, 1 threads"),
+    ],
+)
+def test_the_device_and_why(monkeypatch: pytest.MonkeyPatch, asked: str, device: str, line: str) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    trainer = SimpleNamespace(strategy=strategy, world_size=1, precision="bf16-mixed")
+
+    assert describe_device(cast(Trainer, trainer), asked) == line
+
+
+@pytest.mark.parametrize(("cuda", "mps", "chosen"), [(1, 0, "cuda"), (0, 1, "mps"), (0, 0, "cpu")])
+def test_which_device_is_chosen(monkeypatch: pytest.MonkeyPatch, cuda: int, mps: int, chosen: str) -> None:
+    """Lightning's own choice under `auto`, on machines that have CUDA, MPS or neither."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(cuda))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: bool(mps))
+    for library in (lightning.fabric, lightning.pytorch):
+        monkeypatch.setattr(library.accelerators.MPSAccelerator, "is_available", lambda: bool(mps))
+
+    trainer = Trainer(accelerator="auto", logger=False, enable_checkpointing=False)
+
+    assert trainer.strategy.root_device.type == chosen
 
 
 def test_sizes_are_shown_in_decimal_units() -> None:

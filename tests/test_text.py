@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import re
+import sys
 import threading
+import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,7 +16,7 @@ from hypothesis import strategies as st
 
 from gpt_lightning import text
 from gpt_lightning.errors import InputError, MachineError
-from gpt_lightning.text import find_text, read_text, remove_empty_lines, split_text
+from gpt_lightning.text import absolute, find_text, read_text, remove_empty_lines, short_name, split_text
 
 STORY = b"Once upon a time.\nThe end.\n"
 SHA256 = hashlib.sha256(STORY).hexdigest()
@@ -190,3 +194,71 @@ def test_the_split_loses_nothing(content: str, ratio: float) -> None:
 
     assert train + val == content
     assert len(train) == int(ratio * len(content))
+
+
+# ---- splits of datasets
+
+
+class FakeDatasets(types.ModuleType):
+    """The part of the library that is used; the real one is an extra."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__("datasets")
+        self.answer = answer
+        self.asked: list[tuple[str, str, str]] = []
+
+    def load_dataset(self, path: str, name: str, split: str) -> Any:
+        self.asked.append((path, name, split))
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+class FakeSplit:
+    def __init__(self, **columns: list[str]) -> None:
+        self._columns = columns
+        self.column_names = list(columns)
+        self.data = types.SimpleNamespace(nbytes=100)
+
+    def __getitem__(self, name: str) -> list[str]:
+        return self._columns[name]
+
+
+ROWS = ["", " = Title = \n", "", " Some words . \n", " More . \n"]
+SPLIT = "hf:Salesforce/wikitext/wikitext-2-raw-v1/train"
+
+
+def test_the_rows_of_a_dataset_are_joined_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = FakeDatasets(FakeSplit(text=ROWS))
+    monkeypatch.setitem(sys.modules, "datasets", library)
+
+    text = find_text(SPLIT)
+
+    assert library.asked == [("Salesforce/wikitext", "wikitext-2-raw-v1", "train")]
+    assert text.content == " = Title = \n Some words . \n More . \n"
+    assert text.sha256 == hashlib.sha256(text.content.encode()).hexdigest()
+    assert (str(text.path), short_name(text.path)) == (SPLIT, SPLIT)
+    assert absolute(SPLIT) == SPLIT
+    assert read_text(SPLIT, clean="remove_empty_lines").content == "= Title =\nSome words .\nMore ."
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "error", "message"),
+    [
+        ("hf:wikitext", None, InputError, "data.text must be hf:DATASET/CONFIG/SPLIT, got 'hf:wikitext'"),
+        ("hf:a/b/", None, InputError, "data.text must be hf:DATASET/CONFIG/SPLIT, got 'hf:a/b/'"),
+        ("hf:a/b/c/d", ModuleNotFoundError(), InputError, "hf:a/b/c/d: needs the extra datasets: pip install -c"),
+        ("hf:a/b/c/d", ConnectionError("no\nHub"), MachineError, "hf:a/b/c/d: cannot be fetched (no Hub); a text file"),
+        ("hf:a/b/c/d", ValueError('Unknown split "d".'), InputError, 'hf:a/b/c/d: cannot be read (Unknown split "d".)'),
+        ("hf:a/b/c/d", FakeSplit(page=["x"]), InputError, 'hf:a/b/c/d: has no column "text", only page'),
+        ("hf:a/b/c/d", FakeSplit(text=["", "\n"]), InputError, "hf:a/b/c/d: holds nothing but white space"),
+    ],
+)
+def test_a_dataset_that_cannot_be_had(
+    monkeypatch: pytest.MonkeyPatch, name: str, answer: Any, error: type[Exception], message: str
+) -> None:
+    installed = not isinstance(answer, ModuleNotFoundError)
+    monkeypatch.setitem(sys.modules, "datasets", FakeDatasets(answer) if installed else None)
+
+    with pytest.raises(error, match="^" + re.escape(message)):
+        find_text(name)

@@ -1,0 +1,241 @@
+"""The two documents' worked examples, computed anew by this program's own functions.
+
+    python -m gpt_lightning explain windows     inputs and targets of a sentence, windows of The Verdict
+    python -m gpt_lightning explain loss        from logits to loss and perplexity, on an untrained GPT-2
+    python -m gpt_lightning explain sampling    temperature and top-k on two small vocabularies
+
+No trained model is needed, and nothing is written unless --output names a folder for sampling's figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gpt_lightning.errors import PROGRAM, InputError, Parser
+from gpt_lightning.generation import Sampling, evaluation_mode, next_token_probs, sample_next_token
+from gpt_lightning.loss import cross_entropy, perplexity
+from gpt_lightning.model import GPT
+from gpt_lightning.plotting import bar_figure, save_figure
+from gpt_lightning.text import DATA_VARIABLE, read_text, split_text
+from gpt_lightning.tokenizer import load_tokenizer
+from gpt_lightning.windows import Windows
+
+SEED = 123
+SENTENCE = "World War I or the First"
+VERDICT = "the-verdict.txt"
+INPUTS = ("every effort moves", "I really like")
+TARGETS = (" effort moves you", " really like chocolate")
+
+# The toy vocabularies of sections 5.3 and "Greedy Decoding", with their logits: one printed, one drawn.
+WORDS_A = ("closer", "every", "effort", "forward", "inches", "moves", "pizza", "toward", "you")
+LOGITS_A = (4.51, 0.89, -1.90, 6.75, 1.63, -1.62, -1.89, 6.28, 1.79)
+WORDS_B = ("war", "battle", "revolution", "novel", "experiment", "day", "journey", "movement")
+
+# What the second document's untrained model gave the right tokens: it was another model than `explain loss` builds.
+PROBS_B = (9.9453e-06, 1.9495e-05, 1.4662e-05, 1.8303e-05, 1.6926e-05, 2.1331e-05, 1.0184e-05, 1.8939e-05)
+
+
+def table(align: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns in line.
+
+    Args:
+        align: < (left) or > (right) for each column.
+        header: A name for each column.
+        rows: A cell for each column.
+    """
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = []
+    for row in [header, *rows]:
+        cells = [f"{cell:{side}{width}}" for cell, side, width in zip(row, align, widths, strict=True)]
+        lines.append("  " + "  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def explain_windows() -> None:
+    """Prints how a sentence becomes inputs and targets, and how many windows a text gives."""
+    tokenizer = load_tokenizer("gpt2")
+    token_ids = tokenizer.encode(SENTENCE)
+    print(f"The text {SENTENCE!r} is {len(token_ids)} tokens:")
+    print(table("><", ["id", "token"], [[str(i), repr(tokenizer.decode([i]))] for i in token_ids]))
+    windows = Windows(torch.tensor(token_ids), context_length=4, stride=1)
+    print("\nIts windows of 4 tokens with stride 1; every target is the token after its input:")
+    rows = []
+    for i in range(len(windows)):
+        for name, ids in zip(("inputs", "targets"), windows[i], strict=True):
+            text = repr(tokenizer.decode(ids.tolist()))
+            rows.append([f"{i + 1}", name, " ".join(f"{j:>5}" for j in ids.tolist()), text])
+    print(table("><<<", ["window", "", "ids", "text"], rows))
+    inputs, targets = (ids.tolist() for ids in windows[0])
+    print("\nOne window asks as many questions as it has tokens. The first one's:")
+    rows = [[repr(tokenizer.decode(inputs[: n + 1])), repr(tokenizer.decode([targets[n]]))] for n in range(len(inputs))]
+    print(table("<<", ["after", "comes"], rows))
+    print(
+        "\nWith a stride equal to the context every token is predicted once, whole windows only. The Verdict, cut at\n"
+        "90 % of its characters, batches of 2 (training leaves an odd window out, validation keeps it):"
+    )
+    print(_verdict_windows())
+
+
+def _verdict_windows() -> str:
+    folders = [Path("data"), *([Path(folder)] if (folder := os.environ.get(DATA_VARIABLE)) else [])]
+    path = next((folder / VERDICT for folder in folders if (folder / VERDICT).is_file()), None)
+    if path is None:
+        return f"  {VERDICT} is neither in data/ nor in the folder that {DATA_VARIABLE} names; `fit` fetches it"
+    tokenizer = load_tokenizer("gpt2")
+    text = read_text(path).content
+    parts = split_text(text, 0.9)
+    tokens = [torch.tensor(tokenizer.encode(part)) for part in parts]
+    lines = [
+        f"  {len(text):,} characters, {len(tokenizer.encode(text)):,} tokens; "
+        f"{len(parts[0]):,} + {len(parts[1]):,} characters, {len(tokens[0]):,} + {len(tokens[1]):,} tokens"
+    ]
+    rows = []
+    for context in (64, 128, 256, 1024):
+        train, val = (len(Windows(part, context, context)) for part in tokens)
+        rows.append(
+            [
+                f"{context}",
+                f"{train} + {val}",
+                f"{train // 2} + {-(-val // 2)}",
+                f"{train // 2 * 2 * context:,} + {val * context:,}",
+            ]
+        )
+    lines.append(table(">>>>", ["context", "windows", "batches", "tokens trained on + validated"], rows))
+    lines.append("  Context 1024 leaves nothing to validate with: `fit` refuses it for this text.")
+    return "\n".join(lines)
+
+
+def explain_loss() -> None:
+    """Prints, for an untrained GPT-2, every step from probabilities to loss and perplexity."""
+    tokenizer = load_tokenizer("gpt2")
+    inputs, targets = (torch.tensor([tokenizer.encode(text) for text in texts]) for texts in (INPUTS, TARGETS))
+    print(f"An untrained GPT-2 small (context 256, seed {SEED}) reads 2 texts of 3 tokens.")
+    torch.manual_seed(SEED)
+    model = GPT(tokenizer.vocab_size, context_length=256)
+    with evaluation_mode(model):
+        logits = model(inputs)  # (2, 3, V)
+    probs = torch.softmax(logits, dim=-1)
+    target_probs = probs.gather(-1, targets[..., None]).squeeze(-1)  # (2, 3)
+    print(f"Its logits have the shape {tuple(logits.shape)}: at each token, a number for each of the vocabulary's.")
+    print("The softmax makes probabilities of them; the loss is made of those of the right tokens alone:")
+    rows = []
+    for b, t in ((b, t) for b in range(2) for t in range(3)):
+        target, likely, prob = int(targets[b, t]), int(logits[b, t].argmax()), target_probs[b, t].item()
+        after = tokenizer.decode(inputs[b, : t + 1].tolist())
+        right, wrong = f"{target} {tokenizer.decode([target])!r}", f"{likely} {tokenizer.decode([likely])!r}"
+        rows.append([repr(after), wrong, right, f"{prob:.4e}", f"{math.log(prob):.4f}"])
+    print(table("<<<>>", ["after", "most likely", "right", "its probability", "logarithm"], rows))
+    loss = cross_entropy(logits, targets).item()
+    _print_mean(target_probs.flatten().tolist())
+    print(
+        f"\ncross_entropy does all of that at once, on logits {tuple(logits.flatten(0, 1).shape)} and targets "
+        f"{tuple(targets.flatten().shape)}:\n  loss {loss:.4f}, perplexity exp(loss) = {perplexity(loss):,.4f}"
+    )
+    guess = math.log(tokenizer.vocab_size)
+    meanings: dict[float, str] = {
+        0.0: "certain of every right token",
+        guess: f"ignorant: ln V, all {tokenizer.vocab_size:,} tokens equally likely",
+        loss: "this one: as torn as between that many equally likely tokens",
+        12.0: "sure of wrong tokens: the perplexity may exceed V",
+    }
+    print("\nWhat a loss means:")
+    rows = [[f"{value:.4f}", f"{perplexity(value):,.1f}", meaning] for value, meaning in meanings.items()]
+    print(table(">><", ["loss", "perplexity", "the model is"], rows))
+    print("\nThe second document's eight probabilities, from its own untrained model on 2 texts of 4 tokens:")
+    rows = [[f"{prob:.4e}", f"{-math.log(prob):.4f}"] for prob in PROBS_B]
+    print(table(">>", ["probability", "negative logarithm"], rows))
+    _print_mean(PROBS_B)
+    print(
+        "\nThe perplexity of several batches is exp of the mean loss, never the mean of their perplexities: losses 1\n"
+        f"and 3 give exp(2) = {perplexity(2):.3f}, not ({perplexity(1):.3f} + {perplexity(3):.3f}) / 2 = "
+        f"{(perplexity(1) + perplexity(3)) / 2:.3f}."
+    )
+
+
+def _print_mean(probs: Sequence[float]) -> None:
+    mean = sum(map(math.log, probs)) / len(probs)
+    print(f"  mean of the logarithms {mean:.4f}; loss {-mean:.4f}; perplexity {perplexity(-mean):,.4f}")
+
+
+def count_draws(logits: Tensor, sampling: Sampling, draws: int) -> list[int]:
+    """How often each token is chosen, drawn again and again from one generator.
+
+    Args:
+        logits: (1, V).
+        sampling: Its seed is where the draws start.
+        draws: Number of draws.
+    """
+    generators = sampling.generators(1)
+    drawn = torch.cat([sample_next_token(logits, sampling, generators) for _ in range(draws)])
+    return torch.bincount(drawn, minlength=logits.shape[-1]).tolist()
+
+
+def candidates(words: Sequence[str], logits: Tensor, settings: Sequence[Sampling], draws: int) -> str:
+    """A row per token: its logit and, for each setting, its probability and how often it was drawn.
+
+    Args:
+        words: Of the tokens.
+        logits: (1, V).
+        settings: With temperatures above 0.
+        draws: Of each.
+    """
+    header, columns = ["", "logit"], [list(words), [f"{logit:.4f}" for logit in logits[0].tolist()]]
+    for one in settings:
+        probs = next_token_probs(logits, one.temperature, one.top_k)[0].tolist()
+        header += [_describe(one), "drawn"]
+        columns += [[f"{prob:.4e}" if 0 < prob < 1e-3 else f"{prob:.4f}" for prob in probs]]
+        columns += [[str(count) for count in count_draws(logits, one, draws)]]
+    return table("<" + ">" * (len(header) - 1), header, list(zip(*columns, strict=True)))
+
+
+def _describe(sampling: Sampling) -> str:
+    top = "" if sampling.top_k is None else f", top {sampling.top_k}"
+    return f"T = {sampling.temperature:g}{top}"
+
+
+def explain_sampling(output: Path | None) -> None:
+    """Prints both toy vocabularies under temperatures and top-k, with seeded counts; draws their bars.
+
+    Args:
+        output: Folder for the two bar figures, as PDF and PNG; None draws none.
+    """
+    torch.manual_seed(SEED)
+    examples = (
+        ("every effort moves you", WORDS_A, torch.tensor([LOGITS_A]), (1.0, 0.1, 5.0), 1000),
+        ("at the start of the", WORDS_B, torch.normal(0.0, 4.0, (1, len(WORDS_B))), (1.0, 0.3, 1.5), 100),
+    )
+    print("The next token is the most likely one (argmax: the same text every time), or is drawn by probability.")
+    print("A temperature T divides the logits before the softmax: below 1 the likely get likelier, above 1 all draw")
+    print("level. Top-k gives all but the k largest no chance. T = 0 is argmax, and so is top-k with k = 1.")
+    for number, (prompt, words, logits, temperatures, draws) in enumerate(examples, start=1):
+        settings = [Sampling(temperature=one, seed=SEED) for one in temperatures]
+        print(f"\nAfter {prompt!r}, {draws:,} draws each from seed {SEED}; argmax: {words[int(logits.argmax())]!r}")
+        print(candidates(words, logits, [*settings, Sampling(temperature=1.0, top_k=3, seed=SEED)], draws))
+        if output is not None:
+            series = {_describe(one): next_token_probs(logits, one.temperature, None)[0].tolist() for one in settings}
+            for path in save_figure(bar_figure(words, series), output / f"temperature-{number}"):
+                print(f"  {path}")
+
+
+def explain(arguments: list[str]) -> None:
+    """`explain windows|loss|sampling [--output FOLDER]`."""
+    parser = Parser(f"python -m {PROGRAM} explain", description=__doc__, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("what", choices=("windows", "loss", "sampling"))
+    parser.add_argument("--output", metavar="FOLDER", help="of sampling: where its two bar figures are written")
+    typed = parser.parse_args(arguments)
+    if typed.output is not None and typed.what != "sampling":
+        raise InputError(f"--output: explain {typed.what} draws no figures")
+    if typed.what == "windows":
+        explain_windows()
+    elif typed.what == "loss":
+        explain_loss()
+    else:
+        explain_sampling(None if typed.output is None else Path(typed.output))
