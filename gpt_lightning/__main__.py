@@ -16,10 +16,11 @@ COMMANDS = {
     "validate": "loss and perplexity of a checkpoint on its validation split, or on a text",
     "test": "loss and perplexity of a checkpoint on data.test_text",
     "predict": "continue prompts with a checkpoint",
+    "verify-resume": "prove on a config that an interrupted run ends as a straight one does",
     "plot": "draw the loss curves of runs",
     "explain": "the documents' worked examples: windows, loss, sampling",
 }
-OWN_MODULES = {"plot": "plotting", "explain": "explain"}
+OWN_MODULES = {"plot": "plotting", "explain": "explain", "verify-resume": "verify"}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -44,7 +45,7 @@ def _dispatch(arguments: list[str]) -> None:
         if not arguments:
             raise InputError(f"expected one of {', '.join(COMMANDS)}")
         lines = [f"usage: python -m {PROGRAM} COMMAND [options]", "", "commands:"]
-        lines += [f"  {name:<9} {help_line}" for name, help_line in COMMANDS.items()]
+        lines += [f"  {name:<13} {help_line}" for name, help_line in COMMANDS.items()]
         lines += ["", f"  python -m {PROGRAM} COMMAND --help lists the options of a command", "  --version"]
         print("\n".join(lines))
     elif arguments[0] == "--version":
@@ -55,7 +56,7 @@ def _dispatch(arguments: list[str]) -> None:
         raise InputError(f"expected one of {', '.join(COMMANDS)}; got {arguments[0]!r}{hint}")
     elif arguments[0] in OWN_MODULES:
         module = importlib.import_module(f"{PROGRAM}.{OWN_MODULES[arguments[0]]}")
-        getattr(module, arguments[0])(arguments[1:])
+        getattr(module, arguments[0].replace("-", "_"))(arguments[1:])
     else:
         from gpt_lightning.cli import run_command  # loads Lightning: seconds
 

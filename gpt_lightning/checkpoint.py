@@ -16,6 +16,7 @@ Only tensors and plain data: everything loads with `weights_only=True`.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import pickle
 import random
@@ -36,9 +37,10 @@ from lightning.pytorch.callbacks import Checkpoint
 import gpt_lightning
 from gpt_lightning.callbacks import Progress, at_step_boundary, evaluation_is_due, run_ends
 from gpt_lightning.data import TextDataModule
-from gpt_lightning.errors import InputError, MachineError, find_no_space
+from gpt_lightning.errors import InputError, MachineError, Stopped, find_os_error, warn
 from gpt_lightning.module import GPTModule
-from gpt_lightning.runs import Run
+from gpt_lightning.runs import LAST, PREVIOUS, Run
+from gpt_lightning.stopping import StopOnSignal
 from gpt_lightning.text import short_name
 
 FORMAT = 1
@@ -124,6 +126,32 @@ def _check_schema(content: dict[str, Any], schema: dict[str, Any], name: str, pr
             _check_schema(content[key], expected, name, f"{prefix}{key}.")
 
 
+def newest_checkpoint(run: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint of a run that is whole, and its content; None where there never was one.
+
+    Args:
+        run: The run folder.
+
+    Raises:
+        InputError: There are some, and none is whole.
+    """
+    damage = None
+    for path in (run / "checkpoints" / LAST, run / "checkpoints" / PREVIOUS):
+        if path.exists():
+            try:
+                content = read_checkpoint(path)
+                check_complete(content, str(path))
+            except InputError as error:
+                damage = damage or error
+                continue
+            if damage is not None:
+                warn(f"{damage}; going on from {path.name}, the one before")
+            return path, content
+    if damage is not None:
+        raise damage
+    return None
+
+
 def check_complete(checkpoint: dict[str, Any], name: str) -> None:
     """Raises `InputError` for a checkpoint that holds less than a run needs to go on."""
     if "optimizer_states" not in checkpoint:
@@ -131,17 +159,33 @@ def check_complete(checkpoint: dict[str, Any], name: str) -> None:
     _check_schema(checkpoint, RESUME_SCHEMA, name)
 
 
-def check_same_text(data: TextDataModule, checkpoint: dict[str, Any], name: str) -> None:
-    """Raises `InputError` where the text is not the one that a checkpoint was trained on."""
+def check_same_text(data: TextDataModule, checkpoint: dict[str, Any], name: str, hint: str = "") -> None:
+    """Raises `InputError` where the text is not the one that a checkpoint was trained on.
+
+    Args:
+        data: Set up.
+        checkpoint: The content.
+        name: Of the file.
+        hint: What to say besides.
+    """
     assert data.source is not None
     seen = checkpoint["gpt_lightning"]["text"]
     if data.source.sha256 != seen["sha256"]:
         raise InputError(
             f"{data.source.path}: is not the text that {name} was trained on "
-            f"({seen['name']}, sha256 {seen['sha256'][:12]}...)"
+            f"({seen['name']}, sha256 {seen['sha256'][:12]}...){hint}"
         )
     if data.val_sha256 != seen["val_sha256"]:
-        raise InputError(f"{data.hparams['val_text']}: is not the data.val_text that {name} was evaluated on")
+        raise InputError(f"{data.hparams['val_text']}: is not the data.val_text that {name} was evaluated on{hint}")
+
+
+def check_epoch_end(checkpoint: dict[str, Any], name: str) -> None:
+    """Raises `InputError` for a checkpoint from inside an epoch: its position means nothing in another text."""
+    batches = checkpoint["TextDataModule"]["batches"]
+    if batches:
+        raise InputError(
+            f"{name}: is {batches} batches into an epoch; --allow_other_text goes on from the end of an epoch only"
+        )
 
 
 def load_weights(module: GPTModule, checkpoint: dict[str, Any], name: str) -> None:
@@ -197,9 +241,10 @@ class AtomicCheckpointIO(CheckpointIO):
             finally:
                 os.close(folder)
         except Exception as error:
-            if find_no_space(error) is not None:
+            if (cause := find_os_error(error)) is not None:
                 kept = f"; {path.name} of before is intact" if path.exists() else ""
-                raise MachineError(f"{path}: no space left on device while saving{kept}") from error
+                reason = (cause.strerror or str(cause)).lower()
+                raise MachineError(f"{path}: {reason} while saving{kept}") from error
             raise
         finally:
             with contextlib.suppress(OSError):
@@ -242,7 +287,7 @@ def set_rng_states(states: dict[str, Any]) -> None:
 
 
 class RunCheckpoints(Checkpoint):
-    """Keeps `best.ckpt` (weights, of the lowest validation loss) and `last.ckpt` (everything).
+    """Keeps `best.ckpt` (weights, of the lowest validation loss), `last.ckpt` (everything) and the one before.
 
     Saves at the end of an optimizer step only, after its evaluation, at most once per optimizer step.
     The lowest and not the last, because of overfitting: a model that sees the same text again and again
@@ -255,22 +300,34 @@ class RunCheckpoints(Checkpoint):
     Args:
         run: Where to.
         progress: Counts what a checkpoint says of the run.
-        save_every: Optimizer steps between saves; None saves as often as takes 1/40 of the time. The
-            run's last step is saved in any case.
+        stop: Knows whether the run was asked to stop.
+        save_every: Optimizer steps between saves.
+        save_minutes: Minutes between saves. Where both are None, saves take 1/40 of the time. The last step
+            of the run, or before it is stopped, is saved in any case.
         kept_settings: The settings outside `model` and `data` that a resumed run keeps.
     """
 
-    def __init__(self, run: Run, progress: Progress, save_every: int | None, kept_settings: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        run: Run,
+        progress: Progress,
+        stop: StopOnSignal,
+        save_every: int | None,
+        save_minutes: float | None,
+        kept_settings: dict[str, Any],
+    ) -> None:
         self.run = run
         self.progress = progress
+        self.stop = stop
         self.save_every = save_every
+        self.save_minutes = save_minutes
         self.kept_settings = kept_settings
         self.best_val_loss = float("inf")
         self.best_step = -1
         self.saving_seconds = 0.0
         self._best: dict[str, Any] | None = None  # not yet written
         self.saved_step = -1
-        self._save_at = time.monotonic() + FIRST_SAVE_SECONDS
+        self._save_at = self._next_save(FIRST_SAVE_SECONDS)
         self._rng_states: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -283,6 +340,8 @@ class RunCheckpoints(Checkpoint):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["gpt_lightning"] = self._describe(trainer, pl_module)
         checkpoint["rng_states"] = get_rng_states()
+        # Lightning counts the step for its monitors' axes only after the hook that most saves are made in.
+        checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"] = trainer.global_step
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._rng_states = checkpoint["rng_states"]
@@ -312,17 +371,17 @@ class RunCheckpoints(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save_if_due(trainer)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
-            self.run.previous.unlink(missing_ok=True)
-
     def _save_if_due(self, trainer: Trainer) -> None:
+        """Saves after the optimizer step that just ended, where that is due; ends a run that was stopped."""
         step = trainer.global_step
-        if step == self.saved_step:
-            return
-        due = time.monotonic() >= self._save_at if self.save_every is None else step % self.save_every == 0
-        if trainer.strategy.broadcast(due or run_ends(trainer)):
-            self._save(trainer)
+        if step != self.saved_step:
+            by_steps = self.save_every is not None and step % self.save_every == 0
+            by_time = time.monotonic() >= self._save_at
+            asked = self.stop.is_asked(trainer)
+            if asked or trainer.strategy.broadcast(by_steps or by_time or run_ends(trainer)):
+                self._save(trainer)
+            if asked and not run_ends(trainer):
+                raise Stopped(self.stop.signal_number)
 
     def _save(self, trainer: Trainer) -> None:
         start = time.monotonic()
@@ -334,7 +393,13 @@ class RunCheckpoints(Checkpoint):
         self.saved_step = trainer.global_step
         seconds = time.monotonic() - start
         self.saving_seconds += seconds
-        self._save_at = time.monotonic() + TIME_BETWEEN_SAVES * seconds
+        self._save_at = self._next_save(TIME_BETWEEN_SAVES * seconds)
+
+    def _next_save(self, automatic: float) -> float:
+        """When time asks for the next save: after `save_minutes`, or by itself where no setting is given."""
+        if self.save_minutes is not None:
+            return time.monotonic() + 60 * self.save_minutes
+        return time.monotonic() + automatic if self.save_every is None else math.inf
 
     def _snapshot(self, trainer: Trainer, module: GPTModule) -> dict[str, Any]:
         """The weights, copied, with everything that `predict` and `validate` need."""

@@ -7,6 +7,7 @@ and from the command line. A checkpoint's text yields to `--data.text` alone.
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from enum import Enum
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 
 import yaml
 from jsonargparse import Namespace, set_parsing_settings
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -23,7 +26,7 @@ from gpt_lightning import report
 from gpt_lightning.callbacks import say
 from gpt_lightning.checkpoint import AtomicCheckpointIO, check_same_text, load_weights, read_checkpoint
 from gpt_lightning.data import TextDataModule
-from gpt_lightning.errors import PROGRAM, InputError, require_integer, warn
+from gpt_lightning.errors import PROGRAM, InputError, require_integer, require_number, warn
 from gpt_lightning.generation import Sampling, check_prompt, complete
 from gpt_lightning.module import ARCHITECTURE, GPTModule
 from gpt_lightning.settings import (
@@ -66,6 +69,7 @@ TRAINER_FIXED = {
 }
 # Classes of Lightning whose settings are code.
 TAKING_CODE = ("lightning.pytorch.callbacks.LambdaCallback", "lightning.pytorch.callbacks.lambda_function")
+ALLOW_CLASSES = "--allow_classes_of"
 # What a resumed run may change; everything else that its checkpoint names stays as it was.
 FREE_ON_RESUME = {
     "data.num_workers",
@@ -157,11 +161,27 @@ class CLI(LightningCLI):
             "--save_every",
             type=int | None,
             default=None,
-            help="optimizer steps between checkpoints; null: as often as takes 1/40 of the time",
+            help="optimizer steps between checkpoints",
+        )
+        parser.add_argument(
+            "--save_minutes",
+            type=float | None,
+            default=None,
+            help="minutes between checkpoints; where save_every is null too, they take 1/40 of the time",
         )
         if self.command == "fit":
             parser.add_argument("--run_dir", type=str | None, default=None, help="the run's folder (typed only)")
             parser.add_argument("--resume", action="store_true", help="go on with the newest run (typed only)")
+            parser.add_argument(
+                "--allow_other_text", action="store_true", help="go on with a run on another text (typed only)"
+            )
+            parser.add_argument(
+                ALLOW_CLASSES,
+                type=str | None,
+                default=None,
+                metavar="MODULE",
+                help="let YAML name classes of this module of yours, which runs its code; may be repeated (typed only)",
+            )
         else:
             parser.add_argument("--ckpt_path", type=str | None, default=None, help="checkpoint to use")
         for source, target in LINKS.items():
@@ -227,7 +247,8 @@ class CLI(LightningCLI):
             reason = explain_parser_error(str(error), self._setting_names())
             raise InputError(f"{self.checkpoint_path}: {reason}") from None
         if self.command == "fit":
-            fixed = [name for name in own if name in known and name not in FREE_ON_RESUME]
+            free = FREE_ON_RESUME | ({"data.val_text"} if settings["allow_other_text"] else set())
+            fixed = [name for name in own if name in known and name not in free]
         for name in fixed:
             now, then = settings[name], own.get(name)
             if name == "model.vocab_size" and now is None:  # left to the tokenizer
@@ -252,6 +273,8 @@ class CLI(LightningCLI):
         for name in ("evaluate_every", "evaluate_batches", "sample_every", "save_every", "early_stopping_patience"):
             if settings[name] is not None:
                 require_integer(name, settings[name], 1)
+        if settings["save_minutes"] is not None:
+            require_number("save_minutes", settings["save_minutes"], "be above 0", lambda minutes: minutes > 0)
         for prompt in settings["prompt"]:
             check_prompt(prompt)
 
@@ -270,6 +293,8 @@ class CLI(LightningCLI):
         if self.command != "fit" or config["logger"] in (None, True):
             config["logger"] = False  # TensorBoard's is added once the run folder is known
         plugins = [*as_list(config.pop("plugins")), AtomicCheckpointIO()]
+        if SLURMEnvironment.detect() and not any(isinstance(one, ClusterEnvironment) for one in plugins):
+            plugins.append(SLURMEnvironment(auto_requeue=False))  # stopping.py does that, after the step
         try:
             return Trainer(**config, callbacks=callbacks, plugins=plugins)
         except (ValueError, TypeError) as error:
@@ -280,7 +305,7 @@ class CLI(LightningCLI):
     def fit(self, model: GPTModule, datamodule: TextDataModule) -> None:
         """Trains; see `training.train`."""
         config = self._resolved_config()
-        self.run_folder = train(self.trainer, model, datamodule, self.settings, self.run_choice, config)
+        self.run_folder = train(self.trainer, model, datamodule, self.settings, self.run_choice, config, self.arguments)
 
     def _resolved_config(self) -> str:
         """Every setting as YAML, paths absolute, that runs the same again."""
@@ -383,6 +408,23 @@ def quiet_lightning() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
+def typed_modules(arguments: list[str]) -> list[str]:
+    """The modules named by --allow_classes_of.
+
+    Raises:
+        InputError: One is no module's name.
+    """
+    modules = []
+    for i, argument in enumerate(arguments):
+        name, has_value, value = argument.partition("=")
+        if name == ALLOW_CLASSES:
+            module = value if has_value else "".join(arguments[i + 1 : i + 2])
+            if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", module) is None:
+                raise InputError(f"{ALLOW_CLASSES} must be a module's name, got {module!r}")
+            modules.append(module)
+    return modules
+
+
 def run_command(command: str, arguments: list[str]) -> CLI:
     """Runs fit, validate, test or predict with the arguments typed after it; returns what ran."""
     quiet_lightning()
@@ -390,6 +432,6 @@ def run_command(command: str, arguments: list[str]) -> CLI:
         config_read_mode_fsspec_enabled=False,
         instantiate_subclass_spec_in_any=False,
         import_path_denylist=["*", *TAKING_CODE],
-        import_path_allowlist=["lightning.pytorch", "torch.optim", "gpt_lightning.data"],
+        import_path_allowlist=["lightning.pytorch", "torch.optim", "gpt_lightning.data", *typed_modules(arguments)],
     )
     return CLI(command, arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,12 @@ class Split:
     characters: int
     tokens: int
     windows: Windows
+
+
+def _leave_signals_to_parent(_: int) -> None:
+    """A signal to the whole process group must not take the batches of the step that is to be finished."""
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, signal.SIG_IGN)
 
 
 class TextDataModule(LightningDataModule):
@@ -256,6 +263,7 @@ class TextDataModule(LightningDataModule):
             batch_size=self.hparams["batch_size"],
             sampler=order,
             num_workers=self.hparams["num_workers"],
+            worker_init_fn=_leave_signals_to_parent,
             # Each iter() of a loader draws a seed for its workers: from here, not from the global state.
             generator=torch.Generator().manual_seed(self.hparams["seed"]),
         )

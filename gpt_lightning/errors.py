@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import math
 import os
 import sys
@@ -48,6 +47,18 @@ class DivergedError(RuntimeError):
     """The training left the numbers: a gradient is infinite or not a number."""
 
     exit_code = EXIT_DIVERGED
+
+
+class Stopped(Exception):
+    """A signal ended the run after its last step was saved; all has been said.
+
+    Args:
+        signal_number: The signal.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by signal {signal_number}")
+        self.exit_code = 128 + signal_number
 
 
 class Parser(argparse.ArgumentParser):
@@ -101,13 +112,13 @@ def describe_os_error(error: OSError) -> tuple[str, int]:
     return (f"{name}: {what}" if name else what), EXIT_MACHINE
 
 
-def find_no_space(error: BaseException | None) -> OSError | None:
-    """The "no space left on device" behind an error, or None.
+def find_os_error(error: BaseException | None) -> OSError | None:
+    """What the operating system said behind an error, or None.
 
     `torch.save` reports a full disk as a RuntimeError and keeps the reason in `__context__`.
     """
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if isinstance(error, OSError) and error.errno is not None:
             return error
         error = error.__cause__ or error.__context__
     return None
@@ -152,6 +163,8 @@ def report_errors(debug: bool = False) -> Iterator[None]:
         # not try to flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(EXIT_BROKEN_PIPE) from None
+    except Stopped as stopped:
+        raise SystemExit(stopped.exit_code) from None
     except KeyboardInterrupt:
         raise fail("interrupted", EXIT_INTERRUPTED) from None
     except Exception as error:

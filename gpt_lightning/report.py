@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 
 from gpt_lightning.corpus import Corpus
 from gpt_lightning.data import Split, TextDataModule
+from gpt_lightning.errors import PROGRAM
 from gpt_lightning.module import BYTES_PER_WEIGHT, GPTModule
 from gpt_lightning.text import short_name
 
@@ -19,7 +20,7 @@ def checkpoint_bytes(parameters: int) -> tuple[int, int]:
     """Size of a run's checkpoints when it is done and, at most, while it runs."""
     best = BYTES_PER_WEIGHT * parameters
     last = STATES_PER_WEIGHT * best
-    return best + last, best + 3 * last  # last, prev, and the one being written
+    return best + 2 * last, best + 3 * last  # last, prev, and the one being written
 
 
 def describe_data(data: TextDataModule, train_batches: int, val_batches: int, steps: int) -> list[str]:
@@ -91,6 +92,16 @@ def describe_folder(shown: str, parameters: int) -> str:
     )
 
 
+def resume_command(arguments: list[str]) -> str:
+    """The command that goes on with a run, for a shell.
+
+    Args:
+        arguments: What was typed after `fit`.
+    """
+    typed = arguments if "--resume" in arguments else [*arguments, "--resume"]
+    return f"python -m {PROGRAM} fit {shlex.join(typed)}"
+
+
 def format_bytes(size: int) -> str:
     """A size in GB or MB."""
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
@@ -119,4 +130,4 @@ def describe_evaluation(name: str, loss: float, perplexity: float, tokens: int, 
 def predict_command(checkpoint: str, prompt: str) -> str:
     """The command that samples from a checkpoint, to be pasted into a shell."""
     quoted = shlex.quote(prompt) if set(prompt) & set('"$`\\!') else f'"{prompt}"'
-    return f"python -m gpt_lightning predict --ckpt_path {shlex.quote(checkpoint)} --prompt {quoted}"
+    return f"python -m {PROGRAM} predict --ckpt_path {shlex.quote(checkpoint)} --prompt {quoted}"

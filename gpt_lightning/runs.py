@@ -4,7 +4,7 @@
         <name>.yaml                  every setting, so that the run can be run again
         metrics.jsonl                one line per event, cut back to the checkpoint on resume
         samples.jsonl                what the model wrote after each epoch, likewise
-        checkpoints/{best,last}.ckpt
+        checkpoints/                 best.ckpt, last.ckpt and the one before, prev.ckpt
         loss.pdf, loss.png           the curves, drawn when the run ends
         events.out.tfevents.*        TensorBoard
 
@@ -26,6 +26,7 @@ from typing import IO, Any
 from gpt_lightning.errors import InputError, MachineError, describe_os_error
 
 RUNS = Path("runs")
+LAST, PREVIOUS = "last.ckpt", "prev.ckpt"
 BY_TOKENS = "by_tokens/"  # TensorBoard: before the names of what is logged against tokens seen
 RUN_DIR_VARIABLE = "GPT_LIGHTNING_RUN_DIR"  # how rank 0 tells the ranks it starts
 
@@ -44,8 +45,8 @@ class Run:
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
         self.checkpoints = self.path / "checkpoints"
-        self.last = self.checkpoints / "last.ckpt"
-        self.previous = self.checkpoints / "prev.ckpt"
+        self.last = self.checkpoints / LAST
+        self.previous = self.checkpoints / PREVIOUS
         self.best = self.checkpoints / "best.ckpt"
         self.metrics_file = self.path / "metrics.jsonl"
         self.samples_file = self.path / "samples.jsonl"

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import math
 import os
+import signal
 import time
 import traceback
 from collections.abc import Iterator
@@ -19,11 +20,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from gpt_lightning import report
 from gpt_lightning.callbacks import EarlyStop, Evaluation, Metrics, Progress, Samples, StepBar, Summary, say
-from gpt_lightning.checkpoint import RunCheckpoints, check_complete, check_same_text, read_checkpoint
+from gpt_lightning.checkpoint import RunCheckpoints, check_epoch_end, check_same_text, newest_checkpoint
 from gpt_lightning.data import TextDataModule
-from gpt_lightning.errors import InputError, describe_expected
+from gpt_lightning.errors import InputError, Stopped, describe_expected
 from gpt_lightning.module import GPTModule
 from gpt_lightning.runs import (
+    PREVIOUS,
     RUN_DIR_VARIABLE,
     RUNS,
     Run,
@@ -34,6 +36,7 @@ from gpt_lightning.runs import (
     read_rows,
     replace_bytes,
 )
+from gpt_lightning.stopping import StopOnSignal, requeue
 
 # Settings outside model.* and data.* that a resumed run keeps.
 KEPT_SETTINGS = (
@@ -82,26 +85,20 @@ def choose_run(name: str, settings: Any) -> RunChoice:
         if not run_dir:
             raise InputError("--run_dir is empty; name a folder")
         folder = Path(run_dir)
-        last = folder / "checkpoints" / "last.ckpt"
         if resume:
-            if not last.exists():
-                return RunChoice(name, folder)
-            content = read_checkpoint(last)
-            check_complete(content, str(last))
-            return RunChoice(name, folder, last, content)
+            found = newest_checkpoint(folder)
+            return RunChoice(name, folder) if found is None else RunChoice(name, folder, *found)
         if RUN_DIR_VARIABLE not in os.environ:  # else rank 0 of this command has just made it
             check_empty(folder)
         return RunChoice(name, folder)
     if launched_by_others():
         raise InputError("--run_dir DIR is needed under torchrun and SLURM, so that all processes share it")
     for folder in reversed(numbered_runs(name)) if resume else ():
-        last = folder / "checkpoints" / "last.ckpt"
-        if not last.exists():
+        found = newest_checkpoint(folder)
+        if found is None:
             return RunChoice(name, folder)
-        content = read_checkpoint(last)
-        check_complete(content, str(last))
-        if not limits_reached(content, settings):
-            return RunChoice(name, folder, last, content)
+        if not limits_reached(found[1], settings):
+            return RunChoice(name, folder, *found)
     return RunChoice(name)
 
 
@@ -127,6 +124,7 @@ def train(
     settings: Any,
     choice: RunChoice,
     resolved_config: str,
+    arguments: list[str],
 ) -> Path:
     """Checks everything, makes the folder, trains, and says how to sample from the result.
 
@@ -137,16 +135,24 @@ def train(
         settings: All settings of the command.
         choice: Where the run goes.
         resolved_config: YAML to keep with the run.
+        arguments: What was typed, for the command that goes on with a run that is stopped.
 
     Returns:
         The run folder.
+
+    Raises:
+        Stopped: A signal asked for it; the last step is saved.
     """
     start = time.monotonic()
     max_steps = settings["trainer"]["max_steps"]
     data.trainer = trainer
     data.setup("fit")
     if choice.content is not None:
-        check_same_text(data, choice.content, str(choice.checkpoint))
+        if settings["allow_other_text"]:
+            check_epoch_end(choice.content, str(choice.checkpoint))
+        else:
+            hint = "; --allow_other_text trains it on this one"
+            check_same_text(data, choice.content, str(choice.checkpoint), hint)
         if limits_reached(choice.content, settings):
             limits = "trainer.max_epochs, trainer.max_steps and early_stopping_patience"
             say(f"{choice.folder}: finished; nothing is left to do within {limits}")
@@ -167,7 +173,8 @@ def train(
         progress = Progress()
         show_bar = settings["trainer"]["enable_progress_bar"] is not False and not trainer.progress_bar_callback
         kept = {name: settings[name] for name in KEPT_SETTINGS}
-        checkpoints = RunCheckpoints(run, progress, settings["save_every"], kept)
+        stop = StopOnSignal()
+        checkpoints = RunCheckpoints(run, progress, stop, settings["save_every"], settings["save_minutes"], kept)
         hparams = {**module.hparams, **data.hparams}
         patience = settings["early_stopping_patience"]
         early_stop = [] if patience is None else [EarlyStop(patience)]
@@ -181,6 +188,7 @@ def train(
             *early_stop,
             Summary(run, hparams),
             Evaluation(run, progress, settings["evaluate_every"], max_steps),
+            stop,
             checkpoints,
         ]
         logger = TensorBoardLogger(str(run.path), name="", version="", default_hp_metric=False)
@@ -204,6 +212,13 @@ def train(
         seed_everything(settings["seed_everything"], workers=True, verbose=False)
         try:
             trainer.fit(module, data, ckpt_path=choice.checkpoint, weights_only=True)
+        except Stopped:
+            if trainer.is_global_zero:
+                say(f"Stopped after step {checkpoints.saved_step}, which is saved. To go on:")
+                say(f"  {report.resume_command(arguments)}")
+                if stop.signal_number == signal.SIGUSR1:
+                    requeue()
+            raise
         except SystemExit:
             if trainer.interrupted:  # Lightning turns Ctrl-C into exit(1)
                 raise KeyboardInterrupt from None
@@ -312,6 +327,8 @@ def open_run(choice: RunChoice, resolved_config: str, module: GPTModule, is_glob
             {"steps": -1, "tokens_seen": -1} if choice.content is None else choice.content["gpt_lightning"]["progress"]
         )
         run.cut_logs(progress["steps"], progress["tokens_seen"])
+        if choice.checkpoint is not None and choice.checkpoint.name == PREVIOUS and run.last.exists():
+            os.replace(run.last, run.last.with_suffix(".damaged"))  # so that it does not become the one before
         replace_bytes(run.path / f"{choice.name}.yaml", resolved_config.encode())
         if run.is_numbered:
             run.link_latest()

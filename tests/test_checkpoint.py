@@ -7,13 +7,23 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from conftest import STORY, Result
+from lightning.pytorch import Trainer
 
 import gpt_lightning
-from gpt_lightning.checkpoint import AtomicCheckpointIO, get_rng_states, load_weights, read_checkpoint, set_rng_states
+from gpt_lightning import verify
+from gpt_lightning.checkpoint import (
+    AtomicCheckpointIO,
+    RunCheckpoints,
+    get_rng_states,
+    load_weights,
+    read_checkpoint,
+    set_rng_states,
+)
 from gpt_lightning.errors import InputError, MachineError
 from gpt_lightning.module import GPTModule, learning_rate_factor
 from gpt_lightning.runs import read_rows
@@ -388,3 +398,106 @@ def test_a_resumed_run_keeps_to_its_text(command: Command, config: Path, trained
 
     assert result.code == 2
     assert "is not the text that run/checkpoints/last.ckpt was trained on" in result.error
+
+
+# ---- the newest good checkpoint, and other texts
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(command: Command, config: Path, trained: Path) -> None:
+    arguments = ("fit", "--config", config, "--run_dir", "run", "--save_every=4")
+    command(*arguments, "--trainer.max_steps=8")
+    steps = [torch.load(f"run/checkpoints/{name}.ckpt")["global_step"] for name in ("prev", "last")]
+    assert steps == [4, 8]
+    flip_a_bit(Path("run/checkpoints/last.ckpt"))
+
+    result = command(*arguments, "--resume")
+
+    assert result.code == 0, result.err
+    assert "going on    after step 4" in result.out
+    warning = "warning: run/checkpoints/last.ckpt: checksum mismatch in "
+    assert [warning in line for line in result.err.splitlines()].count(True) == 1
+    assert "going on from prev.ckpt, the one before" in result.err
+    assert_equal_weights(trained, Path("run"))
+    assert sorted(os.listdir("run/checkpoints")) == ["best.ckpt", "last.ckpt", "last.damaged", "prev.ckpt"]
+    assert torch.load("run/checkpoints/prev.ckpt")["global_step"] == 12
+
+
+def assert_equal_weights(one: Path, other: Path) -> None:
+    left, right = (torch.load(run / "checkpoints/last.ckpt")["state_dict"] for run in (one, other))
+    assert verify.first_difference(left, right, "weights") is None
+
+
+def test_a_run_all_of_whose_checkpoints_are_damaged_is_not_begun_anew(command: Command, config: Path) -> None:
+    arguments = ("fit", "--config", config, "--run_dir", "run", "--save_every=4")
+    command(*arguments, "--trainer.max_steps=8")
+    for name in ("last", "prev"):
+        flip_a_bit(Path(f"run/checkpoints/{name}.ckpt"))
+
+    result = command(*arguments, "--resume")
+
+    assert result.code == 2
+    assert result.error.startswith("run/checkpoints/last.ckpt: checksum mismatch in ")
+
+
+def test_saves_come_by_minutes_too(command: Command, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[int] = []
+    save = RunCheckpoints._save
+
+    def noting(self: RunCheckpoints, trainer: Trainer) -> None:
+        saved.append(trainer.global_step)
+        save(self, trainer)
+
+    monkeypatch.setattr(RunCheckpoints, "_save", noting)
+    command("fit", "--config", config, "--run_dir", "always", "--save_minutes=1e-9")
+    command("fit", "--config", config, "--run_dir", "both", "--save_minutes=60", "--save_every=6")
+
+    assert saved == [*range(1, 16), 6, 12, 15]
+
+
+def test_another_text_is_trained_on_only_when_that_is_typed(command: Command, config: Path) -> None:
+    Path("other.txt").write_text(STORY.read_text()[:15000])
+    command("fit", "--config", config, "--run_dir", "run", "--trainer.max_epochs=1", "--save_every=2")
+    other = ("--resume", "--trainer.max_epochs=2", "--data.text", "other.txt")
+
+    refused = command("fit", "--config", config, "--run_dir", "run", *other)
+    result = command("fit", "--config", config, "--run_dir", "run", *other, "--allow_other_text")
+    again = command("validate", "--ckpt_path", "run/checkpoints/last.ckpt")
+
+    assert refused.code == 2
+    assert refused.error.endswith("; --allow_other_text trains it on this one")
+    assert result.code == 0, result.err
+    assert torch.load("run/checkpoints/last.ckpt")["gpt_lightning"]["text"]["characters"] == 15000
+    assert "validation split of other.txt" in again.out
+    command("fit", "--config", config, "--run_dir", "inside", "--trainer.max_steps=2")
+    inside = command("fit", "--config", config, "--run_dir", "inside", *other, "--allow_other_text")
+    assert inside.code == 2
+    assert "is 2 batches into an epoch; --allow_other_text goes on from the end of an epoch only" in inside.error
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (errno.ENOSPC, "no space left on device"),
+        (errno.EIO, "input/output error"),
+        (errno.EROFS, "read-only file system"),
+        (errno.EFBIG, "file too large"),
+    ],
+)
+def test_what_the_disk_says_while_saving(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, reason: str
+) -> None:
+    io = AtomicCheckpointIO()
+    io.save_checkpoint({"step": 1}, tmp_path / "last.ckpt")
+    monkeypatch.setattr(os, "fsync", mock.Mock(side_effect=OSError(number, os.strerror(number))))
+
+    with pytest.raises(MachineError, match=f"last.ckpt: {reason} while saving; last.ckpt of before is intact$"):
+        io.save_checkpoint({"step": 2}, tmp_path / "last.ckpt")
+
+    assert torch.load(tmp_path / "last.ckpt") == {"step": 1}
+    assert os.listdir(tmp_path) == ["last.ckpt"]

@@ -46,11 +46,9 @@ def test_version_and_unknown_commands(command: Command) -> None:
     version, nothing, unknown = command("--version"), command(), command("predikt")
 
     assert version.out == f"gpt_lightning {gpt_lightning.__version__}\n"
-    assert (nothing.code, nothing.error) == (2, "expected one of fit, validate, test, predict, plot, explain")
-    assert (
-        unknown.error
-        == "expected one of fit, validate, test, predict, plot, explain; got 'predikt'; did you mean predict?"
-    )
+    commands = "expected one of fit, validate, test, predict, verify-resume, plot, explain"
+    assert (nothing.code, nothing.error) == (2, commands)
+    assert unknown.error == f"{commands}; got 'predikt'; did you mean predict?"
 
 
 def test_help_lists_every_setting(command: Command) -> None:
@@ -479,3 +477,39 @@ def test_a_closed_pipe_is_silent() -> None:
     done = subprocess.run(["bash", "-c", line], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
 
     assert (done.stdout.strip(), done.stderr) == (b"141", b"")
+
+
+OWN_CALLBACK = """
+from pathlib import Path
+
+from lightning.pytorch import Callback
+
+
+class Note(Callback):
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def on_train_end(self, trainer, pl_module) -> None:
+        Path(self.name).write_text(str(trainer.global_step))
+"""
+
+
+def test_own_classes_need_a_typed_flag(command: Command, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("own_callbacks.py").write_text(OWN_CALLBACK)
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    settings = yaml.safe_load(config.read_text())
+    settings["trainer"]["callbacks"] = [{"class_path": "own_callbacks.Note", "init_args": {"name": "noted"}}]
+    config.write_text(yaml.safe_dump(settings))
+    arguments = ("fit", "--config", config, "--trainer.max_steps=1")
+
+    refused = command(*arguments, "--run_dir", "a")
+    assert (refused.code, os.path.exists("noted")) == (2, False)
+    assert "class_path 'own_callbacks.Note' is not allowed" in refused.error
+    assert command(*arguments, "--run_dir", "b", "--allow_classes_of", "own_callbacks").code == 0
+    assert Path("noted").read_text() == "1"
+    wrong = command(*arguments, "--run_dir", "c", "--allow_classes_of=*")
+    assert wrong.error == "--allow_classes_of must be a module's name, got '*'"
+    settings["allow_classes_of"] = "own_callbacks"
+    config.write_text(yaml.safe_dump(settings))
+    in_yaml = command(*arguments, "--run_dir", "d")
+    assert "allow_classes_of is given on the command line only" in in_yaml.error

@@ -109,7 +109,8 @@ def test_debug_does_what_its_header_says(command: Command, tmp_path: Path, monke
     losses = [float(loss) for loss in re.findall(r"Val loss (\d+\.\d+)", result.out)]
     assert losses[0] == pytest.approx(5.75, abs=0.1)
     assert losses[-2] == pytest.approx(2.2, abs=0.1)  # the last is repeated in the closing words
-    size = sum(path.stat().st_size for path in (tmp_path / "run").rglob("*"))
+    files = (tmp_path / "run").rglob("*")
+    size = sum(path.stat().st_size for path in files if path.name != "prev.ckpt")  # of runs above a minute only
     assert 5e6 < size < 7e6
     assert torch.load(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == 108
 

@@ -10,7 +10,7 @@ from gpt_lightning.errors import (
     InputError,
     MachineError,
     describe_os_error,
-    find_no_space,
+    find_os_error,
     report_errors,
     require,
     require_integer,
@@ -59,8 +59,8 @@ def test_a_full_disk_is_found_behind_torchs_error() -> None:
     behind = RuntimeError("unexpected pos")
     behind.__context__ = full
 
-    assert find_no_space(behind) is full
-    assert find_no_space(RuntimeError("other")) is None
+    assert find_os_error(behind) is full
+    assert find_os_error(RuntimeError("other")) is None
 
 
 def test_os_errors_are_named_by_their_file() -> None:

@@ -1,0 +1,184 @@
+"""`verify-resume`: whether an interrupted run of one's own config ends as an uninterrupted one does.
+
+    python -m gpt_lightning verify-resume --config FILE [settings of fit]
+
+Trains 6 optimizer steps in 2 epochs twice, with a checkpoint after each step: once in one piece, and once
+killed (SIGKILL) while it trains, twice, and resumed. Then compares all weights, optimizer and random states,
+metrics and samples. Everything else is as the config says, but that a warm-up is at most 3 steps long and
+losses are evaluated on 2 batches. Both runs are removed afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpt_lightning.errors import PROGRAM, InputError, MachineError
+from gpt_lightning.runs import RUNS, read_rows
+from gpt_lightning.settings import is_typed, read_config
+
+STEPS_PER_EPOCH = 3
+EPOCHS = 2
+KILLED_AFTER = (2, 4)
+OWNED = ("--run_dir", "--resume", "--save_every", "--save_minutes")
+TIMES = ("tokens_per_second",)  # what no two runs have in common
+
+
+def first_difference(one: Any, other: Any, name: str) -> str | None:
+    """Where two nested values differ first, in words; None where they are equal to the bit.
+
+    Args:
+        one: Tensors, plain data, and dicts and lists of them.
+        other: Likewise.
+        name: Of the values.
+    """
+    if type(one) is not type(other):
+        return f"{name}: {type(one).__name__} and {type(other).__name__}"
+    if isinstance(one, dict):
+        if one.keys() != other.keys():
+            return f"{name}: has {sorted(map(str, one.keys() ^ other.keys()))[0]} in one run only"
+        pairs = [(f"{name}.{key}", one[key], other[key]) for key in one]
+    elif isinstance(one, (list, tuple)):
+        if len(one) != len(other):
+            return f"{name}: {len(one)} and {len(other)} of them"
+        pairs = [(f"{name}[{i}]", *values) for i, values in enumerate(zip(one, other, strict=True))]
+    elif isinstance(one, torch.Tensor):
+        if one.shape != other.shape or one.dtype != other.dtype:
+            return f"{name}: {tuple(one.shape)} {one.dtype} and {tuple(other.shape)} {other.dtype}"
+        if one.dim() == 0:
+            one, other = one[None], other[None]
+        if torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8)):
+            return None
+        return f"{name}: values differ by up to {(one.double() - other.double()).abs().max().item():g}"
+    else:
+        return None if one == other else f"{name}: {one!r} and {other!r}"
+    return next((found for found in (first_difference(a, b, key) for key, a, b in pairs) if found), None)
+
+
+def compare_runs(one: Path, other: Path) -> str | None:
+    """The first difference between two finished run folders; None where there is none but times."""
+    for name in ("last.ckpt", "best.ckpt"):
+        left, right = (torch.load(run / "checkpoints" / name, weights_only=True, mmap=True) for run in (one, other))
+        if found := first_difference(left, right, name):
+            return found
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        left, right = (
+            [{key: value for key, value in row.items() if key not in TIMES} for row in read_rows(run / name)]
+            for run in (one, other)
+        )
+        if found := first_difference(left, right, name):
+            return found
+    return None
+
+
+def verify_resume(arguments: list[str]) -> None:
+    """`verify-resume --config FILE [settings of fit]`."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(__doc__)
+        return
+    for name in OWNED:
+        if is_typed(arguments, name):
+            raise InputError(f"verify-resume decides {name} itself")
+    accumulated = _read_setting(arguments, "trainer", "accumulate_grad_batches", 1)
+    warmup_steps = _read_setting(arguments, "model", "warmup_steps", 0)
+    overrides = [
+        f"--trainer.limit_train_batches={STEPS_PER_EPOCH * accumulated}",
+        f"--trainer.max_epochs={EPOCHS}",
+        "--trainer.max_steps=-1",
+        "--trainer.max_time=null",
+        "--trainer.limit_val_batches=2",
+        f"--model.warmup_steps={min(warmup_steps, STEPS_PER_EPOCH)}",
+        "--evaluate_batches=2",
+        "--evaluate_every=2",
+        "--save_every=1",
+    ]
+    RUNS.mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="verify-resume-", dir=RUNS))
+    try:
+        straight, interrupted = folder / "straight", folder / "interrupted"
+        start = time.monotonic()
+        _finish(_start([*arguments, *overrides], straight))
+        steps = [row["step"] for row in read_rows(straight / "metrics.jsonl")][-1]
+        print(f"straight     {steps} steps in {time.monotonic() - start:.0f} s", flush=True)
+        (straight / "checkpoints" / "prev.ckpt").unlink(missing_ok=True)
+        start = time.monotonic()
+        killed = []
+        for step in KILLED_AFTER:
+            if step < steps:
+                killed.append(_kill_after(step, _start([*arguments, *overrides], interrupted), interrupted))
+        _finish(_start([*arguments, *overrides], interrupted))
+        after = " and ".join(map(str, killed)) or "none"
+        print(f"interrupted  killed after steps {after}, in {time.monotonic() - start:.0f} s", flush=True)
+        if found := compare_runs(straight, interrupted):
+            raise MachineError(f"a resumed run is not the straight one: {found}")
+        rows = len(read_rows(straight / "metrics.jsonl"))
+        print(f"identical    weights, optimizer and random states, {rows} rows of metrics, samples")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if not any(RUNS.iterdir()):
+            RUNS.rmdir()
+
+
+def _read_setting(arguments: list[str], section: str, name: str, default: int) -> int:
+    """A setting as `fit` would take it: typed, else of the last YAML file that has it."""
+    value = default
+    typed = None
+    for i, argument in enumerate(arguments):
+        option, has_value, given = argument.partition("=")
+        given = given if has_value else "".join(arguments[i + 1 : i + 2])
+        if option in ("--config", "-c"):
+            value = read_config(given).get(section, {}).get(name, value)
+        elif option == f"--{section}.{name}":
+            typed = given
+    try:
+        return int(value if typed is None else typed)
+    except (TypeError, ValueError):
+        raise InputError(f"{section}.{name} must be an int, not {typed or value!r}") from None
+
+
+def _start(arguments: list[str], run: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", PROGRAM, "fit", *arguments, "--resume", "--run_dir", str(run)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def _finish(process: subprocess.Popen[str]) -> None:
+    """Waits for a run to end. Raises `InputError` with its error line where it fails."""
+    try:
+        printed = process.communicate()[0]
+    except BaseException:
+        _kill(process)
+        raise
+    if process.returncode != 0:
+        errors = [line for line in printed.splitlines() if line.startswith(f"{PROGRAM}: error: ")]
+        reason = errors[-1].removeprefix(f"{PROGRAM}: error: ") if errors else f"exit code {process.returncode}"
+        raise InputError(f"the run itself fails: {reason}")
+
+
+def _kill_after(step: int, process: subprocess.Popen[str], run: Path) -> int:
+    """Kills a run once it has logged a step; returns the step that it had come to."""
+    try:
+        while process.poll() is None:
+            rows = read_rows(run / "metrics.jsonl")
+            if rows and rows[-1]["step"] >= step and "train_loss" in rows[-1]:
+                break
+            time.sleep(0.02)
+    finally:
+        _kill(process)
+    return int(read_rows(run / "metrics.jsonl")[-1]["step"])
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()

@@ -1,0 +1,141 @@
+"""A run that is stopped by a signal and goes on equals the run that nobody stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from conftest import Result
+from lightning.pytorch import Trainer
+
+from gpt_lightning.callbacks import Progress
+from gpt_lightning.stopping import StopOnSignal
+from gpt_lightning.verify import compare_runs
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def raise_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Has signals arrive inside the forward pass of a batch, counted from 0 in each process."""
+
+    def at(batch: int, *numbers: int) -> None:
+        seen = iter(range(10_000))
+        start = Progress.on_train_batch_start
+
+        def signalling(self: Progress, *arguments: Any) -> None:
+            start(self, *arguments)
+            if next(seen) == batch:
+                for number in numbers:
+                    signal.raise_signal(number)
+
+        monkeypatch.setattr(Progress, "on_train_batch_start", signalling)
+
+    return at
+
+
+@pytest.mark.parametrize(
+    ("number", "batch", "step"),
+    [(signal.SIGTERM, 0, 1), (signal.SIGINT, 1, 2), (signal.SIGTERM, 4, 5), (signal.SIGINT, 12, 13)],
+)
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(
+    command: Command, config: Path, trained: Path, raise_at: Callable[..., None], number: int, batch: int, step: int
+) -> None:
+    """Before, at and after an evaluation, and at the end of an epoch."""
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    raise_at(batch, number)
+
+    stopped = command("fit", "--config", config, "--run_dir", "run")
+
+    assert stopped.code == 128 + number
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+    goes_on = f"python -m gpt_lightning fit --config {config} --run_dir run --resume"
+    assert stopped.out.endswith(f"Stopped after step {step}, which is saved. To go on:\n  {goes_on}\n")
+    assert torch.load("run/checkpoints/last.ckpt")["global_step"] == step
+    again = command("fit", "--config", config, "--run_dir", "run", "--resume")
+    assert again.code == 0, again.err
+    assert compare_runs(Path("run"), trained) is None
+
+
+def test_a_signal_inside_an_accumulation_window_waits_for_its_step(
+    command: Command, config: Path, raise_at: Callable[..., None]
+) -> None:
+    arguments = ("fit", "--config", config, "--data.batch_size=28", "--trainer.accumulate_grad_batches=3")
+    assert command(*arguments, "--run_dir", "whole").code == 0
+    raise_at(3, signal.SIGTERM)
+
+    stopped = command(*arguments, "--run_dir", "run")
+
+    assert (stopped.code, torch.load("run/checkpoints/last.ckpt")["global_step"]) == (143, 2)
+    assert command(*arguments, "--run_dir", "run", "--resume").code == 0
+    assert compare_runs(Path("run"), Path("whole")) is None
+
+
+def test_a_signal_in_the_last_step_lets_the_run_finish(
+    command: Command, config: Path, trained: Path, raise_at: Callable[..., None]
+) -> None:
+    raise_at(14, signal.SIGTERM)
+
+    result = command("fit", "--config", config, "--run_dir", "run")
+
+    assert result.code == 0
+    assert "Training completed" in result.out
+    assert compare_runs(Path("run"), trained) is None
+
+
+def test_a_second_ctrl_c_stops_at_once(command: Command, config: Path, raise_at: Callable[..., None]) -> None:
+    raise_at(3, signal.SIGINT, signal.SIGINT)
+
+    result = command("fit", "--config", config, "--run_dir", "run", "--save_every=2")
+
+    assert (result.code, result.error) == (130, "interrupted")
+    assert torch.load("run/checkpoints/last.ckpt")["global_step"] == 2
+
+
+def test_slurms_preemption_saves_and_asks_for_the_job_again(
+    command: Command, config: Path, raise_at: Callable[..., None], monkeypatch: pytest.MonkeyPatch, in_tmp: Path
+) -> None:
+    scontrol = in_tmp / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" > {in_tmp}/asked\n')
+    scontrol.chmod(scontrol.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    raise_at(3, signal.SIGUSR1)
+
+    result = command("fit", "--config", config, "--run_dir", "run")
+
+    assert result.code == 128 + signal.SIGUSR1
+    assert Path("asked").read_text() == "requeue 17\n"
+    assert torch.load("run/checkpoints/last.ckpt")["global_step"] == 4
+    scontrol.write_text("#!/bin/sh\necho no such job >&2\nexit 1\n")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "5")
+    raise_at(0, signal.SIGUSR1)
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    refused = command("fit", "--config", config, "--run_dir", "run", "--resume")
+    assert refused.code == 128 + signal.SIGUSR1
+    assert "warning: SLURM does not start job 5_2 again (no such job)" in refused.err
+
+
+@pytest.mark.parametrize(("own", "others", "expected"), [(0, False, 0), (2, True, 2), (0, True, 15)])
+def test_all_ranks_stop_when_one_is_asked(own: int, others: bool, expected: int) -> None:
+    decided: list[tuple[bool, bool]] = []
+
+    def decide(decision: bool, all: bool = True) -> bool:  # noqa: A002  Lightning's name
+        decided.append((decision, all))
+        return decision or others
+
+    stop = StopOnSignal()
+    stop.signal_number = own
+    strategy = SimpleNamespace(reduce_boolean_decision=decide)
+
+    assert stop.is_asked(cast(Trainer, SimpleNamespace(world_size=2, strategy=strategy))) == (expected != 0)
+    assert stop.signal_number == expected
+    assert decided == [(own != 0, False)]
