@@ -22,10 +22,11 @@ import pickle
 import random
 import time
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import NoneType
-from typing import Any
+from typing import IO, Any
 
 import lightning
 import numpy as np
@@ -67,6 +68,7 @@ SCHEMA = {
     },
 }
 WEIGHTS_PREFIX = "model."
+COMMENT_LENGTH_BYTES = 2  # in which a zip file ends, before its comment
 TIME_BETWEEN_SAVES = 40  # times as long as a save takes; the run's last step is saved besides
 FIRST_SAVE_SECONDS = 60
 
@@ -88,13 +90,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise InputError(f"{name}: no such file")
     if os.path.isdir(name):
         raise InputError(f"{name}: is a folder, not a checkpoint")
-    try:
-        with zipfile.ZipFile(name) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError):
-        raise InputError(f"{name}: not a complete checkpoint") from None
-    if damaged is not None:
-        raise InputError(f"{name}: checksum mismatch in {damaged.split('/', 1)[-1]}")
+    _check_sums(name)
     try:
         checkpoint = torch.load(name, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError:
@@ -116,6 +112,70 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             if not isinstance(value, PLAIN):
                 raise InputError(f"{name}: setting {key} must be plain data")
     return checkpoint
+
+
+def _check_sums(name: str) -> None:
+    """Raises `InputError` for a file that is not, bit for bit, what was written.
+
+    The checksum of all that is before it is the zip file's comment. A file of plain `torch.save` has none; it
+    is checked by the checksums of its records, which leave out the padding between them.
+    """
+    try:
+        with zipfile.ZipFile(name) as archive:
+            comment = archive.comment
+            damaged = None if comment else archive.testzip()
+    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError):
+        raise InputError(f"{name}: not a complete checkpoint") from None
+    if damaged is not None:
+        raise InputError(f"{name}: checksum mismatch in {damaged.split('/', 1)[-1]}")
+    if comment:
+        checksum, left = 0, os.path.getsize(name) - len(_end(0))
+        with open(name, "rb") as file:
+            while left > 0 and (block := file.read(min(1 << 20, left))):
+                checksum = zlib.crc32(block, checksum)
+                left -= len(block)
+            if file.read() != _end(checksum):
+                raise InputError(f"{name}: checksum mismatch")
+
+
+def _end(checksum: int) -> bytes:
+    """The end of a zip file: the length of its comment and the comment, here the checksum of all before."""
+    comment = b"crc32 %08x" % checksum
+    return len(comment).to_bytes(COMMENT_LENGTH_BYTES, "little") + comment
+
+
+class _SummedZip:
+    """Passes a zip file on to a file and ends it with its checksum as the comment.
+
+    Args:
+        file: Open for writing.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._checksum = 0
+        self._held = b""  # at the end of a zip file: the length of its comment, 0
+
+    def write(self, data: bytes) -> int:
+        """Takes bytes in order, as `torch.save` writes them."""
+        view = memoryview(data).cast("B")
+        held = self._held + bytes(view[-COMMENT_LENGTH_BYTES:])
+        self._pass_on(self._held[: max(0, len(held) - COMMENT_LENGTH_BYTES)])
+        self._pass_on(view[:-COMMENT_LENGTH_BYTES])
+        self._held = held[-COMMENT_LENGTH_BYTES:]
+        return len(view)
+
+    def _pass_on(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+        self._checksum = zlib.crc32(data, self._checksum)
+
+    def flush(self) -> None:
+        """Nothing: the zip file does not end here."""
+
+    def finish(self) -> None:
+        """Writes the comment."""
+        assert self._held == bytes(COMMENT_LENGTH_BYTES)
+        self._file.write(_end(self._checksum))
 
 
 def _check_schema(content: dict[str, Any], schema: dict[str, Any], name: str, prefix: str = "") -> None:
@@ -227,7 +287,9 @@ class AtomicCheckpointIO(CheckpointIO):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(temporary, "wb") as file:
-                torch.save(checkpoint, file)
+                archive = _SummedZip(file)
+                torch.save(checkpoint, archive)  # type: ignore[arg-type]  # all it needs is write() and flush()
+                archive.finish()
                 file.flush()
                 os.fsync(file.fileno())
             if storage_options is not None and path.exists():

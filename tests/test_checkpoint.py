@@ -4,6 +4,8 @@ import errno
 import os
 import pickle
 import shutil
+import tempfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ from unittest import mock
 import pytest
 import torch
 from conftest import STORY, Result
+from hypothesis import given
+from hypothesis import strategies as st
 from lightning.pytorch import Trainer
 
 import gpt_lightning
@@ -420,7 +424,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(command: Comman
 
     assert result.code == 0, result.err
     assert "going on    after step 4" in result.out
-    warning = "warning: run/checkpoints/last.ckpt: checksum mismatch in "
+    warning = "warning: run/checkpoints/last.ckpt: checksum mismatch"
     assert [warning in line for line in result.err.splitlines()].count(True) == 1
     assert "going on from prev.ckpt, the one before" in result.err
     assert_equal_weights(trained, Path("run"))
@@ -442,7 +446,7 @@ def test_a_run_all_of_whose_checkpoints_are_damaged_is_not_begun_anew(command: C
     result = command(*arguments, "--resume")
 
     assert result.code == 2
-    assert result.error.startswith("run/checkpoints/last.ckpt: checksum mismatch in ")
+    assert result.error.startswith("run/checkpoints/last.ckpt: checksum mismatch")
 
 
 def test_saves_come_by_minutes_too(command: Command, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -501,3 +505,25 @@ def test_what_the_disk_says_while_saving(
 
     assert torch.load(tmp_path / "last.ckpt") == {"step": 1}
     assert os.listdir(tmp_path) == ["last.ckpt"]
+
+
+@given(st.data())
+def test_every_flipped_bit_and_every_truncation_is_refused(trained: Path, data: st.DataObject) -> None:
+    content = (trained / "checkpoints/best.ckpt").read_bytes()
+    bit = data.draw(st.integers(0, 8 * len(content) - 1) | st.integers(8 * (len(content) - 60), 8 * len(content) - 1))
+    flipped = bytearray(content)
+    flipped[bit // 8] ^= 1 << bit % 8
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "damaged.ckpt")
+        for damaged in (bytes(flipped), content[: bit // 8]):
+            path.write_bytes(damaged)
+            with pytest.raises(InputError, match="damaged.ckpt: (checksum mismatch|not a complete checkpoint)"):
+                read_checkpoint(path)
+
+
+def test_plain_torch_load_reads_a_checkpoint(trained: Path) -> None:
+    path = trained / "checkpoints/last.ckpt"
+
+    assert zipfile.ZipFile(path).comment.startswith(b"crc32 ")
+    assert zipfile.ZipFile(path).testzip() is None
+    assert torch.load(path, mmap=True, weights_only=True)["global_step"] == 15
