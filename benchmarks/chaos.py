@@ -1,0 +1,507 @@
+"""Kills real runs at any moment, starts the same command again, and compares with the run that nobody killed.
+
+    python benchmarks/chaos.py kills    [--runs 60]     SIGKILL at random moments, up to four per run
+    python benchmarks/chaos.py steps                    SIGKILL at every step once, and at all pairs around epoch ends
+    python benchmarks/chaos.py signals  [--runs 80]     SIGTERM and SIGINT at random moments
+    python benchmarks/chaos.py damage                   1,000 flipped bits and 200 truncations of a checkpoint
+    python benchmarks/chaos.py disk                     a full disk and others while saving (a tmpfs needs root)
+    python benchmarks/chaos.py all
+
+Every start is the program's own `main(["fit", ...])` in a process of its own, forked from one that has
+imported everything, so that a start takes a fraction of a second. The runs have dropout, accumulation over
+2 batches, clipping, warm-up and cosine, evaluations inside the epoch and samples.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process with threads cannot be forked
+
+import argparse
+import contextlib
+import ctypes
+import mmap
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+from gpt_lightning import callbacks
+from gpt_lightning.__main__ import main
+from gpt_lightning.callbacks import Progress, Samples
+from gpt_lightning.checkpoint import AtomicCheckpointIO, RunCheckpoints, read_checkpoint
+from gpt_lightning.errors import InputError
+from gpt_lightning.module import GPTModule
+from gpt_lightning.verify import compare_runs, first_difference
+
+ROOT = Path(__file__).resolve().parent.parent
+STEPS, STEPS_PER_EPOCH = 12, 4
+SETTINGS: dict[str, Any] = {
+    "seed_everything": 123,
+    "data": {"text": str(ROOT / "data" / "the-lamp-at-low-water.txt"), "tokenizer": "bytes", "batch_size": 36},
+    "model": {
+        "context_length": 64,
+        "emb_dim": 16,
+        "n_heads": 2,
+        "n_layers": 1,
+        "drop_rate": 0.1,
+        "learning_rate": 0.01,
+        "warmup_steps": 2,
+        "min_learning_rate": 0.001,
+    },
+    "prompt": ["Every effort"],
+    "sampling": {"max_new_tokens": 8, "temperature": 1.0},
+    "evaluate_every": 3,
+    "evaluate_batches": 2,
+    "trainer": {
+        "accelerator": "cpu",
+        "max_epochs": 3,
+        "accumulate_grad_batches": 2,
+        "gradient_clip_val": 0.5,
+        "enable_progress_bar": False,
+    },
+}
+VARIANTS = {
+    "fp32": ["--save_every=2"],
+    "bf16": ["--save_every=1", "--trainer.precision=bf16-mixed"],
+    "workers": ["--save_every=3", "--data.num_workers=2"],
+    "minutes": ["--save_minutes=0.002"],
+}
+PHASES = ("start-up", "step", "save", "evaluation", "sampling", "epoch end", "after the last step")
+PHASE = mmap.mmap(-1, 1)  # shared with the processes that are forked
+
+
+@contextlib.contextmanager
+def phase(name: str) -> Any:
+    """Says what the process is doing while it does it."""
+    before = PHASE[0]
+    PHASE[0] = PHASES.index(name)
+    try:
+        yield
+    finally:
+        PHASE[0] = before
+
+
+def mark(owner: type, method: str, name: str) -> None:
+    """Has a method say its phase."""
+    original = getattr(owner, method)
+
+    def marked(*arguments: Any, **named: Any) -> Any:
+        with phase(name):
+            return original(*arguments, **named)
+
+    setattr(owner, method, marked)
+
+
+def set_phase_after(owner: type, method: str, name: str) -> None:
+    """Has a phase begin where a method ends."""
+    original = getattr(owner, method)
+
+    def marked(*arguments: Any, **named: Any) -> Any:
+        result = original(*arguments, **named)
+        PHASE[0] = PHASES.index(name)
+        return result
+
+    setattr(owner, method, marked)
+
+
+def instrument() -> None:
+    """Marks the phases in this process and those forked from it."""
+    set_phase_after(Progress, "on_train_batch_start", "step")
+    mark(AtomicCheckpointIO, "save_checkpoint", "save")
+    mark(GPTModule, "validation_step", "evaluation")
+    mark(GPTModule, "on_validation_epoch_end", "evaluation")
+    mark(Samples, "_sample", "sampling")
+    mark(RunCheckpoints, "on_train_epoch_end", "epoch end")
+    mark(callbacks, "draw_losses", "after the last step")  # type: ignore[arg-type]
+
+
+def start(arguments: list[str], before: Callable[[], object] = lambda: None) -> int:
+    """Runs the program in a process of its own, in a group of its own; returns its number.
+
+    Args:
+        arguments: Of the program.
+        before: Is called in that process first.
+    """
+    PHASE[0] = 0
+    child = os.fork()
+    if child:
+        return child
+    os.setsid()
+    output = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    code = 70
+    try:
+        before()
+        main(arguments)
+        code = 0
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+        os._exit(code)
+
+
+def ended(child: int) -> int | None:
+    """How a process ended, as a shell says it; None while it runs."""
+    number, status = os.waitpid(child, os.WNOHANG)
+    return None if number == 0 else os.waitstatus_to_exitcode(status)
+
+
+def finish(child: int) -> int:
+    """Waits for a process; returns its exit code, negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def kill_group(child: int, number: int = signal.SIGKILL) -> None:
+    """Sends a signal to a process and those that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, number)
+
+
+def fit(run: str, variant: str) -> list[str]:
+    """The command of a variant."""
+    return ["fit", "--config", "chaos.yaml", "--run_dir", run, "--resume", *VARIANTS[variant]]
+
+
+def scalars(run: Path) -> list[tuple[int, str, float]]:
+    """What TensorBoard would show of a run, less times and speeds."""
+    shown = set()
+    for path in run.glob("events.out.tfevents.*"):
+        for event in EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                if value.HasField("tensor") and value.tensor.float_val and "tokens_per_second" not in value.tag:
+                    shown.add((event.step, value.tag, round(value.tensor.float_val[0], 12)))
+    return sorted(shown)
+
+
+def difference(run: Path, reference: Path) -> str | None:
+    """The first difference between two runs, in files or in TensorBoard."""
+    found = compare_runs(reference, run)
+    if found is None and scalars(run) != scalars(reference):
+        found = "TensorBoard"
+    return found
+
+
+def make_references() -> dict[str, float]:
+    """Runs each variant once in one piece; returns how long each took."""
+    seconds = {}
+    for variant in VARIANTS:
+        begin = time.monotonic()
+        code = finish(start(fit(f"reference-{variant}", variant)))
+        if code != 0:
+            raise SystemExit(f"the reference run of {variant} ended with {code}: see {Path('output.txt').absolute()}")
+        seconds[variant] = time.monotonic() - begin
+    return seconds
+
+
+def wait_for_moment(child: int, draw: random.Random, seconds: float) -> str | None:
+    """Waits for a random moment, or for one inside a random phase; None if the run ends before."""
+    wanted = draw.choice((None, None, "start-up", "save", "evaluation", "sampling", "epoch end"))
+    deadline = time.monotonic() + draw.uniform(0, seconds * (0.2 if wanted == "start-up" else 0.6))
+    times = draw.randint(1, 2) if wanted in ("save", "evaluation") else 1
+    inside = False
+    while (code := os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is None:
+        now = PHASES[PHASE[0]]
+        if wanted in (None, "start-up"):
+            if time.monotonic() >= deadline:
+                return now
+        else:
+            if now == wanted and not inside:
+                times -= 1
+            inside = now == wanted
+            if inside and times <= 0:
+                time.sleep(draw.uniform(0, 0.004))
+                return PHASES[PHASE[0]]
+        time.sleep(0.0002)
+    del code
+    return None
+
+
+def kills(runs: int, seed: int) -> bool:
+    """SIGKILL at random moments, up to four per run."""
+    seconds = make_references()
+    draw = random.Random(seed)
+    hit: Counter[str] = Counter()
+    different = []
+    for number in range(runs):
+        variant = list(VARIANTS)[number % len(VARIANTS)]
+        run = f"run-{number}"
+        for _ in range(draw.randint(3, 4)):
+            child = start(fit(run, variant))
+            moment = wait_for_moment(child, draw, seconds[variant])
+            kill_group(child)
+            code = finish(child)
+            if moment is not None and code == -signal.SIGKILL:
+                hit[moment] += 1
+            elif code not in (0, -signal.SIGKILL):
+                different.append(f"{run} ended with {code}")
+        code = finish(start(fit(run, variant)))
+        found = f"ended with {code}" if code else difference(Path(run), Path(f"reference-{variant}"))
+        if found:
+            different.append(f"{run} ({variant}): {found}")
+        else:
+            shutil.rmtree(run)
+        show(f"kills: {number + 1} of {runs} runs, {hit.total()} kills, {len(different)} different")
+    print(f"\nSIGKILL: {hit.total()} in {runs} runs, {runs - len(different)} runs identical")
+    print("  hit " + ", ".join(f"{name} {hit[name]}" for name in PHASES if hit[name]))
+    return report(different)
+
+
+def killing_at(batch: int) -> Callable[[], None]:
+    """Has the process kill itself in the forward pass of a batch, counted over the whole run."""
+
+    def before() -> None:
+        begin = Progress.on_train_batch_start
+
+        def fatal(self: Progress, trainer: Any, module: Any, data: Any, batch_idx: int) -> None:
+            begin(self, trainer, module, data, batch_idx)
+            if trainer.current_epoch * trainer.num_training_batches + batch_idx == batch:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        Progress.on_train_batch_start = fatal  # type: ignore[method-assign]
+
+    return before
+
+
+def steps() -> bool:
+    """SIGKILL at every batch once, and at all pairs of batches around the epoch ends."""
+    make_references()
+    batches_per_epoch = 2 * STEPS_PER_EPOCH
+    batches = 2 * STEPS
+    around = [end + offset for end in (batches_per_epoch, 2 * batches_per_epoch) for offset in (-2, -1, 0, 1)] + [
+        batches - 2,
+        batches - 1,
+    ]
+    chains = [[one] for one in range(batches)]
+    chains += [[one, other] for one in around for other in around if one <= other]
+    different = []
+    for number, chain in enumerate(chains):
+        run = f"run-{number}"
+        for batch in chain:
+            finish(start(fit(run, "fp32"), killing_at(batch)))
+        code = finish(start(fit(run, "fp32")))
+        found = f"ended with {code}" if code else difference(Path(run), Path("reference-fp32"))
+        if found:
+            different.append(f"killed at batches {chain}: {found}")
+        else:
+            shutil.rmtree(run)
+        show(f"steps: {number + 1} of {len(chains)} chains, {len(different)} different")
+    print(
+        f"\nevery batch of {batches} killed once, {len(chains) - batches} pairs around epoch ends: "
+        f"{len(chains) - len(different)} of {len(chains)} runs identical"
+    )
+    return report(different)
+
+
+def signals(runs: int, seed: int) -> bool:
+    """SIGTERM and SIGINT, half of the runs each, at a random moment after start-up."""
+    seconds = make_references()
+    draw = random.Random(seed)
+    different: list[str] = []
+    codes: Counter[str] = Counter()
+    for number in range(runs):
+        variant = list(VARIANTS)[number // 2 % len(VARIANTS)]
+        sent = (signal.SIGTERM, signal.SIGINT)[number % 2]
+        run = f"run-{number}"
+        child = start(fit(run, variant))
+        while PHASE[0] == 0 and ended_soon(child) is None:
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, seconds[variant] / 2))
+        kill_group(child, sent)
+        code = finish(child)
+        codes[f"{sent.name} {code}"] += 1
+        if code not in (0, 128 + sent):
+            different.append(f"{run}: {sent.name} ended it with {code}")
+        elif code and not saved_its_last_step(Path(run)):
+            different.append(f"{run}: {sent.name} lost a step")
+        code = finish(start(fit(run, variant)))
+        found = f"ended with {code}" if code else difference(Path(run), Path(f"reference-{variant}"))
+        if found:
+            different.append(f"{run} ({variant}): {found}")
+        else:
+            shutil.rmtree(run)
+        show(f"signals: {number + 1} of {runs} runs, {len(different)} different")
+    print(f"\nsignals: {runs} runs, exit codes {dict(codes)}, {runs - len(different)} identical after resuming")
+    return report(different)
+
+
+def ended_soon(child: int) -> object:
+    """Whether a process has ended; it can still be waited for."""
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+
+
+def saved_its_last_step(run: Path) -> bool:
+    """Whether the newest checkpoint is of the newest step in the metrics."""
+    step = read_checkpoint(run / "checkpoints/last.ckpt")["global_step"]
+    return f'"step": {step},' in (run / "metrics.jsonl").read_text().splitlines()[-1]
+
+
+def damage(seed: int) -> bool:
+    """Flipped bits and truncations of a real checkpoint: refused, every one."""
+    make_references()
+    path = Path("reference-fp32/checkpoints/last.ckpt")
+    content, draw = path.read_bytes(), random.Random(seed)
+    reference = torch.load(path, weights_only=True)
+    overlooked = []
+    flips = [("bit", draw.randrange(8 * len(content))) for _ in range(1000)]
+    cuts = [("length", draw.randrange(len(content))) for _ in range(200)]
+    for kind, place in [*flips, *cuts]:
+        damaged = bytearray(content if kind == "bit" else content[:place])
+        if kind == "bit":
+            damaged[place // 8] ^= 1 << place % 8
+        Path("damaged.ckpt").write_bytes(damaged)
+        try:
+            found = first_difference(reference, read_checkpoint("damaged.ckpt"), "checkpoint")
+        except InputError:
+            continue
+        overlooked.append(f"{kind} {place} of {len(content)} bytes: {found or 'the same content'}")
+    print(f"\n1,000 flipped bits and 200 truncations: {1200 - len(overlooked)} of 1,200 refused")
+    return report(overlooked)
+
+
+def disk() -> bool:
+    """What a disk may say while a run saves: a clear line, exit 1, the checkpoint before intact and resumable."""
+    make_references()
+    wrong = []
+    cases = {
+        "no space (tmpfs)": full_tmpfs,
+        "file too large (RLIMIT_FSIZE)": too_large,
+        "input/output error": failing_write,
+        "read-only file system": read_only,
+    }
+    for name, case in cases.items():
+        run = f"disk-{name.split()[0]}"
+        finish(start([*fit(run, "fp32"), "--trainer.max_steps=4"]))
+        before = read_checkpoint(f"{run}/checkpoints/last.ckpt")["global_step"]
+        Path("output.txt").unlink()
+        code = case(run)
+        lines = [line for line in Path("output.txt").read_text().splitlines() if "gpt_lightning: error: " in line]
+        after = read_checkpoint(f"{run}/checkpoints/last.ckpt")["global_step"]
+        resumed = finish(start(fit(run, "fp32")))
+        print(f"  {name}: exit {code}, step {after} intact, resumed: exit {resumed}")
+        for line in lines:
+            print(f"    {line}")
+        if (code, len(lines), resumed) != (1, 1, 0) or after < before:
+            wrong.append(name)
+    print(f"\ndisk: {len(cases) - len(wrong)} of {len(cases)} as promised")
+    return report(wrong)
+
+
+def full_tmpfs(run: str) -> int:
+    """A disk without space: the run on a tmpfs that another file fills."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    shutil.move(run, f"{run}.moved")
+    os.mkdir(run)
+    if libc.mount(b"tmpfs", run.encode(), b"tmpfs", 0, b"size=4m") != 0:
+        raise SystemExit("mounting a tmpfs needs root")
+    shutil.copytree(f"{run}.moved", run, dirs_exist_ok=True)
+    child = start(fit(run, "fp32"), lambda: set_phase_after(Progress, "on_train_batch_start", "step"))
+    while PHASE[0] == 0 and ended_soon(child) is None:
+        time.sleep(0.001)
+    with contextlib.suppress(OSError), open(f"{run}/filler", "wb") as file:
+        while file.write(bytes(4096)):
+            file.flush()
+    code = finish(child)
+    os.unlink(f"{run}/filler")
+    shutil.rmtree(f"{run}.moved")
+    shutil.copytree(run, f"{run}.moved")
+    libc.umount2(run.encode(), 2)
+    os.rmdir(run)
+    shutil.move(f"{run}.moved", run)
+    return code
+
+
+def too_large(run: str) -> int:
+    """A limit on the size of files, below that of a checkpoint."""
+
+    def before() -> None:
+        import resource
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    return finish(start(fit(run, "fp32"), before))
+
+
+def failing_write(run: str) -> int:
+    """A disk that fails in the middle of the checkpoint."""
+    return finish(start(fit(run, "fp32"), lambda: fail_in_save(5)))
+
+
+def read_only(run: str) -> int:
+    """A file system that turned read-only."""
+    return finish(start(fit(run, "fp32"), lambda: fail_in_save(30)))
+
+
+def fail_in_save(number: int) -> None:
+    """Has the first write of a checkpoint fail."""
+    from gpt_lightning import checkpoint
+
+    def failing(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    checkpoint._SummedZip.write = failing  # type: ignore[method-assign]
+
+
+def show(line: str) -> None:
+    """Shows how far it has come."""
+    if sys.stderr.isatty():
+        print(f"\r{line}", end="", file=sys.stderr, flush=True)
+
+
+def report(problems: list[str]) -> bool:
+    """Prints problems; returns whether there are none."""
+    for problem in problems:
+        print(f"  NOT AS PROMISED: {problem}")
+    return not problems
+
+
+def run_all() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("kills", "steps", "signals", "damage", "disk", "all"))
+    parser.add_argument("--runs", type=int, help="number of runs of kills and signals")
+    parser.add_argument("--seed", type=int, default=1, help="of the moments")
+    typed = parser.parse_args()
+    import gpt_lightning.cli  # noqa: F401  what every start would import
+
+    instrument()
+    parts: dict[str, Callable[[], bool]] = {
+        "kills": lambda: kills(typed.runs or 60, typed.seed),
+        "steps": steps,
+        "signals": lambda: signals(typed.runs or 80, typed.seed),
+        "damage": lambda: damage(typed.seed),
+        "disk": disk,
+    }
+    good = True
+    for name, part in parts.items():
+        if typed.what in (name, "all"):
+            folder = tempfile.mkdtemp(prefix=f"chaos-{name}-")
+            os.chdir(folder)
+            Path("chaos.yaml").write_text(yaml.safe_dump(SETTINGS))
+            begin = time.monotonic()
+            fine = part()
+            print(f"  {time.monotonic() - begin:.0f} s", flush=True)
+            if fine:
+                os.chdir("/")
+                shutil.rmtree(folder)
+            good &= fine
+    raise SystemExit(0 if good else 1)
+
+
+if __name__ == "__main__":
+    run_all()
