@@ -246,7 +246,7 @@ def check_epoch_end(checkpoint: dict[str, Any], name: str) -> None:
     batches = checkpoint["TextDataModule"]["batches"]
     if batches:
         raise InputError(
-            f"{name}: is {batches} batches into an epoch; --allow_other_text goes on from the end of an epoch only"
+            f"{name}: is {batches} batches into an epoch; --allow_data_change goes on from the end of an epoch only"
         )
 
 

@@ -173,7 +173,7 @@ class CLI(LightningCLI):
             parser.add_argument("--run_dir", type=str | None, default=None, help="the run's folder (typed only)")
             parser.add_argument("--resume", action="store_true", help="go on with the newest run (typed only)")
             parser.add_argument(
-                "--allow_other_text", action="store_true", help="go on with a run on another text (typed only)"
+                "--allow_data_change", action="store_true", help="go on with a run on another text (typed only)"
             )
             parser.add_argument(
                 ALLOW_CLASSES,
@@ -247,7 +247,7 @@ class CLI(LightningCLI):
             reason = explain_parser_error(str(error), self._setting_names())
             raise InputError(f"{self.checkpoint_path}: {reason}") from None
         if self.command == "fit":
-            free = FREE_ON_RESUME | ({"data.val_text"} if settings["allow_other_text"] else set())
+            free = FREE_ON_RESUME | ({"data.val_text"} if settings["allow_data_change"] else set())
             fixed = [name for name in own if name in known and name not in free]
         for name in fixed:
             now, then = settings[name], own.get(name)

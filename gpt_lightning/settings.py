@@ -19,7 +19,7 @@ from gpt_lightning.runs import launched_by_others
 MAX_CONFIG_BYTES = 1_000_000
 MAX_CONFIG_NODES = 100_000
 SECTIONS = ("model", "data", "sampling", "trainer")
-TYPED_ONLY = ("run_dir", "resume", "ckpt_path", "config", "allow_other_text", "allow_classes_of")
+TYPED_ONLY = ("run_dir", "resume", "ckpt_path", "config", "allow_data_change", "allow_classes_of")
 # What belongs to one text: whoever names another text does not mean these.
 TEXT_SETTINGS = ("address", "sha256", "fallback_text", "text_source")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")

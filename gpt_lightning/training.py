@@ -148,10 +148,10 @@ def train(
     data.trainer = trainer
     data.setup("fit")
     if choice.content is not None:
-        if settings["allow_other_text"]:
+        if settings["allow_data_change"]:
             check_epoch_end(choice.content, str(choice.checkpoint))
         else:
-            hint = "; --allow_other_text trains it on this one"
+            hint = "; --allow_data_change trains it on this one"
             check_same_text(data, choice.content, str(choice.checkpoint), hint)
         if limits_reached(choice.content, settings):
             limits = "trainer.max_epochs, trainer.max_steps and early_stopping_patience"

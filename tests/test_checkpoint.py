@@ -470,18 +470,18 @@ def test_another_text_is_trained_on_only_when_that_is_typed(command: Command, co
     other = ("--resume", "--trainer.max_epochs=2", "--data.text", "other.txt")
 
     refused = command("fit", "--config", config, "--run_dir", "run", *other)
-    result = command("fit", "--config", config, "--run_dir", "run", *other, "--allow_other_text")
+    result = command("fit", "--config", config, "--run_dir", "run", *other, "--allow_data_change")
     again = command("validate", "--ckpt_path", "run/checkpoints/last.ckpt")
 
     assert refused.code == 2
-    assert refused.error.endswith("; --allow_other_text trains it on this one")
+    assert refused.error.endswith("; --allow_data_change trains it on this one")
     assert result.code == 0, result.err
     assert torch.load("run/checkpoints/last.ckpt")["gpt_lightning"]["text"]["characters"] == 15000
     assert "validation split of other.txt" in again.out
     command("fit", "--config", config, "--run_dir", "inside", "--trainer.max_steps=2")
-    inside = command("fit", "--config", config, "--run_dir", "inside", *other, "--allow_other_text")
+    inside = command("fit", "--config", config, "--run_dir", "inside", *other, "--allow_data_change")
     assert inside.code == 2
-    assert "is 2 batches into an epoch; --allow_other_text goes on from the end of an epoch only" in inside.error
+    assert "is 2 batches into an epoch; --allow_data_change goes on from the end of an epoch only" in inside.error
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,20 @@
+"""The benchmark that kills runs, with few of them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+
+@pytest.mark.parametrize(("what", "runs"), [("kills", 2), ("signals", 4)])
+def test_runs_that_are_killed_or_stopped_end_as_the_others(what: str, runs: int) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "chaos.py"), what, "--runs", str(runs)]
+
+    done = subprocess.run(command, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(rf"\b{runs} (runs )?identical", done.stdout), done.stdout
