@@ -34,6 +34,7 @@ from gpt_lightning.settings import (
     TYPED_ONLY,
     ConfigFile,
     check_trainer,
+    explain_class_error,
     explain_parser_error,
     is_typed,
     prepare_arguments,
@@ -279,7 +280,12 @@ class CLI(LightningCLI):
             check_prompt(prompt)
 
     def instantiate_classes(self) -> None:
-        super().instantiate_classes()
+        try:
+            super().instantiate_classes()
+        except InputError:
+            raise
+        except ValueError as error:  # of jsonargparse, about a class that YAML names
+            raise InputError(explain_class_error(error)) from None
         self.settings = self.config_init[self.command]
 
     def instantiate_trainer(self, **_: Any) -> Trainer:

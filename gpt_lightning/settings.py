@@ -216,6 +216,21 @@ def explain_parser_error(message: str, known: list[str]) -> str:
     return message
 
 
+def explain_class_error(error: BaseException) -> str:
+    """What went wrong, in one line, where a class that YAML names could not be made.
+
+    Args:
+        error: Of jsonargparse, whose causes are the class's own error.
+    """
+    name = "trainer"
+    while True:
+        if found := re.search(r"class_path '([\w.]+)'", str(error)):
+            name = f"trainer: {found[1].rpartition('.')[2]}"
+        if error.__cause__ is None:
+            return f"{name}: {' '.join(str(error).split())}"
+        error = error.__cause__
+
+
 # ---- Lightning's settings
 
 

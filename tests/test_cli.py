@@ -479,6 +479,22 @@ def test_a_closed_pipe_is_silent() -> None:
     assert (done.stdout.strip(), done.stderr) == (b"141", b"")
 
 
+@pytest.mark.parametrize(("logger", "flag"), [("WandbLogger", "wandb._WANDB"), ("MLFlowLogger", "mlflow._MLFLOW")])
+def test_a_logger_that_is_not_installed_is_named(
+    command: Command, config: Path, monkeypatch: pytest.MonkeyPatch, logger: str, flag: str
+) -> None:
+    monkeypatch.setattr(f"lightning.pytorch.loggers.{flag}_AVAILABLE", False)
+    settings = yaml.safe_load(config.read_text())
+    settings["trainer"]["logger"] = {"class_path": f"lightning.pytorch.loggers.{logger}"}
+    config.write_text(yaml.safe_dump(settings))
+
+    result = command("fit", "--config", config, "--run_dir", "run")
+
+    assert result.code == 2
+    assert result.error.startswith(f"trainer: {logger}: ")
+    assert not Path("run").exists()
+
+
 OWN_CALLBACK = """
 from pathlib import Path
 
