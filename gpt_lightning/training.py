@@ -20,9 +20,15 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from gpt_lightning import report
 from gpt_lightning.callbacks import EarlyStop, Evaluation, Metrics, Progress, Samples, StepBar, Summary, say
-from gpt_lightning.checkpoint import RunCheckpoints, check_epoch_end, check_same_text, newest_checkpoint
+from gpt_lightning.checkpoint import (
+    RunCheckpoints,
+    check_epoch_end,
+    check_same_text,
+    newest_checkpoint,
+    read_checkpoint,
+)
 from gpt_lightning.data import TextDataModule
-from gpt_lightning.errors import InputError, Stopped, describe_expected
+from gpt_lightning.errors import InputError, MachineError, Stopped, describe_expected
 from gpt_lightning.module import GPTModule
 from gpt_lightning.runs import (
     PREVIOUS,
@@ -235,10 +241,20 @@ def train(
                 f"(data.batch_size is {batch_size} for {len(data.splits['training'].windows)} training windows)"
             )
         if trainer.is_global_zero:
+            for path in (run.best, run.last):
+                check_saved(path)
             prompt = settings["prompt"][0] if settings["prompt"] else "Every effort moves you"
             for line in farewell(run, progress, checkpoints, time.monotonic() - start, prompt):
                 say(line)
         return run.path
+
+
+def check_saved(path: Path) -> None:
+    """Raises `MachineError` unless a checkpoint of this run can be read back: exit code 0 says that it can."""
+    try:
+        read_checkpoint(path)
+    except InputError as error:
+        raise MachineError(f"{error}, though it was just written") from None
 
 
 def keep_freed_memory() -> None:

@@ -527,3 +527,23 @@ def test_plain_torch_load_reads_a_checkpoint(trained: Path) -> None:
     assert zipfile.ZipFile(path).comment.startswith(b"crc32 ")
     assert zipfile.ZipFile(path).testzip() is None
     assert torch.load(path, mmap=True, weights_only=True)["global_step"] == 15
+
+
+def test_a_run_whose_checkpoint_cannot_be_read_back_does_not_end_with_0(
+    command: Command, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = AtomicCheckpointIO.save_checkpoint
+
+    def save_badly(
+        self: AtomicCheckpointIO, checkpoint: dict[str, Any], path: Path, storage_options: Any = None
+    ) -> None:
+        save(self, checkpoint, path, storage_options)
+        flip_a_bit(path)
+
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", save_badly)
+
+    result = command("fit", "--config", config, "--run_dir", "run", "--trainer.max_steps=1")
+
+    assert result.code == 1
+    assert result.error.endswith("best.ckpt: checksum mismatch, though it was just written")
+    assert "Training completed" not in result.out
