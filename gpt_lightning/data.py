@@ -43,10 +43,19 @@ class Split:
     windows: Windows
 
 
-def _leave_signals_to_parent(_: int) -> None:
-    """A signal to the whole process group must not take the batches of the step that is to be finished."""
-    for one in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(one, signal.SIG_IGN)
+class Loader(DataLoader[Batch]):
+    """A DataLoader whose workers leave Ctrl-C and SIGTERM to the process that they serve.
+
+    A signal to the whole process group would else take the batches of the step that is to be finished. The
+    workers are started with the signals blocked, and stay so.
+    """
+
+    def __iter__(self) -> Any:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class TextDataModule(LightningDataModule):
@@ -258,12 +267,11 @@ class TextDataModule(LightningDataModule):
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
     def _loader(self, windows: Dataset[Batch], order: TrainOrder | range) -> DataLoader[Batch]:
-        return DataLoader(
+        return Loader(
             windows,
             batch_size=self.hparams["batch_size"],
             sampler=order,
             num_workers=self.hparams["num_workers"],
-            worker_init_fn=_leave_signals_to_parent,
             # Each iter() of a loader draws a seed for its workers: from here, not from the global state.
             generator=torch.Generator().manual_seed(self.hparams["seed"]),
         )

@@ -66,7 +66,10 @@ class Run:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 self._lock.seek(0)
-                raise InputError(f"{self.shown} is in use by process {self._lock.read().strip()}") from None
+                holder = self._lock.read().strip()
+                self.close()
+                raise InputError(f"{self.shown} is in use by process {holder}") from None
+            os.register_at_fork(after_in_child=self.close)  # a worker that outlives this process must not hold it
             self._lock.truncate(0)
             self._lock.write(str(os.getpid()))
             self._lock.flush()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -165,3 +166,20 @@ def test_two_processes_share_a_folder_and_the_mean_over_all_tokens(config: Path,
     # Before the first update both have the same weights: the same loss, over windows that no rank repeats.
     first = [yaml.safe_load(lines[0])["val_loss"] for lines in (single, both)]
     assert first[0] == pytest.approx(first[1], abs=1e-6)
+
+
+def test_a_forked_process_does_not_keep_the_lock(tmp_path: Path) -> None:
+    run, again = Run(tmp_path / "run"), Run(tmp_path / "run")
+    run.open()
+    child = os.fork()
+    if child == 0:
+        signal.pause()
+    try:
+        with pytest.raises(InputError, match="is in use by process"):
+            again.open()
+        run.close()
+        again.open()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        again.close()

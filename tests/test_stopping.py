@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import stat
@@ -17,7 +18,7 @@ from lightning.pytorch import Trainer
 
 from gpt_lightning.callbacks import Progress
 from gpt_lightning.stopping import StopOnSignal
-from gpt_lightning.verify import compare_runs
+from gpt_lightning.verify import compare_runs, first_difference
 
 Command = Callable[..., Result]
 
@@ -76,6 +77,30 @@ def test_a_signal_inside_an_accumulation_window_waits_for_its_step(
     assert (stopped.code, torch.load("run/checkpoints/last.ckpt")["global_step"]) == (143, 2)
     assert command(*arguments, "--run_dir", "run", "--resume").code == 0
     assert compare_runs(Path("run"), Path("whole")) is None
+
+
+def test_a_signal_to_the_whole_group_leaves_the_workers_at_work(
+    command: Command, config: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers: set[int] = set()
+    start = Progress.on_train_batch_start
+
+    def signalling(self: Progress, *arguments: Any) -> None:
+        start(self, *arguments)
+        if not workers:
+            workers.update(child.pid for child in multiprocessing.active_children() if child.pid)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                for worker in workers:
+                    os.kill(worker, number)
+
+    monkeypatch.setattr(Progress, "on_train_batch_start", signalling)
+
+    result = command("fit", "--config", config, "--run_dir", "run", "--data.num_workers=2")
+
+    assert len(workers) >= 2
+    assert result.code == 0, result.err
+    left, right = (torch.load(run / "checkpoints/last.ckpt")["state_dict"] for run in (Path("run"), trained))
+    assert first_difference(left, right, "weights") is None
 
 
 def test_a_signal_in_the_last_step_lets_the_run_finish(
