@@ -171,9 +171,12 @@ def test_two_processes_share_a_folder_and_the_mean_over_all_tokens(config: Path,
 def test_a_forked_process_does_not_keep_the_lock(tmp_path: Path) -> None:
     run, again = Run(tmp_path / "run"), Run(tmp_path / "run")
     run.open()
+    readable, writable = os.pipe()
     child = os.fork()
     if child == 0:
+        os.write(writable, b"x")
         signal.pause()
+    os.read(readable, 1)
     try:
         with pytest.raises(InputError, match="is in use by process"):
             again.open()
@@ -182,4 +185,6 @@ def test_a_forked_process_does_not_keep_the_lock(tmp_path: Path) -> None:
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+        os.close(readable)
+        os.close(writable)
         again.close()
