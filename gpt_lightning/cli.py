@@ -79,6 +79,7 @@ FREE_ON_RESUME = {
     "data.address",
     "data.sha256",
     "data.fallback_text",
+    "data.text_source",
     "evaluate_batches",
 }
 LINKS = {

@@ -58,6 +58,20 @@ def test_resume_goes_on_with_the_newest_unfinished_run(command: Command, config:
     assert "run folder  runs/tiny/3;" in again.out
 
 
+def test_a_run_goes_on_when_its_text_is_typed(command: Command, config: Path) -> None:
+    described = config.with_name("described.yaml")
+    settings = yaml.safe_load(config.read_text())
+    settings["data"] |= {"text_source": "a story", "fallback_text": settings["data"]["text"]}
+    described.write_text(yaml.safe_dump(settings))
+    command("fit", "--config", described, "--run_dir", "run", "--trainer.max_steps=1")
+
+    text = ("--data.text", settings["data"]["text"])
+    result = command("fit", "--config", described, "--run_dir", "run", "--resume", "--trainer.max_steps=2", *text)
+
+    assert result.code == 0, result.err
+    assert "going on    after step 1" in result.out
+
+
 def test_a_named_folder_must_be_empty_or_resumed(command: Command, config: Path) -> None:
     Path("empty").mkdir()
     assert command("fit", "--config", config, "--run_dir", "empty", "--trainer.max_steps=1").code == 0
