@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import signal
 import sys
 
 from gpt_lightning import __version__
@@ -64,4 +65,7 @@ def _dispatch(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    finally:  # another Ctrl-C while the interpreter ends: no traceback
+        signal.signal(signal.SIGINT, signal.SIG_DFL)

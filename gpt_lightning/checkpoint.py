@@ -401,6 +401,21 @@ class RunCheckpoints(Checkpoint):
         self.best_val_loss = float(state_dict["best_val_loss"])
         self.best_step = int(state_dict["best_step"])
 
+    def _check_best(self, hyper_parameters: dict[str, Any]) -> None:
+        """Forgets the best loss, with a warning, where `best.ckpt` is not what the run left there."""
+        problem = None
+        shown = f"{self.run.shown}/checkpoints/{self.run.best.name}"
+        try:
+            content = read_checkpoint(self.run.best)
+            # A kill between the two files leaves one that is newer than `last.ckpt`.
+            if content["global_step"] < self.best_step or content["hyper_parameters"] != hyper_parameters:
+                problem = f"{shown}: is not the best.ckpt of this run"
+        except InputError as error:
+            problem = str(error).replace(str(self.run.best), shown)
+        if problem is not None:
+            warn(f"{problem}; the next evaluation's weights replace it")
+            self.best_val_loss, self.best_step = float("inf"), -1
+
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["gpt_lightning"] = self._describe(trainer, pl_module)
         checkpoint["rng_states"] = get_rng_states()
@@ -413,6 +428,11 @@ class RunCheckpoints(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._rng_states is not None:
+            if self.best_step >= 0:
+                if trainer.is_global_zero:
+                    self._check_best(dict(pl_module.hparams))
+                best = (self.best_val_loss, self.best_step)
+                self.best_val_loss, self.best_step = trainer.strategy.broadcast(best)
             set_rng_states(self._rng_states)
             self._rng_states = None
 

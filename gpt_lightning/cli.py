@@ -68,6 +68,9 @@ TRAINER_FIXED = {
     "use_distributed_sampler": False,  # data.TrainOrder knows the ranks
     "enable_model_summary": False,
 }
+# Read here as a count or a share: which of the two a Union of Lightning's tries first is not sure
+# (https://docs.python.org/3/library/typing.html#typing.Union, and its cache).
+LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches")
 # Classes of Lightning whose settings are code.
 TAKING_CODE = ("lightning.pytorch.callbacks.LambdaCallback", "lightning.pytorch.callbacks.lambda_function")
 ALLOW_CLASSES = "--allow_classes_of"
@@ -141,8 +144,11 @@ class CLI(LightningCLI):
         parser.add_class_arguments(GPTModule, "model", sub_configs=True)
         parser.add_class_arguments(TextDataModule, "data", sub_configs=True)
         parser.add_class_arguments(
-            Trainer, "trainer", skip=TRAINER_OWNED, instantiate=False, fail_untyped=False, sub_configs=True
+            Trainer, "trainer", skip={*TRAINER_OWNED, *LIMITS}, instantiate=False, fail_untyped=False, sub_configs=True
         )
+        for name in LIMITS:
+            what = "how many batches (an int), or which share of them (a float)"
+            parser.add_argument(f"--trainer.{name}", type=int | float | None, default=None, help=what)
         parser.set_defaults(TRAINER_DEFAULTS)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

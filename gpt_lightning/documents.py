@@ -47,10 +47,11 @@ def find_documents(source: str) -> list[Path]:
 
     Raises:
         InputError: There are none.
+        MachineError: A folder cannot be read.
     """
     path = Path(source)
     if path.is_dir():
-        found = [file for file in path.rglob("*") if not any(p.startswith(".") for p in file.relative_to(path).parts)]
+        found = list(_walk(path))
     elif glob.has_magic(source) and not path.exists():
         found = [Path(name) for name in glob.glob(source, recursive=True)]
     elif not path.exists():
@@ -59,10 +60,22 @@ def find_documents(source: str) -> list[Path]:
         raise InputError(f"{source}: must be a folder, a glob, or a file that ends with {' or '.join(SUFFIXES)}")
     else:
         return [path]
-    files = sorted(file for file in found if file.suffix in SUFFIXES and file.is_file())
+    # A link to nothing stays, so that reading it says so.
+    files = sorted(file for file in found if file.suffix in SUFFIXES and (file.is_file() or not file.exists()))
     if not files:
         raise InputError(f"{source}: no {' or '.join(SUFFIXES)} file {'below' if path.is_dir() else 'matches'} it")
     return files
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """The files below a folder; hidden ones and what is in hidden folders left out."""
+
+    def refuse(error: OSError) -> None:
+        raise MachineError(describe_os_error(error)[0]) from None
+
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(parent, name) for name in names if not name.startswith("."))
 
 
 def read_documents(path: Path, advance: Callable[[int], object] = lambda _: None) -> Iterator[Iterator[str]]:

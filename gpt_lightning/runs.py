@@ -23,7 +23,7 @@ import shutil
 from pathlib import Path
 from typing import IO, Any
 
-from gpt_lightning.errors import InputError, MachineError, describe_os_error
+from gpt_lightning.errors import InputError, MachineError, describe_os_error, warn
 
 RUNS = Path("runs")
 LAST, PREVIOUS = "last.ckpt", "prev.ckpt"
@@ -125,6 +125,8 @@ class Run:
         """Removes what was logged after a step, so that a resumed run logs it once."""
         for path in (self.metrics_file, self.samples_file):
             kept = [row for row in read_rows(path) if row["step"] <= step]
+            if path == self.metrics_file and step > 0 and not kept:
+                warn(f"{path}: has no row up to step {step}; the curves begin there")
             replace_bytes(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
         for path in self.path.glob("events.out.tfevents.*"):
             cut_events(path, step, tokens_seen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 from pathlib import Path
@@ -55,6 +56,8 @@ PRECISIONS = (
 
 # ---- YAML files
 
+NO_NAMES = ("tag:yaml.org,2002:merge", "tag:yaml.org,2002:null")
+
 
 class _Loader(yaml.SafeLoader):
     """Safe YAML in which a key may stand only once."""
@@ -62,7 +65,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == "tag:yaml.org,2002:merge":
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag in NO_NAMES:
                 problem = "a name must be a plain word"
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             if key_node.value in seen:
@@ -100,6 +103,8 @@ def read_config(path: str) -> dict[str, Any]:
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error)
         raise InputError(f"{path}{line}: not valid YAML: {problem}") from None
+    except InputError:
+        raise
     except ValueError as error:  # a date that no calendar has
         raise InputError(f"{path}: not valid YAML: {error}") from None
     except RecursionError:
@@ -108,6 +113,11 @@ def read_config(path: str) -> dict[str, Any]:
         raise InputError(f"{path}: is empty")
     if not isinstance(config, dict):
         raise InputError(f"{path}: is a {type(config).__name__}, not settings (name: value)")
+    for name in config:
+        if not isinstance(name, str):
+            raise InputError(f"{path}: a name must be a plain word, not {name!r}")
+    if "__path__" in config:  # jsonargparse's own
+        raise InputError(f"{path}: unknown setting '__path__'")
     for name in TYPED_ONLY:
         if name in config:
             raise InputError(f"{path}: {name} is given on the command line only (--{name})")
@@ -119,8 +129,10 @@ def read_config(path: str) -> dict[str, Any]:
 
 def _count_nodes(node: yaml.Node, counted: dict[int, int]) -> int:
     """Values in a YAML tree with every alias written out."""
+    if counted.get(id(node)) == 0:
+        raise yaml.composer.ComposerError(None, None, "an alias inside of what it stands for", node.start_mark)
     if id(node) not in counted:
-        counted[id(node)] = 1  # also ends the recursion of an alias to itself
+        counted[id(node)] = 0  # until it is known
         children: list[yaml.Node] = []
         if isinstance(node, yaml.MappingNode):
             children = [child for pair in node.value for child in pair]
@@ -158,6 +170,7 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
     stands for itself: the address, checksum and fallback of the YAML's text do not apply to it.
     """
     prepared: list[str] = []
+    prompts: list[str] = []
     rest = iter(arguments)
     for argument in rest:
         name, has_value, value = argument.partition("=")
@@ -168,13 +181,13 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
                     raise InputError("--prompt needs a text")
                 value = following
             check_prompt(value)
-            if not any(one.startswith("--prompt+=") for one in prepared):
-                prepared.append("--prompt=[]")
-            prepared.append(f"--prompt+={value}")
+            prompts.append(value)
             continue
         if name == "--data.text":
             prepared += [f"--data.{one}=null" for one in TEXT_SETTINGS if not is_typed(arguments, f"--data.{one}")]
         prepared.append(argument)
+    if prompts:  # quoted, so that one that looks like YAML stays a text
+        prepared.append("--prompt=" + yaml.safe_dump(prompts, default_style='"', width=math.inf).strip())
     return prepared
 
 

@@ -126,6 +126,8 @@ def read_text(path: str | Path, *, setting: str = "data.text", clean: str | None
         size = path.stat().st_size
         if path.is_dir():
             raise InputError(f"{path}: {setting} must be a file, this is a folder")
+        if not path.is_file():  # a pipe or a device, which may never end
+            raise InputError(f"{path}: {setting} must be a regular file")
         if size > MAX_BYTES:
             gib = size / 1024**3
             raise InputError(f"{path}: {gib:.1f} GiB, more than this program reads (limit {MAX_BYTES // 1024**3} GiB)")

@@ -28,7 +28,7 @@ from gpt_lightning.checkpoint import (
     read_checkpoint,
 )
 from gpt_lightning.data import TextDataModule
-from gpt_lightning.errors import InputError, MachineError, Stopped, describe_expected
+from gpt_lightning.errors import InputError, MachineError, Stopped, describe_expected, warn
 from gpt_lightning.module import GPTModule
 from gpt_lightning.runs import (
     PREVIOUS,
@@ -338,6 +338,10 @@ def open_run(choice: RunChoice, resolved_config: str, module: GPTModule, is_glob
     run = Run(choice.folder or new_run_folder(choice.name))
     try:
         run.open()
+        if choice.content is None and run.best.exists():
+            kept = run.best.with_suffix(".kept")
+            os.replace(run.best, kept)
+            warn(f"{run.shown} has no last.ckpt to go on from and starts anew; its best.ckpt is kept as {kept.name}")
         run.check_space(report.checkpoint_bytes(module.count_parameters())[1])
         progress = (
             {"steps": -1, "tokens_seen": -1} if choice.content is None else choice.content["gpt_lightning"]["progress"]

@@ -82,7 +82,9 @@ def compare_runs(one: Path, other: Path) -> str | None:
 
 def verify_resume(arguments: list[str]) -> None:
     """`verify-resume --config FILE [settings of fit]`."""
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments:
+        raise InputError("verify-resume needs --config FILE")
+    if arguments[0] in ("-h", "--help"):
         print(__doc__)
         return
     for name in OWNED:

@@ -547,3 +547,46 @@ def test_a_run_whose_checkpoint_cannot_be_read_back_does_not_end_with_0(
     assert result.code == 1
     assert result.error.endswith("best.ckpt: checksum mismatch, though it was just written")
     assert "Training completed" not in result.out
+
+
+def test_a_best_checkpoint_that_is_not_the_runs_is_replaced(command: Command, config: Path) -> None:
+    command("fit", "--config", config, "--run_dir", "other", "--model.learning_rate=0.02", "--trainer.max_steps=5")
+    command("fit", "--config", config, "--run_dir", "run", "--trainer.max_steps=5")
+    best = Path("run/checkpoints/best.ckpt")
+    for number, damage in enumerate(
+        (
+            lambda: shutil.copy("other/checkpoints/best.ckpt", best),
+            lambda: best.write_bytes(best.read_bytes()[:1000]),
+            best.unlink,
+        )
+    ):
+        damage()
+        result = command("fit", "--config", config, "--run_dir", "run", "--resume", f"--trainer.max_steps={6 + number}")
+
+        assert result.code == 0
+        assert result.err.count("gpt_lightning: warning: run/checkpoints/best.ckpt: ") == 1
+        assert f"best.ckpt is of step {6 + number} " in result.out
+        assert read_checkpoint(best)["hyper_parameters"]["learning_rate"] == 0.01
+
+
+def test_a_run_that_lost_its_last_checkpoints_keeps_its_best(command: Command, config: Path) -> None:
+    command("fit", "--config", config, "--run_dir", "run", "--trainer.max_steps=2")
+    folder = Path("run/checkpoints")
+    lost = (folder / "best.ckpt").read_bytes()
+    for name in ("last.ckpt", "prev.ckpt"):
+        (folder / name).unlink(missing_ok=True)
+
+    result = command("fit", "--config", config, "--run_dir", "run", "--resume", "--trainer.max_steps=1")
+
+    assert "has no last.ckpt to go on from and starts anew; its best.ckpt is kept as best.kept" in result.err
+    assert (folder / "best.kept").read_bytes() == lost
+
+
+def test_lost_metrics_are_said(command: Command, config: Path) -> None:
+    command("fit", "--config", config, "--run_dir", "run", "--trainer.max_steps=2")
+    Path("run/metrics.jsonl").unlink()
+
+    result = command("fit", "--config", config, "--run_dir", "run", "--resume", "--trainer.max_steps=3")
+
+    assert result.code == 0
+    assert "metrics.jsonl: has no row up to step 2; the curves begin there" in result.err

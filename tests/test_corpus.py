@@ -76,6 +76,25 @@ def test_a_folder_is_searched_to_its_depths(in_tmp: Path) -> None:
     assert found == ["a/b/c.txt", "a/z.jsonl", "a.txt/inner.txt", "b.txt"]
 
 
+def test_what_cannot_be_listed_or_read_in_a_folder_is_said(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (in_tmp / "a" / "b").mkdir(parents=True)
+    (in_tmp / "a" / "link.txt").symlink_to(in_tmp / "nothing")
+    assert find_documents("a") == [Path("a/link.txt")]
+    with pytest.raises(InputError, match="a/link.txt: no such file"):
+        list(chain(*read_documents(Path("a/link.txt"))))
+
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("b"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(MachineError, match="a/b: permission denied"):
+        find_documents("a")
+
+
 def test_globs_and_single_files(in_tmp: Path) -> None:
     for name in ["b.txt", "a.txt", "deep/er/c.jsonl", "x.md", "d[1].txt"]:
         write(in_tmp / name, "x")

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
+from jsonargparse import ArgumentParser
 
 from gpt_lightning.errors import InputError, MachineError
 from gpt_lightning.settings import check_device, explain_parser_error, is_typed, prepare_arguments, read_config
@@ -21,6 +22,10 @@ from gpt_lightning.settings import check_device, explain_parser_error, is_typed,
         ("# nothing\n", "a.yaml: is empty"),
         ("- 1\n", "a.yaml: is a list, not settings"),
         ("a: [1,\nb: }\n", "a.yaml:2: not valid YAML: "),
+        ("a: &x [*x]\n", "a.yaml:1: not valid YAML: an alias inside of what it stands for"),
+        ("1: 2\n", "a.yaml: a name must be a plain word, not 1"),
+        ("a: {null: 2}\n", "a.yaml:1: not valid YAML: a name must be a plain word"),
+        ("__path__: x\n", "a.yaml: unknown setting '__path__'"),
         ("a: 1\na: 2\n", "a.yaml:2: not valid YAML: key 'a' stands twice"),
         ("model: !!python/object/apply:os.getcwd []\n", "a.yaml:1: not valid YAML: could not determine a constructor"),
         ("model: 3\n", r"a.yaml: model must hold settings \(name: value\), got 3"),
@@ -31,7 +36,7 @@ from gpt_lightning.settings import check_device, explain_parser_error, is_typed,
             "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 30)),
             "a.yaml: too large for a config",
         ),
-        ("a: &a [*a]\n", None),
+        ("a: &a [*a]\n", "a.yaml:1: not valid YAML: an alias inside of what it stands for"),
         ("[" * 5000, "a.yaml: not a config: nested too deeply"),
     ],
 )
@@ -70,14 +75,19 @@ def test_what_yaml_holds_is_what_is_read(tmp_path_factory: pytest.TempPathFactor
     assert read_config(str(path)) == {"one": 1, **content}
 
 
-def test_prompts_become_a_literal_list() -> None:
-    assert prepare_arguments(["--prompt", "123", "--x", "--prompt=a: b", "--prompt", "--prompt"]) == [
-        "--prompt=[]",
-        "--prompt+=123",
-        "--x",
-        "--prompt+=a: b",
-        "--prompt+=--prompt",
-    ]
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=3))
+@example(["[Chapter 1]"])
+@example(["[]", "123", "a: b", "--prompt", "null", "{x: 1}", "&a", "# b", "\x85\ufeff\n"])
+def test_prompts_are_texts_whatever_they_look_like(prompts: list[str]) -> None:
+    parser = ArgumentParser()
+    parser.add_argument("--prompt", type=list[str], default=["of the config"])
+    typed = [part for prompt in prompts for part in ("--prompt", prompt)]
+
+    try:
+        prepared = prepare_arguments(typed)
+    except InputError:  # a blank one
+        return
+    assert parser.parse_args(prepared).prompt == prompts
 
 
 def test_a_typed_text_stands_for_itself() -> None:

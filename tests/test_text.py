@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import os
 import re
 import sys
 import threading
@@ -159,6 +160,12 @@ def test_files_that_are_no_text_are_refused(in_tmp: Path, content: bytes, messag
 def test_a_folder_is_refused(in_tmp: Path) -> None:
     with pytest.raises(InputError, match="data.val_text must be a file, this is a folder"):
         read_text(in_tmp, setting="data.val_text")
+
+
+def test_a_pipe_is_no_text(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="pipe: data.text must be a regular file"):
+        read_text(tmp_path / "pipe")
 
 
 def test_a_huge_file_is_refused_before_it_is_read(in_tmp: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ def test_an_interrupted_run_of_the_tiny_config_is_proved_equal(command: Command,
     assert result.code == 0, result.err
     lines = result.out.splitlines()
     assert lines[0].startswith("straight     6 steps in ")
-    assert lines[1].startswith("interrupted  killed after steps 2")
+    assert re.fullmatch(r"interrupted  killed after steps? [1-5]( and [1-6])?, in .* s", lines[1])
     assert lines[2] == "identical    weights, optimizer and random states, 10 rows of metrics, samples"
     assert not Path("runs").exists()
 
