@@ -132,7 +132,7 @@ def explain_loss() -> None:
         right, wrong = f"{target} {tokenizer.decode([target])!r}", f"{likely} {tokenizer.decode([likely])!r}"
         rows.append([repr(after), wrong, right, f"{prob:.4e}", f"{math.log(prob):.4f}"])
     print(table("<<<>>", ["after", "most likely", "right", "its probability", "logarithm"], rows))
-    loss = cross_entropy(logits, targets).item()
+    loss = cross_entropy(logits, targets).mean().item()
     _print_mean(target_probs.flatten().tolist())
     print(
         f"\ncross_entropy does all of that at once, on logits {tuple(logits.flatten(0, 1).shape)} and targets "

@@ -25,7 +25,7 @@ from gpt_lightning.errors import InputError
 from gpt_lightning.generation import Sampling, complete, evaluation_mode
 from gpt_lightning.loss import cross_entropy
 from gpt_lightning.model import GPT
-from gpt_lightning.module import GPTModule
+from gpt_lightning.module import ARCHITECTURE, GPTModule
 from gpt_lightning.tokenizer import Tokenizer, load_tokenizer, text_to_token_ids
 
 
@@ -73,7 +73,7 @@ class TrainedGPT:
         with evaluation_mode(self.model):
             for start in range(0, predicted, self.model.context_length):
                 piece = token_ids[:, start : start + self.model.context_length + 1]
-                losses = cross_entropy(self.model(piece[:, :-1]), piece[:, 1:], reduction="none")
+                losses = cross_entropy(self.model(piece[:, :-1]), piece[:, 1:])
                 total += losses.double().sum().cpu()
         return total.item() / predicted
 
@@ -86,9 +86,13 @@ def load(checkpoint: str | os.PathLike[str]) -> TrainedGPT:
     """
     name = os.fspath(checkpoint)
     content = read_checkpoint(name)
-    module = GPTModule(**content["hyper_parameters"])
-    load_weights(module, content, name)
-    return TrainedGPT(module.model.eval(), load_tokenizer(content["datamodule_hyper_parameters"]["tokenizer"]))
+    own, tokenizer = content["hyper_parameters"], content["datamodule_hyper_parameters"].get("tokenizer")
+    try:
+        module = GPTModule(**{key: own.get(key) for key in ARCHITECTURE})
+        load_weights(module, content, name)
+        return TrainedGPT(module.model.eval(), load_tokenizer(str(tokenizer)))
+    except TypeError as error:  # a setting of another type
+        raise InputError(f"{name}: {error}") from None
 
 
 def train(config: str | os.PathLike[str], *arguments: str) -> Path:

@@ -11,20 +11,60 @@ one-hot vectors; the targets' ids pick the terms out.
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+BLOCK = 1 << 20  # logits that are looked at together: few enough for a processor's cache
 
-def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-    """Negative log-likelihood of the targets in nats, in float32.
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Negative log-likelihoods of the targets in nats, in float32.
+
+    With V in the tens of thousands the logits are the largest tensor of a training step. They are held once:
+    where a gradient is wanted, it takes their place, and their values are lost to the caller.
 
     Args:
-        logits: (B, T, V).
+        logits: (B, T, V); used up in training.
         targets: (B, T) int64.
-        reduction: "mean" for a scalar, "none" for (B * T,).
+
+    Returns:
+        (B, T), one for each target.
     """
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction=reduction)
+    losses: Tensor = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
+        logits.flatten(0, 1), targets.flatten(), logits.requires_grad
+    )
+    return losses.view(targets.shape)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """`F.cross_entropy` with the gradient in the logits' memory: the probabilities less the one-hot targets."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, training: bool) -> Tensor:
+        losses, probabilities = [], []
+        rows = max(1, BLOCK // logits.shape[1])
+        for block, ids in zip(torch.split(logits, rows), torch.split(targets, rows), strict=True):
+            log_probabilities = F.log_softmax(block.float(), dim=1)
+            losses.append(-log_probabilities.gather(1, ids[:, None]))
+            if training:
+                block.copy_(log_probabilities.exp_())
+                probabilities.append(log_probabilities.gather(1, ids[:, None]))
+        if training:
+            ctx.logits = logits
+            ctx.save_for_backward(targets, torch.cat(probabilities))
+        return torch.cat(losses)[:, 0]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, scales: Tensor) -> tuple[Tensor, None, None]:
+        targets, probabilities = ctx.saved_tensors
+        gradient, ctx.logits = ctx.logits, None  # a second call fails instead of scaling it twice
+        scales = scales[:, None]
+        gradient.mul_(scales).scatter_(1, targets[:, None], (probabilities * scales - scales).to(gradient.dtype))
+        return gradient, None, None
 
 
 def perplexity(loss: float) -> float:

@@ -16,6 +16,7 @@ from gpt_lightning.model import GPT, check_architecture, count_parameters
 from gpt_lightning.windows import Batch
 
 BYTES_PER_WEIGHT = 4  # float32
+EVALUATED = ("val", "train_eval")  # by the data module's loaders
 ARCHITECTURE = (
     "vocab_size",
     "context_length",
@@ -172,7 +173,7 @@ class GPTModule(LightningModule):
         4. the optimizer moves every weight against its gradient (`configure_optimizers`).
         """
         inputs, targets = batch
-        loss = cross_entropy(self(inputs), targets)
+        loss = cross_entropy(self(inputs), targets).mean()
         train_loss = loss.detach()
         # For callbacks; the metrics table and the loggers get them once per optimizer step (callbacks.py).
         self.log_dict({"train_loss": train_loss, "train_perplexity": train_loss.exp()}, logger=False)
@@ -182,11 +183,11 @@ class GPTModule(LightningModule):
         self._nll_sums = {}
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._add_losses(("val", "train_eval")[dataloader_idx], batch)
+        self._add_losses(EVALUATED[dataloader_idx], batch)
 
     def on_validation_epoch_end(self) -> None:
         self.evaluated = {}
-        for name in self._nll_sums:
+        for name in EVALUATED[: len(self.trainer.num_val_batches)]:  # also where this rank got no window of it
             loss = self._mean_loss(name)
             self.evaluated |= {f"{name}_loss": loss, f"{name}_perplexity": perplexity(loss)}
         self.log_dict(self.evaluated, logger=False)
@@ -204,7 +205,7 @@ class GPTModule(LightningModule):
 
     def _add_losses(self, name: str, batch: Batch) -> None:
         inputs, targets = batch
-        losses = cross_entropy(self(inputs), targets, reduction="none")
+        losses = cross_entropy(self(inputs), targets)
         sums = self._nll_sums.setdefault(name, [0.0, 0.0])
         sums[0] += losses.cpu().double().sum().item()
         sums[1] += targets.numel()

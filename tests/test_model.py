@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gpt_lightning.errors import InputError
 from gpt_lightning.generation import KVCache
-from gpt_lightning.model import GPT
+from gpt_lightning.model import GPT, Dropout, attend
 
 
 def tiny(**settings: Any) -> GPT:
@@ -98,6 +99,59 @@ def test_dropout_acts_in_training_only() -> None:
 
     assert not torch.equal(model.train()(token_ids), model(token_ids))
     assert torch.equal(model.eval()(token_ids), model(token_ids))
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9, 1e-9, 1 - 1e-9])
+def test_dropout_zeroes_a_share_and_scales_the_rest(rate: float) -> None:
+    x = torch.full((300, 1001), 2.0, requires_grad=True)
+
+    y = Dropout(rate)(x)
+    y.sum().backward()
+
+    kept = y != 0
+    share = min(max(rate, 0.0), 65535 / 65536)
+    assert kept.float().mean().item() == pytest.approx(
+        1 - share, abs=4 * (share * (1 - share) / x.numel()) ** 0.5 + 2e-5
+    )
+    assert y[kept].unique().tolist() == pytest.approx([2 / (1 - share)] if kept.any() else [], rel=1e-4)
+    assert torch.equal(x.grad * 2, y)  # the same values pass back
+    assert torch.equal(Dropout(rate).eval()(x), x)
+
+
+def test_dropout_draws_anew_and_from_the_seed() -> None:
+    x = torch.ones(999)
+    torch.manual_seed(1)
+    one, other = Dropout(0.5)(x), Dropout(0.5)(x)
+    torch.manual_seed(1)
+
+    assert torch.equal(Dropout(0.5)(x), one)
+    assert 0.4 < (one == other).float().mean() < 0.6
+    neighbours = torch.corrcoef(torch.stack([one[:-1], one[1:]]))  # of one random word
+    assert neighbours[0, 1].abs() < 4 / 999**0.5
+
+
+def test_attention_in_the_open_is_pytorchs_fused_attention() -> None:
+    shape = (2, 3, 7, 4)
+    one = [torch.randn(shape, requires_grad=True) for _ in range(3)]
+    other = [x.detach().clone().requires_grad_() for x in one]
+    upstream = torch.randn(shape)
+
+    ours = attend(*one, drop_rate=0.0)
+    theirs = F.scaled_dot_product_attention(*other, is_causal=True)
+    ours.backward(upstream)
+    theirs.backward(upstream)
+
+    torch.testing.assert_close(ours, theirs)
+    for x, y in zip(one, other, strict=True):
+        torch.testing.assert_close(x.grad, y.grad)
+
+
+def test_dropout_of_attention_weights_keeps_the_mean() -> None:
+    queries, keys, values = torch.randn(3, 1, 2, 5, 8)
+    values += 3
+    mean = attend(*(x.repeat(20_000, 1, 1, 1) for x in (queries, keys, values)), drop_rate=0.5).mean(0)
+
+    torch.testing.assert_close(mean, attend(queries, keys, values, 0.0)[0], rtol=0.05, atol=0.05)
 
 
 def test_forward_is_the_head_applied_to_features() -> None:

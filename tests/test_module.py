@@ -13,9 +13,9 @@ import pytest
 import torch
 from conftest import STORY, Result, tiny_settings
 from torch import Tensor
-from torch.nn import functional as F
 
 from gpt_lightning.errors import InputError
+from gpt_lightning.loss import cross_entropy
 from gpt_lightning.model import GPT
 from gpt_lightning.module import GPTModule, learning_rate_factor
 
@@ -53,7 +53,7 @@ def plain_loop(
         for number, batch in enumerate(batches, 1):
             inputs = torch.stack([token_ids[starts[i] : starts[i] + 64] for i in batch])
             targets = torch.stack([token_ids[starts[i] + 1 : starts[i] + 65] for i in batch])
-            loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+            loss = cross_entropy(model(inputs), targets).mean()
             losses.append(loss.item())
             (loss / accumulate).backward()
             if number % accumulate == 0 or number == len(batches):

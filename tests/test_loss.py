@@ -1,0 +1,73 @@
+"""The loss against PyTorch's, in value, gradient and memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from gpt_lightning import loss
+from gpt_lightning.loss import cross_entropy
+
+
+def theirs(logits: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view(targets.shape)
+
+
+@given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 9), st.integers(1, 40), st.sampled_from([0.1, 1, 50, 1e4]))
+def test_losses_and_gradients_are_pytorchs(rows: int, tokens: int, vocab: int, block: int, size: float) -> None:
+    logits = (torch.randn(rows, tokens, vocab) * size).requires_grad_()
+    targets = torch.randint(vocab, (rows, tokens))
+    scales = torch.randn(rows, tokens)
+    expected = theirs(logits, targets)
+    (gradient,) = torch.autograd.grad(expected, logits, scales)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loss, "BLOCK", block)
+        found = cross_entropy(logits * 1, targets)
+        (ours,) = torch.autograd.grad(cross_entropy(logits * 1, targets), logits, scales)
+
+    assert torch.equal(found, expected)
+    torch.testing.assert_close(ours, gradient, rtol=1e-6, atol=1e-7)
+
+
+def test_bf16_gradients_are_rounded_once() -> None:
+    logits = torch.randn(2, 8, 99, dtype=torch.bfloat16, requires_grad=True)
+    targets = torch.randint(99, (2, 8))
+    losses = cross_entropy(logits * 1, targets)
+    (ours,) = torch.autograd.grad(losses.mean(), logits)
+    (gradient,) = torch.autograd.grad(theirs(logits, targets).mean(), logits)
+
+    assert losses.dtype == torch.float32
+    assert ours.dtype == torch.bfloat16
+    torch.testing.assert_close(ours, gradient, rtol=2**-7, atol=0)
+
+
+def test_the_gradient_takes_the_logits_place() -> None:
+    logits = torch.randn(1, 4, 7, requires_grad=True) * 1
+    places = [logits.data_ptr()]
+    logits.register_hook(lambda gradient: places.append(gradient.data_ptr()))
+
+    cross_entropy(logits, torch.zeros(1, 4, dtype=torch.long)).sum().backward()
+
+    assert places[0] == places[1]
+
+
+def test_a_second_backward_fails_instead_of_lying() -> None:
+    loss = cross_entropy(torch.randn(1, 4, 7, requires_grad=True) * 1, torch.zeros(1, 4, dtype=torch.long)).sum()
+    loss.backward(retain_graph=True)
+
+    with pytest.raises(AttributeError):
+        loss.backward()
+
+
+def test_logits_that_want_no_gradient_stay() -> None:
+    logits = torch.randn(1, 4, 7)
+    before = logits.clone()
+
+    cross_entropy(logits, torch.zeros(1, 4, dtype=torch.long))
+
+    assert torch.equal(logits, before)
