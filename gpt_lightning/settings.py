@@ -9,12 +9,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 
 from gpt_lightning.errors import InputError, MachineError, describe_os_error, require, require_integer, require_number
 from gpt_lightning.generation import check_prompt
+from gpt_lightning.hardware import PRECISIONS, check_device
 from gpt_lightning.runs import launched_by_others
 
 MAX_CONFIG_BYTES = 1_000_000
@@ -23,7 +23,6 @@ SECTIONS = ("model", "data", "sampling", "trainer")
 TYPED_ONLY = ("run_dir", "resume", "ckpt_path", "config", "allow_data_change", "allow_classes_of")
 # What belongs to one text: whoever names another text does not mean these.
 TEXT_SETTINGS = ("address", "sha256", "fallback_text", "text_source")
-ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
 TYPE_WORDS = {
     "int": "an int",
     "float": "a number",
@@ -42,18 +41,6 @@ CLASS_ERRORS = {
     r"Option '(\w+)' is not accepted": "unknown option '{}'",
     r"arguments are required: (\w+)": "option '{}' is missing",
 }
-PRECISIONS = (
-    "32-true",
-    "16-mixed",
-    "bf16-mixed",
-    "16-true",
-    "bf16-true",
-    "64-true",
-    "transformer-engine",
-    "transformer-engine-float16",
-)
-
-
 # ---- YAML files
 
 NO_NAMES = ("tag:yaml.org,2002:merge", "tag:yaml.org,2002:null")
@@ -83,6 +70,8 @@ def read_config(path: str) -> dict[str, Any]:
             twice, a tag, or a setting that can only be typed.
         MachineError: It cannot be read.
     """
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise InputError(f"{path}: must be a regular file")  # it is read twice, and a pipe may never end
     try:
         data = Path(path).read_bytes()
     except OSError as error:
@@ -280,26 +269,3 @@ def check_trainer(trainer: Any) -> None:
     if isinstance(strategy, str) and any(word in strategy for word in ("spawn", "fork", "notebook")):
         raise InputError(f"trainer.strategy {strategy} cannot carry a run's open files to other processes; take ddp")
     check_device(trainer["accelerator"], trainer["devices"], trainer["precision"])
-
-
-def check_device(accelerator: Any, devices: Any, precision: Any) -> None:
-    """Raises `InputError` where the machine has no such device, or the device no such precision."""
-    if isinstance(accelerator, str):
-        require(accelerator in ACCELERATORS, "trainer.accelerator", f"be one of {', '.join(ACCELERATORS)}", accelerator)
-        if accelerator == "cuda" and not torch.cuda.is_available():
-            raise InputError("trainer.accelerator is cuda but this machine has no CUDA device")
-        if accelerator == "mps" and not torch.backends.mps.is_available():
-            raise InputError("trainer.accelerator is mps but this machine has no MPS device")
-        if accelerator == "gpu" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
-            raise InputError("trainer.accelerator is gpu but this machine has neither a CUDA nor an MPS device")
-    on_cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    on_mps = accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available()
-    count = torch.cuda.device_count() if on_cuda else 1 if on_mps else (os.cpu_count() or 1)
-    if isinstance(devices, str) and re.fullmatch(r"-?\d+", devices):
-        devices = int(devices)
-    if isinstance(devices, int) and devices != -1:
-        require_integer("trainer.devices", devices, 1)
-        if devices > count:
-            raise InputError(f"trainer.devices asks for {devices}, this machine has {count}")
-    if precision in ("16-mixed", "16", 16, "16-true") and not (on_cuda or on_mps):
-        raise InputError(f"trainer.precision {precision} does not run on cpu; take bf16-mixed or 32-true")

@@ -16,7 +16,7 @@ from gpt_lightning.errors import InputError
 # Each module may import those to its left.
 LAYERS = [
     {"errors"},
-    {"model", "loss", "windows", "tokenizer", "runs"},
+    {"model", "loss", "windows", "tokenizer", "runs", "hardware"},
     {"generation", "text", "plotting"},
     {"documents", "explain"},
     {"corpus"},
@@ -43,6 +43,7 @@ WITHOUT_LIGHTNING = {
     "verify",
     "plotting",
     "settings",
+    "hardware",
     "__main__",
 }
 MODULES = sorted(module.name for module in pkgutil.iter_modules(gpt_lightning.__path__))

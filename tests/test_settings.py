@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 
 from gpt_lightning.errors import InputError, MachineError
-from gpt_lightning.settings import check_device, explain_parser_error, is_typed, prepare_arguments, read_config
+from gpt_lightning.settings import explain_parser_error, is_typed, prepare_arguments, read_config
 
 
 @pytest.mark.parametrize(
@@ -124,32 +123,6 @@ def test_is_typed() -> None:
 
 def test_an_unknown_message_is_kept() -> None:
     assert explain_parser_error("something \n else", []) == "something else"
-
-
-@pytest.mark.parametrize("cuda", [False, True])
-@pytest.mark.parametrize("mps", [False, True])
-def test_devices_are_checked_against_the_machine(monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2 if cuda else 0)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-
-    def fine(*asked: object) -> bool:
-        try:
-            check_device(*asked)
-        except InputError:
-            return False
-        return True
-
-    assert fine("auto", "auto", "32-true")
-    assert fine("cpu", 1, "bf16-mixed")
-    assert fine("cuda", 2, "16-mixed") == cuda
-    assert fine("mps", 1, "32-true") == mps
-    assert fine("gpu", "auto", "32-true") == (cuda or mps)
-    assert fine("auto", "auto", "16-mixed") == (cuda or mps)
-    assert not fine("cpu", 1, "16-mixed")
-    assert not fine("auto", 10_000, "32-true")
-    assert not fine("auto", "0", "32-true")
-    assert not fine("abacus", 1, "32-true")
 
 
 def test_nan_is_no_clipping_value() -> None:

@@ -1,0 +1,122 @@
+"""The machine: which devices it has, what precision is fast on them, and their peak rates."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from typing import Any
+
+import torch
+
+from gpt_lightning.errors import InputError, require, require_integer
+
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
+PRECISIONS = (
+    "32-true",
+    "16-mixed",
+    "bf16-mixed",
+    "16-true",
+    "bf16-true",
+    "64-true",
+    "transformer-engine",
+    "transformer-engine-float16",
+)
+FASTER = 1.5  # how many times as fast a processor's bf16 products have to be to be worth it
+# Dense matrix products per second in 16 bits with sums in 32, by the manufacturer's data sheets; where
+# a sheet gives the rate for sparse matrices, half of it.
+PEAK_FLOPS = {
+    r"NVIDIA H100 80GB HBM3|NVIDIA H200|NVIDIA GH200 \d+GB": 989.4e12,
+    r"NVIDIA H100 PCIe": 756.5e12,
+    r"NVIDIA L40S": 362e12,
+    r"NVIDIA A100-(SXM4|PCIE)-\d+GB|NVIDIA A100 80GB PCIe": 312e12,
+    r"NVIDIA GeForce RTX 4090": 165.2e12,
+    r"NVIDIA A40": 149.7e12,
+    r"NVIDIA A10": 125e12,
+    r"Tesla V100-SXM2-\d+GB": 125e12,
+    r"NVIDIA L4": 121e12,
+    r"NVIDIA GeForce RTX 3090": 71e12,
+    r"Tesla T4": 65e12,
+}
+
+
+def device_type(accelerator: Any) -> str:
+    """The kind of device that `trainer.accelerator` comes to here: cuda, mps, cpu, or another one's own name."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "cuda"
+    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        return "mps"
+    return "cpu" if accelerator == "auto" else str(accelerator)
+
+
+def check_device(accelerator: Any, devices: Any, precision: Any) -> None:
+    """Raises `InputError` where the machine has no such device, or the device no such precision."""
+    device = device_type(accelerator)
+    if isinstance(accelerator, str):
+        require(accelerator in ACCELERATORS, "trainer.accelerator", f"be one of {', '.join(ACCELERATORS)}", accelerator)
+        if accelerator == "cuda" and not torch.cuda.is_available():
+            raise InputError("trainer.accelerator is cuda but this machine has no CUDA device")
+        if accelerator == "mps" and not torch.backends.mps.is_available():
+            raise InputError("trainer.accelerator is mps but this machine has no MPS device")
+        if accelerator == "gpu" and device == "gpu":
+            raise InputError("trainer.accelerator is gpu but this machine has neither a CUDA nor an MPS device")
+    count = torch.cuda.device_count() if device == "cuda" else 1 if device == "mps" else (os.cpu_count() or 1)
+    if isinstance(devices, str) and re.fullmatch(r"-?\d+", devices):
+        devices = int(devices)
+    if isinstance(devices, int) and devices != -1:
+        require_integer("trainer.devices", devices, 1)
+        if devices > count:
+            raise InputError(f"trainer.devices asks for {devices}, this machine has {count}")
+    if precision in ("16-mixed", "16", 16, "16-true") and device == "cpu":
+        raise InputError(f"trainer.precision {precision} does not run on cpu; take bf16-mixed or 32-true")
+
+
+def choose_precision(accelerator: Any) -> tuple[str, str]:
+    """What `precision: auto` comes to: bf16-mixed where the hardware gains from it, else 32-true; and why."""
+    device = device_type(accelerator)
+    if device == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16-mixed", "the CUDA device has bf16"
+        return "32-true", "the CUDA device has no bf16"
+    if device == "mps":
+        try:
+            with torch.autocast("mps", dtype=torch.bfloat16):
+                (torch.ones(8, 8, device="mps") @ torch.ones(8, 8, device="mps")).sum().item()
+        except (RuntimeError, TypeError):
+            return "32-true", "bf16 does not work on this MPS device"
+        return "bf16-mixed", "the MPS device has bf16"
+    if device == "cpu":
+        times = bf16_speedup()
+        if times >= FASTER:
+            return "bf16-mixed", f"matrix products are {times:.1f} times as fast in bf16 here"
+        return "32-true", "bf16 is not faster here"
+    return "32-true", f"bf16 is not looked for on {device}"
+
+
+def bf16_speedup() -> float:
+    """How many times as fast as in float32 a small matrix product is in bf16 on this processor.
+
+    AMX and AVX512-bf16 have instructions for it; elsewhere it is emulated, up to a hundred times slower.
+    """
+    seconds = []
+    for dtype in (torch.float32, torch.bfloat16):
+        one, other = torch.ones(128, 768, dtype=dtype), torch.ones(768, 768, dtype=dtype)
+        laps = []
+        for _ in range(5):
+            start = time.perf_counter()
+            one @ other
+            laps.append(time.perf_counter() - start)
+            if sum(laps) > 0.1:  # slow enough to know
+                break
+        seconds.append(min(laps))
+    return seconds[0] / seconds[1]
+
+
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """The most floating-point operations per second of a device in a 16-bit precision; None where unknown."""
+    if device.type != "cuda" or not precision.startswith(("16", "bf16")):
+        return None
+    if precision.startswith("bf16") and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return None
+    name = torch.cuda.get_device_name(device)  # a part of a shared device has a longer one
+    return next((rate for pattern, rate in PEAK_FLOPS.items() if re.fullmatch(pattern, name)), None)
