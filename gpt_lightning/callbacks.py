@@ -323,6 +323,11 @@ class EarlyStop(EarlyStopping):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict({**state_dict, "patience": self.patience})  # as now given
 
+    def forget(self) -> None:
+        """Starts to watch anew."""
+        self.wait_count = 0
+        self.best_score = torch.tensor(math.inf)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
         if self.wait_count >= self.patience and trainer.is_global_zero:

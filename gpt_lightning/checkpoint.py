@@ -36,7 +36,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 import gpt_lightning
-from gpt_lightning.callbacks import Progress, at_step_boundary, evaluation_is_due, run_ends
+from gpt_lightning.callbacks import EarlyStop, Progress, at_step_boundary, evaluation_is_due, run_ends
 from gpt_lightning.data import TextDataModule
 from gpt_lightning.errors import InputError, MachineError, Stopped, find_os_error, warn
 from gpt_lightning.module import GPTModule
@@ -73,11 +73,15 @@ TIME_BETWEEN_SAVES = 40  # times as long as a save takes; the run's last step is
 FIRST_SAVE_SECONDS = 60
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_checkpoint(path: str | os.PathLike[str], *, mmap: bool = True) -> dict[str, Any]:
     """Reads a checkpoint of this program, after verifying its checksums.
 
+    Args:
+        path: The file.
+        mmap: Whether the file stays the memory of its tensors.
+
     Returns:
-        The whole content; tensors are memory-mapped, on the CPU.
+        The whole content, on the CPU.
 
     Raises:
         InputError: No such file, an address, damaged, more than plain data, another program's, or of
@@ -90,12 +94,16 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise InputError(f"{name}: no such file")
     if os.path.isdir(name):
         raise InputError(f"{name}: is a folder, not a checkpoint")
+    if not os.path.isfile(name):  # a pipe or a device, which may never end
+        raise InputError(f"{name}: must be a regular file")
     _check_sums(name)
     try:
-        checkpoint = torch.load(name, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = torch.load(name, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError:
         raise InputError(f"{name}: refused, contains more than tensors and plain data") from None
-    except (RuntimeError, ValueError, KeyError, EOFError):
+    except (OSError, MemoryError):
+        raise
+    except Exception:  # whatever the pickle machine runs into in bytes that are no pickle
         raise InputError(f"{name}: not a checkpoint") from None
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("gpt_lightning"), dict):
         raise InputError(f"{name}: not a checkpoint of gpt_lightning")
@@ -105,12 +113,13 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise InputError(f"{name}: has checkpoint format {number}; this program reads format {FORMAT}")
     _check_schema(checkpoint, SCHEMA, name)
     for key, tensor in checkpoint["state_dict"].items():
-        if not isinstance(tensor, torch.Tensor):
-            raise InputError(f"{name}: state_dict.{key} must be a tensor")
+        is_dense = isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and not tensor.is_meta
+        if not isinstance(key, str) or not is_dense:
+            raise InputError(f"{name}: state_dict.{key} must be a name and a dense tensor")
     for settings in (checkpoint["hyper_parameters"], checkpoint["datamodule_hyper_parameters"], content["fit"]):
         for key, value in settings.items():
-            if not isinstance(value, PLAIN):
-                raise InputError(f"{name}: setting {key} must be plain data")
+            if not isinstance(key, str) or not isinstance(value, PLAIN):
+                raise InputError(f"{name}: setting {key} must be a name and plain data")
     return checkpoint
 
 
@@ -189,7 +198,7 @@ def _check_schema(content: dict[str, Any], schema: dict[str, Any], name: str, pr
 
 
 def newest_checkpoint(run: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint of a run that is whole, and its content; None where there never was one.
+    """The newest checkpoint of a run that is whole, and its content but the tensors; None where there never was one.
 
     Args:
         run: The run folder.
@@ -208,10 +217,19 @@ def newest_checkpoint(run: Path) -> tuple[Path, dict[str, Any]] | None:
                 continue
             if damage is not None:
                 warn(f"{damage}; going on from {path.name}, the one before")
-            return path, content
+            return path, _without_tensors(content)
     if damage is not None:
         raise damage
     return None
+
+
+def _without_tensors(value: Any) -> Any:
+    """A copy of nested dicts and lists. A tensor's memory is the file, which would stay on the disk with it."""
+    if isinstance(value, dict):
+        return {key: _without_tensors(one) for key, one in value.items() if not isinstance(one, torch.Tensor)}
+    if isinstance(value, (list, tuple)):
+        return [_without_tensors(one) for one in value if not isinstance(one, torch.Tensor)]
+    return value
 
 
 def check_complete(checkpoint: dict[str, Any], name: str) -> None:
@@ -219,6 +237,9 @@ def check_complete(checkpoint: dict[str, Any], name: str) -> None:
     if "optimizer_states" not in checkpoint:
         raise InputError(f"{name}: has weights but no optimizer state; a run goes on from its last.ckpt")
     _check_schema(checkpoint, RESUME_SCHEMA, name)
+    for key, state in checkpoint["callbacks"].items():
+        if not isinstance(key, str) or not isinstance(state, dict):
+            raise InputError(f"{name}: callbacks.{key} must be a name and a state")
 
 
 def check_same_text(data: TextDataModule, checkpoint: dict[str, Any], name: str, hint: str = "") -> None:
@@ -295,9 +316,7 @@ class AtomicCheckpointIO(CheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             if storage_options is not None and path.exists():
-                keep = path.with_name(f"{path.name}.keep.tmp-{os.getpid()}")
-                os.link(path, keep)
-                os.replace(keep, storage_options["previous"])
+                os.replace(path, storage_options["previous"])  # killed here, a run goes on from that one
             os.replace(temporary, path)
             folder = os.open(path.parent, os.O_RDONLY)
             try:
@@ -320,7 +339,7 @@ class AtomicCheckpointIO(CheckpointIO):
         map_location: Callable[..., Any] | None = None,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        return read_checkpoint(path)
+        return read_checkpoint(path, mmap=False)  # the optimizer keeps its tensors
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         Path(path).unlink(missing_ok=True)
@@ -335,19 +354,19 @@ def get_rng_states() -> dict[str, Any]:
         "torch": torch.get_rng_state(),
         "python": [version, list(words), gauss],
         "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],  # of this process's device
     }
 
 
 def set_rng_states(states: dict[str, Any]) -> None:
-    """Puts back what `get_rng_states` returned."""
+    """Puts back what `get_rng_states` returned: of rank 0, whose generators the others' equal."""
     version, words, gauss = states["python"]
     name, keys, position, has_gauss, cached = states["numpy"]
     torch.set_rng_state(states["torch"])
     random.setstate((version, tuple(words), gauss))
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    if states["cuda"]:
-        torch.cuda.set_rng_state_all(states["cuda"])
+    if states["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"][0])
 
 
 class RunCheckpoints(Checkpoint):
@@ -393,6 +412,7 @@ class RunCheckpoints(Checkpoint):
         self.saved_step = -1
         self._save_at = self._next_save(FIRST_SAVE_SECONDS)
         self._rng_states: dict[str, Any] | None = None
+        self._has_new_text = False
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_val_loss": self.best_val_loss, "best_step": self.best_step}
@@ -425,16 +445,24 @@ class RunCheckpoints(Checkpoint):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._rng_states = checkpoint["rng_states"]
         self.saved_step = checkpoint["global_step"]
+        text, now = checkpoint["gpt_lightning"]["text"], self._describe(trainer, pl_module)["text"]
+        self._has_new_text = any(text[name] != now[name] for name in ("sha256", "val_sha256"))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._rng_states is not None:
-            if self.best_step >= 0:
-                if trainer.is_global_zero:
-                    self._check_best(dict(pl_module.hparams))
-                best = (self.best_val_loss, self.best_step)
-                self.best_val_loss, self.best_step = trainer.strategy.broadcast(best)
-            set_rng_states(self._rng_states)
-            self._rng_states = None
+        if self._rng_states is None:
+            return
+        if self._has_new_text:  # losses of another text say nothing about this one
+            self.best_val_loss, self.best_step = float("inf"), -1
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, EarlyStop):
+                    callback.forget()
+        if self.best_step >= 0:
+            if trainer.is_global_zero:
+                self._check_best(dict(pl_module.hparams))
+            best = (self.best_val_loss, self.best_step)
+            self.best_val_loss, self.best_step = trainer.strategy.broadcast(best)
+        set_rng_states(self._rng_states)
+        self._rng_states = None
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if at_step_boundary(trainer) and not evaluation_is_due(trainer) and not trainer.is_last_batch:

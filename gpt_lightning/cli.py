@@ -245,7 +245,7 @@ class CLI(LightningCLI):
         settings = self.config[self.command]
         if not is_typed(self.arguments, "--data.text"):  # the checkpoint's text, whatever a YAML file names
             named, kept = settings["data"]["text"], own.get("data.text")
-            if named and kept and Path(named).name != Path(kept).name:
+            if named and isinstance(kept, str) and Path(named).name != Path(kept).name:
                 warn(f"going on with {kept}, the text of {self.checkpoint_path}, not with {named}")
             for name in ("text", *TEXT_SETTINGS):
                 settings["data"][name] = own.get(f"data.{name}")

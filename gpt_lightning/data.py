@@ -88,8 +88,6 @@ class TextDataModule(LightningDataModule):
         InputError: An argument is out of range, named as the setting `data.<name>`.
     """
 
-    allow_zero_length_dataloader_with_multiple_devices = True  # a rank may get no validation window
-
     def __init__(
         self,
         text: str | None = None,
@@ -111,6 +109,7 @@ class TextDataModule(LightningDataModule):
         evaluate_batches: int = 5,
     ) -> None:
         super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # a rank may get no validation window
         require_integer("model.context_length", context_length, 1)
         require_number("data.train_ratio", train_ratio, "be between 0 and 1", lambda ratio: 0 < ratio < 1)
         if stride is not None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -61,6 +60,7 @@ def read_curve(path: str | Path) -> Curve:
         raise InputError(f"{table}: no such file")
     names = ("epoch", "tokens_seen", "train_eval_loss", "val_loss")
     rows = [row for row in read_rows(table) if row["step"] > 0 and all(_is_finite(row.get(name)) for name in names)]
+    rows = [row for row in rows if row["epoch"] > 0]
     if not rows:
         raise InputError(f"{table}: holds no evaluation after the first update")
     name = f"{path.absolute().parent.name}/{path.stem}"
@@ -69,7 +69,7 @@ def read_curve(path: str | Path) -> Curve:
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, (int, float)) and abs(value) < 1e300  # neither infinite nor more than a float holds
 
 
 def loss_figure(curves: Sequence[Curve]) -> Figure:

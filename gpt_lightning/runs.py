@@ -69,17 +69,25 @@ class Run:
                 holder = self._lock.read().strip()
                 self.close()
                 raise InputError(f"{self.shown} is in use by process {holder}") from None
+            except OSError as error:  # a file system without locks
+                self.close()
+                raise MachineError(f"{self.path / '.lock'}: cannot be locked ({error.strerror})") from None
             os.register_at_fork(after_in_child=self.close)  # a worker that outlives this process must not hold it
             self._lock.truncate(0)
             self._lock.write(str(os.getpid()))
             self._lock.flush()
-            for left_over in self.checkpoints.glob("*.tmp-*"):
+            for left_over in (*self.checkpoints.glob("*.tmp-*"), *self.path.glob("*.tmp-*")):
                 left_over.unlink()
             probe = self.checkpoints / f"write.tmp-{os.getpid()}"
             probe.write_bytes(b"x")
             probe.unlink()
         except OSError as error:
             raise MachineError(describe_os_error(error)[0]) from None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether this process holds the lock."""
+        return self._lock is not None
 
     def close(self) -> None:
         """Gives up the lock."""
@@ -142,7 +150,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """The lines of a JSON-lines file that are rows with a step, oldest first; a kill may cut one short."""
     rows = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
-        with contextlib.suppress(json.JSONDecodeError):
+        with contextlib.suppress(ValueError, RecursionError):
             row = json.loads(line)
             if isinstance(row, dict) and isinstance(row.get("step"), int):
                 rows.append(row)
@@ -182,6 +190,11 @@ def cut_events(path: Path, step: int, tokens_seen: int) -> None:
 def launched_by_others() -> bool:
     """Whether torchrun or SLURM starts the processes of this run."""
     return "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get("SLURM_NTASKS", "1") != "1"
+
+
+def is_first_process() -> bool:
+    """Whether this is rank 0, as far as torchrun or SLURM have said."""
+    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) == 0
 
 
 def numbered_runs(name: str) -> list[Path]:

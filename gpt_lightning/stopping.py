@@ -69,11 +69,12 @@ class StopOnSignal(Callback):
 
     def is_asked(self, trainer: Trainer) -> bool:
         """Whether any rank was asked to stop; all ranks have to call it at the same step."""
-        if trainer.world_size > 1:
-            asked = trainer.strategy.reduce_boolean_decision(self.signal_number != 0, all=False)
-            if asked and not self.signal_number:
-                self.signal_number = int(signal.SIGTERM)
-        return self.signal_number != 0
+        if trainer.world_size == 1:
+            return self.signal_number != 0
+        asked = trainer.strategy.reduce_boolean_decision(self.signal_number != 0, all=False)
+        if asked and not self.signal_number:
+            self.signal_number = int(signal.SIGTERM)
+        return asked  # what all ranks know; a signal of this moment waits for the next step
 
 
 def requeue() -> None:

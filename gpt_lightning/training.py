@@ -36,6 +36,7 @@ from gpt_lightning.runs import (
     RUNS,
     Run,
     check_empty,
+    is_first_process,
     launched_by_others,
     new_run_folder,
     numbered_runs,
@@ -94,7 +95,7 @@ def choose_run(name: str, settings: Any) -> RunChoice:
         if resume:
             found = newest_checkpoint(folder)
             return RunChoice(name, folder) if found is None else RunChoice(name, folder, *found)
-        if RUN_DIR_VARIABLE not in os.environ:  # else rank 0 of this command has just made it
+        if RUN_DIR_VARIABLE not in os.environ and is_first_process():  # else rank 0 may have just made it
             check_empty(folder)
         return RunChoice(name, folder)
     if launched_by_others():
@@ -112,11 +113,10 @@ def limits_reached(checkpoint: dict[str, Any], settings: Any) -> bool:
     """Whether a run has come as far as its limits (-1 or None: none) let it."""
     max_epochs, max_steps = settings["trainer"]["max_epochs"], settings["trainer"]["max_steps"]
     patience = settings["early_stopping_patience"]
-    if patience is not None:
-        waited = [
-            state["wait_count"] for name, state in checkpoint["callbacks"].items() if name.startswith("EarlyStop{")
-        ]
-        if waited and waited[0] >= patience:
+    if patience is not None and not settings["allow_data_change"]:  # on another text it waits anew
+        states = [state for name, state in checkpoint["callbacks"].items() if name.startswith("EarlyStop{")]
+        waited = states[0].get("wait_count") if states else None
+        if isinstance(waited, int) and waited >= patience:
             return True
     progress = checkpoint["gpt_lightning"]["progress"]
     by_epochs = max_epochs is not None and max_epochs != -1 and progress["epochs"] >= max_epochs
@@ -355,7 +355,7 @@ def open_run(choice: RunChoice, resolved_config: str, module: GPTModule, is_glob
         os.environ[RUN_DIR_VARIABLE] = str(run.path)
         yield run
     except BaseException:
-        if is_new and not read_rows(run.metrics_file):  # it has not even been evaluated
+        if is_new and run.is_open and not read_rows(run.metrics_file):  # it has not even been evaluated
             run.discard()
         raise
     finally:

@@ -5,7 +5,7 @@
 Trains 6 optimizer steps in 2 epochs twice, with a checkpoint after each step: once in one piece, and once
 killed (SIGKILL) while it trains, twice, and resumed. Then compares all weights, optimizer and random states,
 metrics and samples. Everything else is as the config says, but that a warm-up is at most 3 steps long and
-losses are evaluated on 2 batches. Both runs are removed afterwards.
+losses are evaluated on 2 batches and logged at every step. Both runs are removed afterwards.
 """
 
 from __future__ import annotations
@@ -101,6 +101,7 @@ def verify_resume(arguments: list[str]) -> None:
         f"--model.warmup_steps={min(warmup_steps, STEPS_PER_EPOCH)}",
         "--evaluate_batches=2",
         "--evaluate_every=2",
+        "--trainer.log_every_n_steps=1",
         "--save_every=1",
     ]
     RUNS.mkdir(exist_ok=True)
@@ -108,7 +109,7 @@ def verify_resume(arguments: list[str]) -> None:
     try:
         straight, interrupted = folder / "straight", folder / "interrupted"
         start = time.monotonic()
-        _finish(_start([*arguments, *overrides], straight))
+        _finish(_start([*arguments, *overrides], straight), straight)
         steps = [row["step"] for row in read_rows(straight / "metrics.jsonl")][-1]
         print(f"straight     {steps} steps in {time.monotonic() - start:.0f} s", flush=True)
         (straight / "checkpoints" / "prev.ckpt").unlink(missing_ok=True)
@@ -117,8 +118,10 @@ def verify_resume(arguments: list[str]) -> None:
         for step in KILLED_AFTER:
             if step < steps:
                 killed.append(_kill_after(step, _start([*arguments, *overrides], interrupted), interrupted))
-        _finish(_start([*arguments, *overrides], interrupted))
-        after = " and ".join(map(str, killed)) or "none"
+        _finish(_start([*arguments, *overrides], interrupted), interrupted)
+        if not any(killed):
+            raise InputError(f"its {steps} steps were over before they could be interrupted; take a larger config")
+        after = " and ".join(str(step) for step in killed if step)
         print(f"interrupted  killed after steps {after}, in {time.monotonic() - start:.0f} s", flush=True)
         if found := compare_runs(straight, interrupted):
             raise MachineError(f"a resumed run is not the straight one: {found}")
@@ -147,40 +150,48 @@ def _read_setting(arguments: list[str], section: str, name: str, default: int) -
         raise InputError(f"{section}.{name} must be an int, not {typed or value!r}") from None
 
 
-def _start(arguments: list[str], run: Path) -> subprocess.Popen[str]:
+def _start(arguments: list[str], run: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", PROGRAM, "fit", *arguments, "--resume", "--run_dir", str(run)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    with open(_printed(run), "w") as file:
+        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
 
 
-def _finish(process: subprocess.Popen[str]) -> None:
+def _printed(run: Path) -> Path:
+    """Where what a run prints goes: beside its folder."""
+    return run.with_suffix(".txt")
+
+
+def _finish(process: subprocess.Popen[bytes], run: Path) -> None:
     """Waits for a run to end. Raises `InputError` with its error line where it fails."""
     try:
-        printed = process.communicate()[0]
+        process.wait()
     except BaseException:
         _kill(process)
         raise
     if process.returncode != 0:
+        printed = _printed(run).read_text(errors="replace")
         errors = [line for line in printed.splitlines() if line.startswith(f"{PROGRAM}: error: ")]
         reason = errors[-1].removeprefix(f"{PROGRAM}: error: ") if errors else f"exit code {process.returncode}"
         raise InputError(f"the run itself fails: {reason}")
 
 
-def _kill_after(step: int, process: subprocess.Popen[str], run: Path) -> int:
-    """Kills a run once it has logged a step; returns the step that it had come to."""
+def _kill_after(step: int, process: subprocess.Popen[bytes], run: Path) -> int | None:
+    """Kills a run once it has logged a step; returns the step that it had come to, None if it ended before."""
     try:
         while process.poll() is None:
             rows = read_rows(run / "metrics.jsonl")
             if rows and rows[-1]["step"] >= step and "train_loss" in rows[-1]:
                 break
-            time.sleep(0.02)
+            time.sleep(0.005)
     finally:
         _kill(process)
+    if process.returncode != -signal.SIGKILL:
+        _finish(process, run)
+        return None
     return int(read_rows(run / "metrics.jsonl")[-1]["step"])
 
 
-def _kill(process: subprocess.Popen[str]) -> None:
+def _kill(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.wait()

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import pickle
+import random
 import shutil
 import tempfile
 import zipfile
@@ -160,7 +162,14 @@ def changed(trained: Path, target: Path, change: Callable[[dict[str, Any]], None
             lambda c: c["gpt_lightning"]["text"].update(sha256=3),
             "gpt_lightning.text.sha256 is missing or of the wrong type",
         ),
-        (lambda c: c["state_dict"].update(a=3), "state_dict.a must be a tensor"),
+        (lambda c: c["state_dict"].update(a=3), "state_dict.a must be a name and a dense tensor"),
+        (lambda c: c["state_dict"].update({3: torch.ones(1)}), "state_dict.3 must be a name and a dense tensor"),
+        (
+            lambda c: c["state_dict"].update(b=torch.eye(2).to_sparse()),
+            "state_dict.b must be a name and a dense tensor",
+        ),
+        (lambda c: c["state_dict"].update(a=torch.ones(1, device="meta")), "state_dict.a must be a name and a dense t"),
+        (lambda c: c["hyper_parameters"].update({3: 3}), "setting 3 must be a name and plain data"),
     ],
 )
 def test_other_formats_are_refused(
@@ -482,6 +491,71 @@ def test_another_text_is_trained_on_only_when_that_is_typed(command: Command, co
     inside = command("fit", "--config", config, "--run_dir", "inside", *other, "--allow_data_change")
     assert inside.code == 2
     assert "is 2 batches into an epoch; --allow_data_change goes on from the end of an epoch only" in inside.error
+
+
+def test_losses_of_another_text_are_forgotten(command: Command, config: Path) -> None:
+    noise = random.Random(1)
+    Path("noise.txt").write_text("".join(chr(noise.randrange(33, 127)) for _ in range(15000)))
+    fit = ("fit", "--config", config, "--run_dir", "run", "--early_stopping_patience=3")
+    command(*fit, "--trainer.max_epochs=3")
+    result = command(*fit, "--resume", "--trainer.max_epochs=5", "--data.text=noise.txt", "--allow_data_change")
+
+    rows = read_rows(Path("run/metrics.jsonl"))
+    before = min(row["val_loss"] for row in rows if "val_loss" in row and row["step"] <= 15)
+    after = {row["val_loss"]: row["step"] for row in rows if "val_loss" in row and row["step"] > 15}
+    assert min(after) > before
+    assert f"best.ckpt is of step {after[min(after)]} (Val loss {min(after):.3f})" in result.out
+    assert read_checkpoint("run/checkpoints/best.ckpt")["gpt_lightning"]["text"]["name"].endswith("noise.txt")
+
+
+def test_a_resumed_run_lets_go_of_the_file_it_went_on_from(
+    command: Command, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command("fit", "--config", config, "--run_dir", "run", "--trainer.max_steps=2")
+    save, maps = RunCheckpoints._save, []
+
+    def noting(self: RunCheckpoints, trainer: Trainer) -> None:
+        gc.collect()
+        maps.append([line for line in Path("/proc/self/maps").read_text().splitlines() if "run/checkpoints" in line])
+        save(self, trainer)
+
+    monkeypatch.setattr(RunCheckpoints, "_save", noting)
+    command("fit", "--config", config, "--run_dir", "run", "--resume", "--trainer.max_steps=4", "--save_every=1")
+
+    assert maps == [[], []]
+
+
+@pytest.mark.parametrize("command_line", [("predict", "--ckpt_path", "pipe"), ("fit", "--config", "pipe")])
+def test_a_pipe_is_neither_checkpoint_nor_config(command: Command, in_tmp: Path, command_line: tuple[str, ...]) -> None:
+    os.mkfifo("pipe")
+
+    result = command(*command_line)
+
+    assert (result.code, result.error) == (2, "pipe: must be a regular file")
+
+
+def test_a_kill_between_the_two_names_of_a_save_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    io, last, previous = AtomicCheckpointIO(), tmp_path / "last.ckpt", tmp_path / "prev.ckpt"
+    names = {"previous": previous}
+    io.save_checkpoint({"step": 1}, last, names)
+    replace = os.replace
+
+    def killed(source: Path, target: Path) -> None:
+        replace(source, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        io.save_checkpoint({"step": 2}, last, names)
+    monkeypatch.setattr(os, "replace", replace)
+    assert torch.load(previous) == {"step": 1}  # what a run goes on from
+    for step in (2, 3, 4):
+        io.save_checkpoint({"step": step}, last, names)
+
+    assert [torch.load(path)["step"] for path in (previous, last)] == [3, 4]
+    assert sorted(os.listdir(tmp_path)) == ["last.ckpt", "prev.ckpt"]
 
 
 @pytest.mark.parametrize(

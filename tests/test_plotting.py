@@ -91,6 +91,15 @@ def test_bars_have_the_heights_of_their_probabilities() -> None:
         ("", "holds no evaluation after the first update"),
         ('{"step": 3, "epoch": 1, "tokens_seen": 5, "train_eval_loss": null, "val_loss": 1}\n', "holds no evaluation"),
         ("[1]\nnonsense\n", "holds no evaluation"),
+        ("[" * 100_000 + "\n", "holds no evaluation"),
+        ('{"step": 3, "epoch": 0, "tokens_seen": 5, "train_eval_loss": 1, "val_loss": 1}\n', "holds no evaluation"),
+        *(
+            (
+                f'{{"step": 3, "epoch": 1, "tokens_seen": 5, "train_eval_loss": {many}, "val_loss": 1}}\n',
+                "holds no eval",
+            )
+            for many in ("1" * 400, "1" * 5000, "1e400", "NaN")
+        ),
     ],
 )
 def test_what_holds_no_curve_is_refused(in_tmp: Path, command: Command, content: str | None, message: str) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -15,7 +17,8 @@ from conftest import ROOT, Result
 
 from gpt_lightning import runs
 from gpt_lightning.errors import InputError, MachineError
-from gpt_lightning.runs import Run
+from gpt_lightning.runs import Run, read_rows
+from gpt_lightning.training import choose_run
 
 Command = Callable[..., Result]
 
@@ -88,6 +91,7 @@ def test_a_run_without_a_checkpoint_is_started_again(command: Command, config: P
     shutil.rmtree(Path("run"), ignore_errors=True)
     Path("run/checkpoints").mkdir(parents=True)
     Path("run/checkpoints/last.ckpt.tmp-1").write_text("half")
+    Path("run/events.out.tfevents.1.tmp-1").write_text("half")
     rows = ['{"step": 1, "train_loss": 1.0}', "[]", "3", "null", "{}", '{"step": "x"}', '{"step": 1, "tr']
     Path("run/metrics.jsonl").write_text("\n".join(rows))
 
@@ -95,7 +99,7 @@ def test_a_run_without_a_checkpoint_is_started_again(command: Command, config: P
 
     assert result.code == 0
     assert "Untrained (Step 000000)" in result.out
-    assert not Path("run/checkpoints/last.ckpt.tmp-1").exists()
+    assert not list(Path("run").rglob("*.tmp-*"))
     assert Path("run/metrics.jsonl").read_text().count('"step": 1,') == 2  # training and evaluation of step 1
 
 
@@ -108,6 +112,48 @@ def test_a_folder_in_use_is_refused(command: Command, config: Path) -> None:
 
     assert result.code == 2
     assert result.error == f"run is in use by process {os.getpid()}"
+
+
+def test_whoever_comes_second_leaves_the_others_folder(
+    command: Command, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both found no folder of that name; then the other one made and locked it."""
+    other = Run(Path("run"))
+    opened = Run.open
+
+    def open_after_the_other(self: Run) -> None:
+        opened(other)
+        opened(self)
+
+    monkeypatch.setattr(Run, "open", open_after_the_other)
+    result = command("fit", "--config", config, "--run_dir", "run")
+
+    assert result.error == f"run is in use by process {os.getpid()}"
+    assert Path("run/checkpoints").is_dir()
+    other.close()
+
+
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(MachineError, match=r"run/.lock: cannot be locked \(No locks available\)"):
+        Run(tmp_path / "run").open()
+
+
+@pytest.mark.parametrize("variable", ["RANK", "SLURM_PROCID"])
+def test_a_slower_rank_finds_the_folder_that_the_first_has_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    settings = {"run_dir": str(tmp_path / "run"), "resume": False}
+
+    monkeypatch.setenv(variable, "0")
+    with pytest.raises(InputError, match="already holds a run"):
+        choose_run("run", settings)
+    monkeypatch.setenv(variable, "1")
+    assert choose_run("run", settings).folder == tmp_path / "run"
 
 
 def test_too_little_space_is_said_before_the_first_step(
@@ -159,11 +205,12 @@ def test_torchrun_and_slurm_need_a_named_folder(
     assert "--run_dir DIR is needed under torchrun and SLURM" in result.error
 
 
-def test_two_processes_share_a_folder_and_the_mean_over_all_tokens(config: Path, trained: Path) -> None:
+def test_two_processes_share_a_folder_and_the_mean_over_all_tokens(command: Command, config: Path) -> None:
     two = [
         "--trainer.devices=2",
         "--trainer.strategy=ddp",
         "--data.batch_size=28",
+        "--data.train_ratio=0.995",  # one validation window: one of the ranks gets none
         "--trainer.enable_progress_bar=false",
     ]
     program = [sys.executable, "-m", "gpt_lightning", "fit", "--config", str(config), *two]
@@ -174,12 +221,13 @@ def test_two_processes_share_a_folder_and_the_mean_over_all_tokens(config: Path,
     assert done.returncode == 0, done.stderr
     assert os.listdir("runs/tiny") == ["1", "latest"] or os.listdir("runs/tiny") == ["latest", "1"]
     assert done.stdout.count("Untrained") == 1
-    single = (trained / "metrics.jsonl").read_text().splitlines()
-    both = Path("runs/tiny/1/metrics.jsonl").read_text().splitlines()
-    assert len(single) == len(both)
+    both = read_rows(Path("runs/tiny/1/metrics.jsonl"))
+    single = command("fit", "--config", config, *two[2:], "--data.batch_size=56", "--run_dir", "single")
+    assert single.code == 0
+    alone = read_rows(Path("single/metrics.jsonl"))
+    assert [row["step"] for row in both] == [row["step"] for row in alone]
     # Before the first update both have the same weights: the same loss, over windows that no rank repeats.
-    first = [yaml.safe_load(lines[0])["val_loss"] for lines in (single, both)]
-    assert first[0] == pytest.approx(first[1], abs=1e-6)
+    assert both[0]["val_loss"] == pytest.approx(alone[0]["val_loss"], abs=1e-6)
 
 
 def test_a_forked_process_does_not_keep_the_lock(tmp_path: Path) -> None:

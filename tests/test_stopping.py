@@ -164,3 +164,14 @@ def test_all_ranks_stop_when_one_is_asked(own: int, others: bool, expected: int)
     assert stop.is_asked(cast(Trainer, SimpleNamespace(world_size=2, strategy=strategy))) == (expected != 0)
     assert stop.signal_number == expected
     assert decided == [(own != 0, False)]
+
+
+def test_a_signal_while_the_ranks_decide_waits_for_the_next_step() -> None:
+    stop = StopOnSignal()
+
+    def decide(decision: bool, all: bool = True) -> bool:  # noqa: A002  Lightning's name
+        stop.signal_number = 15
+        return decision
+
+    trainer = cast(Trainer, SimpleNamespace(world_size=2, strategy=SimpleNamespace(reduce_boolean_decision=decide)))
+    assert [stop.is_asked(trainer), stop.is_asked(trainer)] == [False, True]
