@@ -26,9 +26,11 @@ from gpt_lightning import report
 from gpt_lightning.callbacks import say
 from gpt_lightning.checkpoint import AtomicCheckpointIO, check_same_text, load_weights, read_checkpoint
 from gpt_lightning.data import TextDataModule
-from gpt_lightning.errors import PROGRAM, InputError, require_integer, require_number, warn
+from gpt_lightning.errors import PROGRAM, InputError, require, require_integer, require_number, warn
 from gpt_lightning.generation import Sampling, check_prompt, complete
+from gpt_lightning.hardware import PRECISIONS, choose_precision
 from gpt_lightning.module import ARCHITECTURE, GPTModule
+from gpt_lightning.runs import launched_by_others
 from gpt_lightning.settings import (
     TEXT_SETTINGS,
     TYPED_ONLY,
@@ -60,7 +62,7 @@ TRAINER_OWNED = {
     "use_distributed_sampler",
     "model_registry",
 }
-TRAINER_DEFAULTS = {"trainer.max_epochs": 10, "trainer.log_every_n_steps": 1, "trainer.precision": "32-true"}
+TRAINER_DEFAULTS = {"trainer.max_epochs": 10, "trainer.log_every_n_steps": 1}
 TRAINER_FIXED = {
     "check_val_every_n_epoch": None,  # callbacks.Evaluation decides
     "num_sanity_val_steps": -1,  # the evaluation before the first update, over everything
@@ -154,6 +156,12 @@ class CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(Sampling, "sampling")
         parser.add_argument("--prompt", type=list[str], default=[], help="text to continue; may be repeated")
+        parser.add_argument(
+            "--precision",
+            type=str,
+            default="auto",
+            help="of the arithmetic: auto (bf16-mixed where the hardware gains from it), or one of trainer.precision",
+        )
         parser.add_argument("--evaluate_every", type=int, default=5, help="optimizer steps between evaluations")
         parser.add_argument("--evaluate_batches", type=int, default=5, help="training batches whose loss is evaluated")
         parser.add_argument(
@@ -210,6 +218,7 @@ class CLI(LightningCLI):
             self.checkpoint = read_checkpoint(self.checkpoint_path)
         if self.checkpoint is not None:
             self._use_settings_of(self.checkpoint, parser, args)
+        self._choose_precision()
         self._check_settings()
 
     def _parse(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -217,7 +226,14 @@ class CLI(LightningCLI):
             self.config = parser.parse_args(args)
         except (ParserError, OverflowError) as error:
             raise InputError(explain_parser_error(str(error), self._setting_names())) from None
-        data = self.config[self.command]["data"]
+        settings = self.config[self.command]
+        asked, own = settings["precision"], settings["trainer"]["precision"]
+        require(asked in ("auto", *PRECISIONS), "precision", f"be one of auto, {', '.join(PRECISIONS)}", asked)
+        if asked != "auto":
+            if own not in (None, asked) and self.checkpoint is None:
+                raise InputError(f"precision is {asked}, trainer.precision {own}; give one of them")
+            settings["trainer"]["precision"] = asked
+        data = settings["data"]
         for name in ("val_text", "test_text"):  # as checkpoints have them
             if data[name] is not None:
                 data[name] = absolute(data[name])
@@ -263,6 +279,19 @@ class CLI(LightningCLI):
                 settings[name] = then
             elif now != then:
                 raise InputError(f"{self.checkpoint_path} has {name} {then}, the settings say {now}")
+
+    def _choose_precision(self) -> None:
+        """Turns `precision: auto` into `trainer.precision`, where nothing else decides that."""
+        trainer = self.config[self.command]["trainer"]
+        given = trainer["precision"]
+        self.precision_reason = "as the settings say" if self.checkpoint is None else "as the run began"
+        elsewhere = self.command != "fit" and given == "bf16-mixed" and not self._is_precision_typed()
+        if given is None or elsewhere:  # the checkpoint's machine may have had what this one has not
+            alone = trainer["devices"] in ("auto", 1, "1") and not launched_by_others()
+            trainer["precision"], self.precision_reason = choose_precision(trainer["accelerator"], probe=alone)
+
+    def _is_precision_typed(self) -> bool:
+        return any(is_typed(self.arguments, name) for name in ("--precision", "--trainer.precision"))
 
     def _parse_ckpt_path(self) -> None:
         """Nothing is left to do: `parse_arguments` has made the checkpoint's settings defaults."""
@@ -318,7 +347,16 @@ class CLI(LightningCLI):
     def fit(self, model: GPTModule, datamodule: TextDataModule) -> None:
         """Trains; see `training.train`."""
         config = self._resolved_config()
-        self.run_folder = train(self.trainer, model, datamodule, self.settings, self.run_choice, config, self.arguments)
+        self.run_folder = train(
+            self.trainer,
+            model,
+            datamodule,
+            self.settings,
+            self.run_choice,
+            config,
+            self.arguments,
+            self.precision_reason,
+        )
 
     def _resolved_config(self) -> str:
         """Every setting as YAML, paths absolute, that runs the same again."""

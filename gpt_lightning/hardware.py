@@ -71,8 +71,13 @@ def check_device(accelerator: Any, devices: Any, precision: Any) -> None:
         raise InputError(f"trainer.precision {precision} does not run on cpu; take bf16-mixed or 32-true")
 
 
-def choose_precision(accelerator: Any) -> tuple[str, str]:
-    """What `precision: auto` comes to: bf16-mixed where the hardware gains from it, else 32-true; and why."""
+def choose_precision(accelerator: Any, *, probe: bool = True) -> tuple[str, str]:
+    """What `precision: auto` comes to: bf16-mixed where the hardware gains from it, else 32-true; and why.
+
+    Args:
+        accelerator: `trainer.accelerator`.
+        probe: Whether a processor may be measured; several processes could come to different results.
+    """
     device = device_type(accelerator)
     if device == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
@@ -85,6 +90,8 @@ def choose_precision(accelerator: Any) -> tuple[str, str]:
         except (RuntimeError, TypeError):
             return "32-true", "bf16 does not work on this MPS device"
         return "bf16-mixed", "the MPS device has bf16"
+    if device == "cpu" and not probe:
+        return "32-true", "bf16 is not looked for with several processes"
     if device == "cpu":
         times = bf16_speedup()
         if times >= FASTER:

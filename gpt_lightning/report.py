@@ -56,8 +56,8 @@ def _left_out(data: TextDataModule, train: Split, train_batches: int) -> str:
     return f", {left_out} windows {reason} left out of each" if left_out else ""
 
 
-def describe_device(trainer: Trainer, asked: str) -> str:
-    """The device, and why this one."""
+def describe_device(trainer: Trainer, asked: str, precision_reason: str) -> str:
+    """The device and the precision, and why these."""
     device = trainer.strategy.root_device.type
     if asked not in ("auto", "gpu"):
         reason = "as trainer.accelerator says"
@@ -67,7 +67,7 @@ def describe_device(trainer: Trainer, asked: str) -> str:
         reason = "found on this machine"
     threads = f", {torch.get_num_threads()} threads" if device == "cpu" else ""
     count = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
-    line = f"device      {count}{device} ({reason}), precision {trainer.precision}{threads}"
+    line = f"device      {count}{device} ({reason}), precision {trainer.precision} ({precision_reason}){threads}"
     if device == "mps":
         line += "; training on MPS had issues where this comes from: --trainer.accelerator cpu trains on the CPU"
     return line

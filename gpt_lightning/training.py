@@ -131,6 +131,7 @@ def train(
     choice: RunChoice,
     resolved_config: str,
     arguments: list[str],
+    precision_reason: str,
 ) -> Path:
     """Checks everything, makes the folder, trains, and says how to sample from the result.
 
@@ -142,6 +143,7 @@ def train(
         choice: Where the run goes.
         resolved_config: YAML to keep with the run.
         arguments: What was typed, for the command that goes on with a run that is stopped.
+        precision_reason: Why it trains in the precision of `trainer`.
 
     Returns:
         The run folder.
@@ -206,7 +208,7 @@ def train(
             for line in (
                 *report.describe_data(data, train_batches, val_batches, steps_of_epoch(trainer, train_batches, 0)),
                 report.describe_model(module, parameters),
-                report.describe_device(trainer, settings["trainer"]["accelerator"]),
+                report.describe_device(trainer, settings["trainer"]["accelerator"], precision_reason),
                 report.describe_folder(run.shown, parameters),
             ):
                 say(line)

@@ -89,7 +89,7 @@ def tiny_settings() -> dict[str, Any]:
         "prompt": ["Every effort"],
         "sampling": {"max_new_tokens": 8},
         "evaluate_every": 2,
-        "trainer": {"accelerator": "cpu", "max_epochs": 3},
+        "trainer": {"accelerator": "cpu", "precision": "32-true", "max_epochs": 3},
     }
 
 

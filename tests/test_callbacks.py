@@ -74,7 +74,9 @@ def test_what_a_run_prints(trained: Path, command: Command, config: Path) -> Non
     ]
     assert lines[3].startswith("batches     5 + 1 of 56 windows; 5 optimizer steps per epoch, 7 windows that fill no")
     assert lines[4].startswith("model       12,512 parameters: 1 layers, 2 heads, width 16, context 64, untied head")
-    assert lines[5].startswith("device      cpu (as trainer.accelerator says), precision 32-true, ")
+    assert lines[5].startswith(
+        "device      cpu (as trainer.accelerator says), precision 32-true (as the settings say), "
+    )
     assert lines[6].startswith("run folder  run; checkpoints take 0.4 MB when done, up to 0.5 MB while it runs")
     assert re.fullmatch(
         r"Untrained \(Step 000000\): Train loss \d\.\d{3}, Val loss \d\.\d{3}; a blind guess, ln 257 = 5.549", lines[7]

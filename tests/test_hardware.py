@@ -67,6 +67,10 @@ def test_what_auto_precision_comes_to(
     assert choose_precision(accelerator) == chosen
 
 
+def test_several_processes_do_not_measure_each_for_itself() -> None:
+    assert choose_precision("cpu", probe=False) == ("32-true", "bf16 is not looked for with several processes")
+
+
 def test_the_probe_measures() -> None:
     assert 0.001 < bf16_speedup() < 100
 

@@ -33,15 +33,15 @@ def test_the_command_that_samples_can_be_pasted(folder: str, prompt: str) -> Non
 @pytest.mark.parametrize(
     ("asked", "device", "line"),
     [
-        ("auto", "cuda", "device      cuda (found on this machine), precision bf16-mixed"),
+        ("auto", "cuda", "device      cuda (found on this machine), precision bf16-mixed (it is fast)"),
         (
             "auto",
             "mps",
-            "device      mps (found on this machine), precision bf16-mixed; training on MPS had issues where this "
-            "comes from: --trainer.accelerator cpu trains on the CPU",
+            "device      mps (found on this machine), precision bf16-mixed (it is fast); training on MPS had "
+            "issues where this comes from: --trainer.accelerator cpu trains on the CPU",
         ),
-        ("cpu", "cpu", "device      cpu (as trainer.accelerator says), precision bf16-mixed, 1 threads"),
-        ("auto", "cpu", "device      cpu (no CUDA or MPS device found), precision bf16-mixed, 1 threads"),
+        ("cpu", "cpu", "device      cpu (as trainer.accelerator says), precision bf16-mixed (it is fast), 1 threads"),
+        ("auto", "cpu", "device      cpu (no CUDA or MPS device found), precision bf16-mixed (it is fast), 1 threads"),
     ],
 )
 def test_the_device_and_why(monkeypatch: pytest.MonkeyPatch, asked: str, device: str, line: str) -> None:
@@ -49,7 +49,7 @@ def test_the_device_and_why(monkeypatch: pytest.MonkeyPatch, asked: str, device:
     strategy = SimpleNamespace(root_device=torch.device(device))
     trainer = SimpleNamespace(strategy=strategy, world_size=1, precision="bf16-mixed")
 
-    assert describe_device(cast(Trainer, trainer), asked) == line
+    assert describe_device(cast(Trainer, trainer), asked, "it is fast") == line
 
 
 @pytest.mark.parametrize(("cuda", "mps", "chosen"), [(1, 0, "cuda"), (0, 1, "mps"), (0, 0, "cpu")])
