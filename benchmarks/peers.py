@@ -1,0 +1,217 @@
+"""What the benchmarks compare with: the book's model and loop, transformers' GPT-2, our own network in a bare loop.
+
+The book's model is restated here as its chapters 3 to 5 describe it: one projection for each of query, key and
+value, a mask that is filled in and a softmax that is computed for every pair of tokens, its own layer norm and
+GELU, and `torch.optim.AdamW` as it comes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gpt_lightning.model import GPT
+
+VOCABULARY = 50_257
+LEARNING_RATE, WEIGHT_DECAY = 4e-4, 0.1
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a model and its batches; the defaults are those of configs/verdict.yaml."""
+
+    context_length: int = 256
+    batch_size: int = 2
+    accumulate: int = 1
+    emb_dim: int = 768
+    n_heads: int = 12
+    n_layers: int = 12
+    drop_rate: float = 0.1
+
+    @property
+    def tokens(self) -> int:
+        """Of one optimizer step."""
+        return self.context_length * self.batch_size * self.accumulate
+
+    @property
+    def weights_multiplied(self) -> int:
+        """Weights that take part in matrix products, with an untied head."""
+        return 12 * self.n_layers * self.emb_dim**2 + VOCABULARY * self.emb_dim
+
+    @property
+    def flops(self) -> int:
+        """Of the matrix products of one optimizer step, forward and backward, attention's included."""
+        attention = 12 * self.n_layers * self.context_length * self.emb_dim
+        return self.tokens * (6 * self.weights_multiplied + attention)
+
+    @property
+    def parameters(self) -> int:
+        """Values that the optimizer updates."""
+        vectors = self.n_layers * 10 * self.emb_dim + 2 * self.emb_dim
+        return self.weights_multiplied + (VOCABULARY + self.context_length) * self.emb_dim + vectors
+
+
+class BookNorm(nn.Module):
+    """Chapter 4: scale and shift around mean 0 and variance 1."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, variance = x.mean(-1, keepdim=True), x.var(-1, keepdim=True, unbiased=False)
+        return self.scale * (x - mean) / torch.sqrt(variance + 1e-5) + self.shift
+
+
+class BookGELU(nn.Module):
+    """Chapter 4: the approximation with tanh, written out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+class BookAttention(nn.Module):
+    """Chapter 3: `MultiHeadAttention`."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        width = shape.emb_dim
+        self.n_heads = shape.n_heads
+        self.query, self.key, self.value = (nn.Linear(width, width, bias=False) for _ in range(3))
+        self.out = nn.Linear(width, width)
+        self.dropout = nn.Dropout(shape.drop_rate)
+        ones = torch.ones(shape.context_length, shape.context_length)
+        self.register_buffer("mask", torch.triu(ones, diagonal=1).bool())
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, D = x.shape
+        queries, keys, values = (
+            one(x).view(B, T, self.n_heads, D // self.n_heads).transpose(1, 2)
+            for one in (self.query, self.key, self.value)
+        )
+        scores = queries @ keys.transpose(2, 3)
+        scores.masked_fill_(self.mask[:T, :T], -torch.inf)
+        weights = self.dropout(torch.softmax(scores / keys.shape[-1] ** 0.5, dim=-1))
+        return self.out((weights @ values).transpose(1, 2).contiguous().view(B, T, D))
+
+
+class BookBlock(nn.Module):
+    """Chapter 4: `TransformerBlock`."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        width = shape.emb_dim
+        self.attention = BookAttention(shape)
+        self.feed_forward = nn.Sequential(nn.Linear(width, 4 * width), BookGELU(), nn.Linear(4 * width, width))
+        self.norm1, self.norm2, self.dropout = BookNorm(width), BookNorm(width), nn.Dropout(shape.drop_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.dropout(self.attention(self.norm1(x)))
+        return x + self.dropout(self.feed_forward(self.norm2(x)))
+
+
+class BookGPT(nn.Module):
+    """Chapter 4: `GPTModel`."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        width = shape.emb_dim
+        self.tokens, self.positions = nn.Embedding(VOCABULARY, width), nn.Embedding(shape.context_length, width)
+        self.dropout = nn.Dropout(shape.drop_rate)
+        self.blocks = nn.Sequential(*(BookBlock(shape) for _ in range(shape.n_layers)))
+        self.norm, self.head = BookNorm(width), nn.Linear(width, VOCABULARY, bias=False)
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        x = self.tokens(token_ids) + self.positions(torch.arange(token_ids.shape[1]))
+        return self.head(self.norm(self.blocks(self.dropout(x))))
+
+
+def batches(shape: Shape) -> Callable[[], tuple[Tensor, Tensor]]:
+    """Random inputs and targets, another batch at each call."""
+    generator = torch.Generator().manual_seed(1)
+
+    def draw() -> tuple[Tensor, Tensor]:
+        size = (shape.batch_size, shape.context_length + 1)
+        ids = torch.randint(VOCABULARY, size, generator=generator)
+        return ids[:, :-1], ids[:, 1:].contiguous()
+
+    return draw
+
+
+def training_step(name: str, shape: Shape, precision: str) -> Callable[[], None]:
+    """One update of a contender that has a bare loop, as a function to call.
+
+    Args:
+        name: bare (our network), transformers or book.
+        shape: Of model and batches.
+        precision: 32-true, or bf16-mixed for autocast.
+    """
+    torch.manual_seed(123)
+    draw = batches(shape)
+    model: Any
+    if name == "bare":
+        from gpt_lightning.loss import cross_entropy
+        from gpt_lightning.training import keep_freed_memory
+
+        keep_freed_memory()  # `fit` does so too
+        sizes = {name: getattr(shape, name) for name in ("context_length", "emb_dim", "n_heads", "n_layers")}
+        model = GPT(VOCABULARY, drop_rate=shape.drop_rate, **sizes)
+        loss_of = lambda inputs, targets: cross_entropy(model(inputs), targets).mean()  # noqa: E731
+    elif name == "book":
+        model = BookGPT(shape)
+        loss_of = lambda inputs, targets: F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())  # noqa: E731
+    else:
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        rate = shape.drop_rate
+        config = GPT2Config(
+            vocab_size=VOCABULARY,
+            n_positions=shape.context_length,
+            n_embd=shape.emb_dim,
+            n_layer=shape.n_layers,
+            n_head=shape.n_heads,
+            resid_pdrop=rate,
+            embd_pdrop=rate,
+            attn_pdrop=rate,
+            tie_word_embeddings=False,
+            use_cache=False,
+        )
+        model = GPT2LMHeadModel(config)
+        loss_of = lambda inputs, targets: F.cross_entropy(model(inputs).logits.flatten(0, 1), targets.flatten())  # noqa: E731
+    model.train()
+    fused = {} if name == "book" else {"fused": True}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, **fused)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        for _ in range(shape.accumulate):
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+                loss = loss_of(*draw()) / shape.accumulate
+            loss.backward()
+        optimizer.step()
+
+    return step
+
+
+class Gate(Callback):
+    """Lets `fit` make one step at a time, and says how long each took from its start to the start of the next."""
+
+    connection: ClassVar[Connection]
+
+    def __init__(self) -> None:
+        self.let_through = math.nan
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self.connection.send(time.perf_counter() - self.let_through)  # before the first step: not a number
+            self.connection.recv()
+            self.let_through = time.perf_counter()
