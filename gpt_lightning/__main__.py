@@ -14,6 +14,7 @@ from gpt_lightning.errors import PROGRAM, InputError, report_errors
 # Command -> what it is for. Those of OWN_MODULES load a module of their own, the others Lightning.
 COMMANDS = {
     "fit": "train a model from a YAML file",
+    "check": "say what a run would come to, from its config and a few steps",
     "validate": "loss and perplexity of a checkpoint on its validation split, or on a text",
     "test": "loss and perplexity of a checkpoint on data.test_text",
     "predict": "continue prompts with a checkpoint",

@@ -177,11 +177,14 @@ class Metrics(Callback):
     Args:
         run: Where the metrics go.
         progress: Counts tokens.
+        peak_flops: The most floating-point operations per second of one device, to log the share of them that
+            the model's come to; None where unknown.
     """
 
-    def __init__(self, run: Run, progress: Progress) -> None:
+    def __init__(self, run: Run, progress: Progress, peak_flops: float | None) -> None:
         self.run = run
         self.progress = progress
+        self.peak_flops = peak_flops
         self._losses: list[Tensor] = []
         self._learning_rate = math.nan
 
@@ -205,6 +208,9 @@ class Metrics(Callback):
                 "gradient_norm": pl_module.gradient_norm,
                 "tokens_per_second": self.progress.tokens_per_second,
             }
+            if self.peak_flops is not None:
+                flops = self.progress.tokens_per_second * pl_module.flops_per_token
+                values["flops_utilization"] = flops / (self.peak_flops * trainer.world_size)
             log(trainer, self.run, self.progress, values)
             for logger in trainer.loggers:
                 logger.log_metrics({"tokens_seen": self.progress.tokens_seen}, trainer.global_step)

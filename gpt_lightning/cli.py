@@ -24,6 +24,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from gpt_lightning import report
 from gpt_lightning.callbacks import say
+from gpt_lightning.check import check
 from gpt_lightning.checkpoint import AtomicCheckpointIO, check_same_text, load_weights, read_checkpoint
 from gpt_lightning.data import TextDataModule
 from gpt_lightning.errors import PROGRAM, InputError, require, require_integer, require_number, warn
@@ -109,12 +110,13 @@ class CLI(LightningCLI):
     """LightningCLI for one command.
 
     Args:
-        command: fit, validate, test or predict.
+        command: fit, check, validate, test or predict.
         arguments: What was typed after it.
     """
 
     def __init__(self, command: str, arguments: list[str]) -> None:
-        self.command = command
+        self.is_check = command == "check"  # the settings of fit, of which nothing is made
+        self.command = command = "fit" if self.is_check else command
         self.arguments = arguments
         self.checkpoint: dict[str, Any] | None = None
         super().__init__(
@@ -162,6 +164,13 @@ class CLI(LightningCLI):
             default="auto",
             help="of the arithmetic: auto (bf16-mixed where the hardware gains from it), or one of trainer.precision",
         )
+        parser.add_argument(
+            "--peak_flops",
+            type=float | None,
+            default=None,
+            help="floating-point operations per second of one device, of which the model's share is logged; "
+            "null takes the data sheet's, where it is known",
+        )
         parser.add_argument("--evaluate_every", type=int, default=5, help="optimizer steps between evaluations")
         parser.add_argument("--evaluate_batches", type=int, default=5, help="training batches whose loss is evaluated")
         parser.add_argument(
@@ -207,6 +216,8 @@ class CLI(LightningCLI):
         """Parses; where there is a checkpoint, again with its settings as defaults."""
         self._parse(parser, args)
         settings = self.config[self.command]
+        if self.is_check and settings["resume"]:
+            raise InputError("check looks at new runs; leave --resume out")
         if self.command == "fit":
             self.run_choice = self._choose_run(settings)
             self.checkpoint_path = self.run_choice.checkpoint
@@ -310,6 +321,8 @@ class CLI(LightningCLI):
         for name in ("evaluate_every", "evaluate_batches", "sample_every", "save_every", "early_stopping_patience"):
             if settings[name] is not None:
                 require_integer(name, settings[name], 1)
+        if settings["peak_flops"] is not None:
+            require_number("peak_flops", settings["peak_flops"], "be above 0", lambda rate: rate > 0)
         if settings["save_minutes"] is not None:
             require_number("save_minutes", settings["save_minutes"], "be above 0", lambda minutes: minutes > 0)
         for prompt in settings["prompt"]:
@@ -345,7 +358,10 @@ class CLI(LightningCLI):
     # ---- commands
 
     def fit(self, model: GPTModule, datamodule: TextDataModule) -> None:
-        """Trains; see `training.train`."""
+        """Trains, see `training.train`; or says what training would come to."""
+        if self.is_check:
+            check(self.trainer, model, datamodule, self.settings, self.precision_reason)
+            return
         config = self._resolved_config()
         self.run_folder = train(
             self.trainer,
@@ -477,7 +493,7 @@ def typed_modules(arguments: list[str]) -> list[str]:
 
 
 def run_command(command: str, arguments: list[str]) -> CLI:
-    """Runs fit, validate, test or predict with the arguments typed after it; returns what ran."""
+    """Runs fit, check, validate, test or predict with the arguments typed after it; returns what ran."""
     quiet_lightning()
     set_parsing_settings(
         config_read_mode_fsspec_enabled=False,

@@ -271,6 +271,7 @@ class TextDataModule(LightningDataModule):
             batch_size=self.hparams["batch_size"],
             sampler=order,
             num_workers=self.hparams["num_workers"],
+            pin_memory=torch.cuda.is_available(),  # copied while the device computes
             # Each iter() of a loader draws a seed for its workers: from here, not from the global state.
             generator=torch.Generator().manual_seed(self.hparams["seed"]),
         )

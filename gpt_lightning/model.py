@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from gpt_lightning.errors import InputError, require, require_integer, require_number
 
@@ -204,6 +205,7 @@ class GPT(nn.Module):
         check_architecture(vocab_size, context_length, emb_dim, n_heads, n_layers, drop_rate, init)
         self.vocab_size = vocab_size
         self.context_length = context_length
+        self.activation_checkpointing = False  # whether training keeps only what goes into each block
         self.tok_emb = nn.Embedding(vocab_size, emb_dim)
         self.pos_emb = nn.Embedding(context_length, emb_dim)
         self.drop_emb = Dropout(drop_rate)
@@ -247,7 +249,10 @@ class GPT(nn.Module):
             raise InputError(f"{end} tokens do not fit into model.context_length ({self.context_length})")
         x = self.drop_emb(self.tok_emb(token_ids) + self.pos_emb.weight[start:end])  # (B, T, D)
         for layer, block in enumerate(self.trf_blocks):
-            x = block(x, layer, cache)
+            if self.activation_checkpointing and self.training:
+                x = checkpoint(block, x, layer, cache, use_reentrant=False)
+            else:
+                x = block(x, layer, cache)
         if cache is not None:
             cache.length = end
         return self.final_norm(x)

@@ -70,6 +70,8 @@ class GPTModule(LightningModule):
         decay_matrices_only: Whether weight_decay leaves out biases, norms and embeddings; the head, a
             matrix, decays unless it is tied.
         compile: Whether `torch.compile` makes the network faster to run, and slower to start.
+        activation_checkpointing: Whether a block's activations are computed again for the backward pass
+            instead of kept: less memory for the time of another forward pass, and the same weights.
         min_learning_rate: The learning rate of the last update, reached along a cosine; null keeps it
             constant.
 
@@ -94,6 +96,7 @@ class GPTModule(LightningModule):
         min_learning_rate: float | None = None,
         decay_matrices_only: bool = False,
         compile: bool = False,  # noqa: A002  torch's word
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         check_architecture(vocab_size, context_length, emb_dim, n_heads, n_layers, drop_rate, init)
@@ -129,17 +132,21 @@ class GPTModule(LightningModule):
         return count_parameters(**{name: self.hparams[name] for name in names})
 
     @property
-    def flops_per_batch(self) -> int:
-        """Floating-point operations of a training batch on one device, for Lightning's ThroughputMonitor.
+    def flops_per_token(self) -> int:
+        """Floating-point operations that training on a token takes.
 
-        6 for each weight of a matrix product and token, 12 n_layers T D per token for attention
-        (Chowdhery et al. 2022, appendix B).
+        6 for each weight of a matrix product, 12 n_layers T D for attention (Chowdhery et al. 2022, appendix B).
         """
         h = self.hparams
         looked_up = (h["vocab_size"] * (not h["tie_weights"]) + h["context_length"]) * h["emb_dim"]
         attention = 12 * h["n_layers"] * h["context_length"] * h["emb_dim"]
-        tokens = self.trainer.datamodule.hparams["batch_size"] * h["context_length"]  # type: ignore[attr-defined]
-        return tokens * (6 * (self.count_parameters() - looked_up) + attention)
+        return int(6 * (self.count_parameters() - looked_up) + attention)
+
+    @property
+    def flops_per_batch(self) -> int:
+        """Those of a training batch on one device, for Lightning's ThroughputMonitor."""
+        tokens = self.trainer.datamodule.hparams["batch_size"] * self.hparams["context_length"]  # type: ignore[attr-defined]
+        return int(tokens * self.flops_per_token)
 
     def check_memory(self) -> None:
         """Raises `MachineError` where this machine's memory could not hold the weights alone."""
@@ -156,6 +163,7 @@ class GPTModule(LightningModule):
         """Builds the network: late, so that all settings have been checked before."""
         if not hasattr(self, "model"):
             self.model = GPT(**{name: self.hparams[name] for name in ARCHITECTURE})
+            self.model.activation_checkpointing = self.hparams["activation_checkpointing"]
             if self.hparams["compile"]:
                 self.model.compile()  # in place: the names of the weights stay
 
@@ -230,6 +238,8 @@ class GPTModule(LightningModule):
         """
         rate, decay = self.hparams["learning_rate"], self.hparams["weight_decay"]
         optimizer = torch.optim.AdamW(self._parameter_groups(), lr=rate, weight_decay=decay, fused=True)
+        # Frees the gradients, which Lightning keeps until the next forward pass has ended.
+        optimizer.register_step_post_hook(lambda one, *_: one.zero_grad())
         warmup_steps, least = self.hparams["warmup_steps"], self.hparams["min_learning_rate"]
         if warmup_steps == 0 and least is None:
             return optimizer

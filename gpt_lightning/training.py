@@ -29,6 +29,7 @@ from gpt_lightning.checkpoint import (
 )
 from gpt_lightning.data import TextDataModule
 from gpt_lightning.errors import InputError, MachineError, Stopped, describe_expected, warn
+from gpt_lightning.hardware import peak_flops
 from gpt_lightning.module import GPTModule
 from gpt_lightning.runs import (
     PREVIOUS,
@@ -165,17 +166,7 @@ def train(
             limits = "trainer.max_epochs, trainer.max_steps and early_stopping_patience"
             say(f"{choice.folder}: finished; nothing is left to do within {limits}")
             return Path(str(choice.folder)).absolute()
-    module.set_vocabulary(data.tokenizer.vocab_size)
-    module.check_memory()
-    train_batches = limited("limit_train_batches", trainer.limit_train_batches, data.train_batches)
-    val_batches = limited("limit_val_batches", trainer.limit_val_batches, data.val_batches)
-    module.total_steps = count_steps(trainer, module, train_batches, max_steps)
-    settings["sampling"].check_vocabulary(module.hparams["vocab_size"])
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        monitor = getattr(callback, "monitor", None)
-        if monitor is not None and monitor not in MONITORED:
-            known = ", ".join(MONITORED)
-            raise InputError(f"trainer.callbacks: {type(callback).__name__} cannot monitor {monitor!r}, only {known}")
+    train_batches, val_batches = check_fit(trainer, module, data, settings)
     resumed_step = None if choice.content is None else choice.content["global_step"]
     with open_run(choice, resolved_config, module, trainer.is_global_zero) as run:
         progress = Progress()
@@ -183,13 +174,14 @@ def train(
         kept = {name: settings[name] for name in KEPT_SETTINGS}
         stop = StopOnSignal()
         checkpoints = RunCheckpoints(run, progress, stop, settings["save_every"], settings["save_minutes"], kept)
+        peak = settings["peak_flops"] or peak_flops(trainer.strategy.root_device, str(trainer.precision))
         hparams = {**module.hparams, **data.hparams}
         patience = settings["early_stopping_patience"]
         early_stop = [] if patience is None else [EarlyStop(patience)]
         users_callbacks = list(trainer.callbacks)  # type: ignore[attr-defined]
         trainer.callbacks = [  # type: ignore[attr-defined]
             progress,
-            Metrics(run, progress),
+            Metrics(run, progress, peak),
             Samples(run, data.tokenizer, settings["prompt"], settings["sampling"], settings["sample_every"]),
             *([StepBar(module.total_steps)] if show_bar else []),
             *users_callbacks,
@@ -246,9 +238,34 @@ def train(
             for path in (run.best, run.last):
                 check_saved(path)
             prompt = settings["prompt"][0] if settings["prompt"] else "Every effort moves you"
-            for line in farewell(run, progress, checkpoints, time.monotonic() - start, prompt):
+            flops = module.flops_per_token / trainer.world_size, peak
+            for line in farewell(run, progress, checkpoints, time.monotonic() - start, flops, prompt):
                 say(line)
         return run.path
+
+
+def check_fit(trainer: Trainer, module: GPTModule, data: TextDataModule, settings: Any) -> tuple[int, int]:
+    """Checks what needs the text, and tells the module the vocabulary and the number of steps.
+
+    Returns:
+        Batches per epoch on each rank, and batches of an evaluation.
+
+    Raises:
+        InputError: Settings do not fit the text, the vocabulary or one another.
+        MachineError: There is not enough memory for the weights alone.
+    """
+    module.set_vocabulary(data.tokenizer.vocab_size)
+    module.check_memory()
+    train_batches = limited("limit_train_batches", trainer.limit_train_batches, data.train_batches)
+    val_batches = limited("limit_val_batches", trainer.limit_val_batches, data.val_batches)
+    module.total_steps = count_steps(trainer, module, train_batches, settings["trainer"]["max_steps"])
+    settings["sampling"].check_vocabulary(module.hparams["vocab_size"])
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        monitor = getattr(callback, "monitor", None)
+        if monitor is not None and monitor not in MONITORED:
+            known = ", ".join(MONITORED)
+            raise InputError(f"trainer.callbacks: {type(callback).__name__} cannot monitor {monitor!r}, only {known}")
+    return train_batches, val_batches
 
 
 def check_saved(path: Path) -> None:
@@ -365,12 +382,32 @@ def open_run(choice: RunChoice, resolved_config: str, module: GPTModule, is_glob
         run.close()
 
 
-def farewell(run: Run, progress: Progress, checkpoints: RunCheckpoints, seconds: float, prompt: str) -> list[str]:
-    """How it went, and the command that samples from the result."""
+def farewell(
+    run: Run,
+    progress: Progress,
+    checkpoints: RunCheckpoints,
+    seconds: float,
+    flops: tuple[float, float | None],
+    prompt: str,
+) -> list[str]:
+    """How it went, and the command that samples from the result.
+
+    Args:
+        run: The folder.
+        progress: What was trained on.
+        checkpoints: What was saved.
+        seconds: That it took.
+        flops: Floating-point operations of a device for a token of the batch, and the most per second that
+            it is made for, None where unknown.
+        prompt: For the command.
+    """
     speed = progress.session_tokens / max(progress.session_seconds, 1e-9)
+    per_token, peak = flops
+    utilization = "n/a" if peak is None else f"{100 * speed * per_token / peak:.1f} %"
     return [
         f"Training completed in {seconds / 60:.2f} minutes.",
-        f"{progress.tokens_seen:,} tokens seen, {speed:,.0f} tokens per second in the training steps, "
+        f"{progress.tokens_seen:,} tokens seen, {speed:,.0f} tokens per second in the training steps "
+        f"(utilization of the peak rate {utilization}), "
         f"{100 * checkpoints.saving_seconds / seconds:.1f} % of the time spent on saving.",
         f"best.ckpt is of step {checkpoints.best_step} (Val loss {checkpoints.best_val_loss:.3f}), "
         f"last.ckpt of step {checkpoints.saved_step}. To sample:",

@@ -30,7 +30,7 @@ STEPS_PER_EPOCH = 3
 EPOCHS = 2
 KILLED_AFTER = (2, 4)
 OWNED = ("--run_dir", "--resume", "--save_every", "--save_minutes")
-TIMES = ("tokens_per_second",)  # what no two runs have in common
+TIMES = ("tokens_per_second", "flops_utilization")  # what no two runs have in common
 
 
 def first_difference(one: Any, other: Any, name: str) -> str | None:

@@ -25,6 +25,7 @@ LAYERS = [
     {"callbacks", "report", "stopping", "verify"},
     {"checkpoint"},
     {"training"},
+    {"check"},
     {"cli"},
     {"__main__", "interface"},
 ]

@@ -82,7 +82,10 @@ def test_what_a_run_prints(trained: Path, command: Command, config: Path) -> Non
         r"Untrained \(Step 000000\): Train loss \d\.\d{3}, Val loss \d\.\d{3}; a blind guess, ln 257 = 5.549", lines[7]
     )
     assert re.fullmatch(r"Training completed in \d+\.\d\d minutes\.", lines[-4])
-    assert re.match(r"53,760 tokens seen, [\d,]+ tokens per second in the training steps, \d", lines[-3])
+    assert re.match(
+        r"53,760 tokens seen, [\d,]+ tokens per second in the training steps \(utilization of the peak rate n/a\), \d",
+        lines[-3],
+    )
     assert re.match(r"best.ckpt is of step 15 \(Val loss \d\.\d{3}\), last.ckpt of step 15. To sample:", lines[-2])
     assert lines[-1] == (
         '  python -m gpt_lightning predict --ckpt_path run/checkpoints/best.ckpt --prompt "Every effort"'

@@ -46,7 +46,7 @@ def test_version_and_unknown_commands(command: Command) -> None:
     version, nothing, unknown = command("--version"), command(), command("predikt")
 
     assert version.out == f"gpt_lightning {gpt_lightning.__version__}\n"
-    commands = "expected one of fit, validate, test, predict, verify-resume, plot, explain"
+    commands = "expected one of fit, check, validate, test, predict, verify-resume, plot, explain"
     assert (nothing.code, nothing.error) == (2, commands)
     assert unknown.error == f"{commands}; got 'predikt'; did you mean predict?"
 
@@ -352,7 +352,7 @@ def test_callbacks_of_lightning_work_from_yaml_and_from_the_runs_own_settings(
     first = command("fit", "--config", config, "--config", "callbacks.yaml", "--run_dir", "first")
     again = command("fit", "--config", "first/tiny.yaml", "--run_dir", "again")
 
-    assert (first.code, again.code) == (0, 0)
+    assert (first.code, again.code) == (0, 0), first.err + again.err
     assert "warning" not in first.err
     weights = [torch.load(f"{run}/checkpoints/last.ckpt")["state_dict"] for run in ("first", "again")]
     assert all(torch.equal(tensor, weights[1][key]) for key, tensor in weights[0].items())

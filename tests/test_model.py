@@ -118,6 +118,39 @@ def test_dropout_zeroes_a_share_and_scales_the_rest(rate: float) -> None:
     assert torch.equal(Dropout(rate).eval()(x), x)
 
 
+def test_activations_computed_again_change_nothing() -> None:
+    token_ids = torch.randint(11, (2, 8))
+    gradients = []
+    for again in (False, True):
+        model = tiny(drop_rate=0.3)
+        model.activation_checkpointing = again
+        torch.manual_seed(2)
+        model(token_ids).square().mean().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+
+
+def test_the_network_compiles_in_one_graph() -> None:
+    """Traced as for an accelerator; no part falls back to Python."""
+    model = tiny(drop_rate=0.3)
+    token_ids = torch.randint(11, (2, 8))
+
+    torch.compile(model, backend="aot_eager", fullgraph=True)(token_ids).mean().backward()
+    torch.compiler.reset()
+
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_the_network_runs_on_devices_that_only_count() -> None:
+    model = tiny(drop_rate=0.3).to("meta")
+    with torch.autocast("cuda", torch.bfloat16, enabled=False):
+        logits = model(torch.zeros(2, 8, dtype=torch.long, device="meta"))
+    logits.mean().backward()
+
+    assert logits.shape == (2, 8, 11)
+
+
 def test_dropout_draws_anew_and_from_the_seed() -> None:
     x = torch.ones(999)
     torch.manual_seed(1)

@@ -230,6 +230,21 @@ def test_other_precisions_train_with_clipping_and_are_sampled_from(
     assert all(row["gradient_norm"] > 0 for row in rows if "gradient_norm" in row)
 
 
+def test_gradients_are_freed_with_the_update(command: Command, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = []
+    forward = GPT.forward
+
+    def noting(self: GPT, token_ids: Tensor, cache: Any = None) -> Tensor:
+        if self.training:
+            held.append([parameter.grad is not None for parameter in self.parameters()])
+        return forward(self, token_ids, cache)
+
+    monkeypatch.setattr(GPT, "forward", noting)
+    command("fit", "--config", config, "--trainer.max_steps=2", "--trainer.accumulate_grad_batches=2")
+
+    assert [any(one) for one in held] == [False, True, False, True]
+
+
 def test_two_batches_of_28_equal_one_of_56(command: Command, config: Path) -> None:
     for run, arguments in (
         ("one", ()),
