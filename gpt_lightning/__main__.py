@@ -21,8 +21,9 @@ COMMANDS = {
     "verify-resume": "prove on a config that an interrupted run ends as a straight one does",
     "plot": "draw the loss curves of runs",
     "explain": "the documents' worked examples: windows, loss, sampling",
+    "look": "what a checkpoint would say next, and what the settings of sampling make of it",
 }
-OWN_MODULES = {"plot": "plotting", "explain": "explain", "verify-resume": "verify"}
+OWN_MODULES = {"plot": "plotting", "explain": "explain", "look": "look", "verify-resume": "verify"}
 
 
 def main(argv: list[str] | None = None) -> None:
