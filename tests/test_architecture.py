@@ -17,7 +17,7 @@ from gpt_lightning.errors import InputError
 LAYERS = [
     {"errors"},
     {"model", "loss", "windows", "tokenizer", "runs", "hardware"},
-    {"generation", "text", "plotting"},
+    {"generation", "text", "plotting", "packing"},
     {"documents", "explain", "completion"},
     {"corpus", "prompting"},
     {"data", "settings"},
@@ -40,6 +40,7 @@ WITHOUT_LIGHTNING = {
     "generation",
     "completion",
     "prompting",
+    "packing",
     "text",
     "documents",
     "corpus",
