@@ -100,6 +100,15 @@ def choose_precision(accelerator: Any, *, probe: bool = True) -> tuple[str, str]
     return "32-true", f"bf16 is not looked for on {device}"
 
 
+def allow_tf32(device: torch.device) -> None:
+    """Lets float32 matrix products on CUDA devices round their factors to 10 bits (TF32), which is many times faster.
+
+    Elsewhere, and on CPUs in particular, float32 stays float32.
+    """
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+
+
 def bf16_speedup() -> float:
     """How many times as fast as in float32 a small matrix product is in bf16 on this processor.
 

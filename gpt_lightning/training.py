@@ -29,7 +29,7 @@ from gpt_lightning.checkpoint import (
 )
 from gpt_lightning.data import TextDataModule
 from gpt_lightning.errors import InputError, MachineError, Stopped, describe_expected, warn
-from gpt_lightning.hardware import peak_flops
+from gpt_lightning.hardware import allow_tf32, peak_flops
 from gpt_lightning.module import GPTModule
 from gpt_lightning.runs import (
     PREVIOUS,
@@ -174,6 +174,7 @@ def train(
         kept = {name: settings[name] for name in KEPT_SETTINGS}
         stop = StopOnSignal()
         checkpoints = RunCheckpoints(run, progress, stop, settings["save_every"], settings["save_minutes"], kept)
+        allow_tf32(trainer.strategy.root_device)
         peak = settings["peak_flops"] or peak_flops(trainer.strategy.root_device, str(trainer.precision))
         hparams = {**module.hparams, **data.hparams}
         patience = settings["early_stopping_patience"]

@@ -99,3 +99,14 @@ def test_only_known_peak_rates_are_named(
 
     assert peak_flops(torch.device("cuda", 0), precision) == rate
     assert peak_flops(torch.device("cpu"), precision) is None
+
+
+@pytest.mark.parametrize(("device", "precision"), [("cuda", "high"), ("cpu", "highest"), ("mps", "highest")])
+def test_only_cuda_devices_round_the_factors_of_float32_products(device: str, precision: str) -> None:
+    before = torch.get_float32_matmul_precision()
+    try:
+        hardware.allow_tf32(torch.device(device))
+
+        assert (before, torch.get_float32_matmul_precision()) == ("highest", precision)
+    finally:
+        torch.set_float32_matmul_precision(before)
