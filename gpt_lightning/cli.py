@@ -23,14 +23,16 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from gpt_lightning import report
+from gpt_lightning.archive import read_checkpoint
 from gpt_lightning.callbacks import say
 from gpt_lightning.check import check
-from gpt_lightning.checkpoint import AtomicCheckpointIO, check_same_text, load_weights, read_checkpoint
+from gpt_lightning.checkpoint import AtomicCheckpointIO, check_same_text, load_weights
 from gpt_lightning.data import TextDataModule
 from gpt_lightning.errors import PROGRAM, InputError, require, require_integer, require_number, warn
 from gpt_lightning.generation import Sampling, check_prompt, complete
 from gpt_lightning.hardware import PRECISIONS, choose_precision
-from gpt_lightning.module import ARCHITECTURE, GPTModule
+from gpt_lightning.model import ARCHITECTURE
+from gpt_lightning.module import GPTModule
 from gpt_lightning.runs import launched_by_others
 from gpt_lightning.settings import (
     TEXT_SETTINGS,

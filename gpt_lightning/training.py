@@ -19,13 +19,13 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from gpt_lightning import report
+from gpt_lightning.archive import read_checkpoint
 from gpt_lightning.callbacks import EarlyStop, Evaluation, Metrics, Progress, Samples, StepBar, Summary, say
 from gpt_lightning.checkpoint import (
     RunCheckpoints,
     check_epoch_end,
     check_same_text,
     newest_checkpoint,
-    read_checkpoint,
 )
 from gpt_lightning.data import TextDataModule
 from gpt_lightning.errors import InputError, MachineError, Stopped, describe_expected, warn

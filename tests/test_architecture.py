@@ -17,7 +17,7 @@ from gpt_lightning.errors import InputError
 LAYERS = [
     {"errors"},
     {"model", "loss", "windows", "tokenizer", "runs", "hardware"},
-    {"generation", "text", "plotting"},
+    {"generation", "text", "plotting", "archive"},
     {"documents", "explain"},
     {"corpus"},
     {"data", "settings"},
@@ -31,6 +31,7 @@ LAYERS = [
 ]
 WITHOUT_LIGHTNING = {
     "errors",
+    "archive",
     "model",
     "loss",
     "windows",
