@@ -61,7 +61,7 @@ def read_checkpoint(path: str | os.PathLike[str], *, mmap: bool = True) -> dict[
         raise InputError(f"{name}: is a folder, not a checkpoint")
     if not os.path.isfile(name):  # a pipe or a device, which may never end
         raise InputError(f"{name}: must be a regular file")
-    _check_sums(name)
+    check_sums(name)
     try:
         checkpoint = torch.load(name, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError:
@@ -88,7 +88,7 @@ def read_checkpoint(path: str | os.PathLike[str], *, mmap: bool = True) -> dict[
     return checkpoint
 
 
-def _check_sums(name: str) -> None:
+def check_sums(name: str) -> None:
     """Raises `InputError` for a file that is not, bit for bit, what was written.
 
     The checksum of all that is before it is the zip file's comment. A file of plain `torch.save` has none; it
