@@ -97,6 +97,7 @@ class GPTModule(LightningModule):
             fits = lambda rate: 0 <= rate <= learning_rate  # noqa: E731  said once, read once
             require_number("model.min_learning_rate", min_learning_rate, between, fits)
         self.save_hyperparameters(logger=False)
+        self.starts_from: tuple[str, dict[str, Any]] | None = None  # a checkpoint's name and content, see training.py
         self.total_steps = math.inf  # where the cosine ends
         self.evaluated: dict[str, float] = {}  # the last evaluation's losses and perplexities
         self.evaluated_tokens: dict[str, int] = {}  # over how many tokens each loss is the mean
