@@ -255,6 +255,8 @@ class CLI(LightningCLI):
             if own not in (None, asked) and self.checkpoint is None:
                 raise InputError(f"precision is {asked}, trainer.precision {own}; give one of them")
             settings["trainer"]["precision"] = asked
+        if self.command == "fit" and settings["init_from"] is not None:
+            settings["init_from"] = absolute(settings["init_from"])
         data = settings["data"]
         for name in ("val_text", "test_text"):  # as checkpoints have them
             if data[name] is not None:
@@ -276,7 +278,7 @@ class CLI(LightningCLI):
         for name in fixed:
             if own.get(name) is None:
                 raise InputError(f"{self.checkpoint_path}: its settings lack {name}")
-        for name in sorted(set(own) - known - set(LINKS.values())):
+        for name in sorted(set(own) - known - set(LINKS.values()) - {"init_from"}):  # which only fit has
             warn(f"{self.checkpoint_path}: ignoring its unknown setting {name}")
         subparser.set_defaults({name: value for name, value in own.items() if name in known})
         self._parse(parser, args)
@@ -423,8 +425,6 @@ class CLI(LightningCLI):
         for name in ("text", "fallback_text"):
             if settings["data"][name] is not None:
                 settings["data"][name] = absolute(settings["data"][name])
-        if settings["init_from"] is not None:
-            settings["init_from"] = absolute(settings["init_from"])
         for target in LINKS.values():
             settings.pop(target, None)
         body = yaml.safe_dump(plain(settings.as_dict()), sort_keys=False)

@@ -347,7 +347,7 @@ def export_weights(trained: Trained, name: str, output: Path) -> Iterator[str]:
         folder.mkdir(parents=True)
         written = folder / output.name
         yield from FORMATS[name].write(trained, written)
-        difference = read_back(FORMATS[name].read(written), trained, expected)
+        difference = read_back(lambda: FORMATS[name].read(written), trained, expected)
         check_absent(output)  # it took a while
         os.replace(written, output)
     except OSError as error:
@@ -363,13 +363,14 @@ def export_weights(trained: Trained, name: str, output: Path) -> Iterator[str]:
     yield f"read back: {len(expected)} tokens' logits differ by at most {difference:.1e}"
 
 
-def read_back(source: Source, trained: Trained, expected: Tensor) -> float:
+def read_back(read: Callable[[], Source], trained: Trained, expected: Tensor) -> float:
     """How far the logits of what was written are from those of the checkpoint, at most.
 
     Raises:
         MachineError: It is not the same model.
     """
     try:
+        source = read()
         converted = convert(source, architecture_of(source, trained.architecture["n_heads"]))
     except InputError as error:
         raise MachineError(f"{error}, though it was just written") from None

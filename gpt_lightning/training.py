@@ -50,6 +50,7 @@ from gpt_lightning.stopping import StopOnSignal, requeue
 # Settings outside model.* and data.* that a resumed run keeps.
 KEPT_SETTINGS = (
     "seed_everything",
+    "init_from",
     "trainer.precision",
     "trainer.accumulate_grad_batches",
     "trainer.gradient_clip_val",

@@ -16,8 +16,11 @@ from gpt_lightning.errors import InputError
 # Each module may import those to its left.
 LAYERS = [
     {"errors"},
-    {"model", "loss", "windows", "tokenizer", "runs", "hardware"},
+    {"model", "loss", "windows", "tokenizer", "runs", "hardware", "layouts"},
     {"generation", "text", "plotting", "archive"},
+    {"sources"},
+    {"weights"},
+    {"export"},
     {"documents", "explain"},
     {"corpus"},
     {"data", "settings"},
@@ -32,6 +35,10 @@ LAYERS = [
 WITHOUT_LIGHTNING = {
     "errors",
     "archive",
+    "layouts",
+    "sources",
+    "weights",
+    "export",
     "model",
     "loss",
     "windows",
