@@ -128,7 +128,9 @@ def check_epoch_end(checkpoint: dict[str, Any], name: str) -> None:
 
 
 def load_weights(module: GPTModule, checkpoint: dict[str, Any], name: str) -> None:
-    """Puts a checkpoint's weights into a module, building its network if need be.
+    """Makes a checkpoint's weights those of a module's network, which is built without any of its own.
+
+    A file that is mapped stays the memory of the weights: a large model takes no more than its file.
 
     Raises:
         InputError: A weight is missing, left over, of another shape or not finite.
@@ -141,11 +143,14 @@ def load_weights(module: GPTModule, checkpoint: dict[str, Any], name: str) -> No
     if layers != module.hparams["n_layers"]:  # before a network of any number of layers is built
         raise InputError(f"{name}: has weights of {layers} layers, its settings say {module.hparams['n_layers']}")
     module.check_memory()
-    module.configure_model()
+    with torch.device("meta"):
+        module.configure_model()
     try:
-        module.load_state_dict(state)
+        module.load_state_dict({key: tensor.float() for key, tensor in state.items()}, assign=True)
     except RuntimeError as error:
         raise InputError(f"{name}: weights do not fit the model: {str(error).splitlines()[-1].strip()}") from None
+    if module.hparams["tie_weights"]:
+        module.model.out_head.weight = module.model.tok_emb.weight  # two names, one parameter
 
 
 class AtomicCheckpointIO(CheckpointIO):

@@ -287,7 +287,8 @@ def start_from(module: GPTModule, name: str, checkpoint: dict[str, Any]) -> None
     state, key = dict(checkpoint["state_dict"]), f"{WEIGHTS_PREFIX}pos_emb.weight"
     if key in state and state[key].dim() > 0:
         state[key] = state[key][: module.hparams["context_length"]]
-    load_weights(module, {**checkpoint, "state_dict": state}, name)
+    own = {key: tensor.clone() for key, tensor in state.items()}  # which training may write to
+    load_weights(module, {**checkpoint, "state_dict": own}, name)
     module.starts_from = (name, {})  # gives the file back
 
 
