@@ -135,6 +135,30 @@ class BookGPT(nn.Module):
         return self.head(self.norm(self.blocks(self.dropout(x))))
 
 
+def our_gpt(shape: Shape) -> GPT:
+    """This project's network."""
+    sizes = {name: getattr(shape, name) for name in ("context_length", "emb_dim", "n_heads", "n_layers", "drop_rate")}
+    return GPT(VOCABULARY, **sizes)
+
+
+def transformers_gpt(shape: Shape) -> Any:
+    """Transformers' GPT-2, its head untied as the others' are."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=VOCABULARY,
+        n_positions=shape.context_length,
+        n_embd=shape.emb_dim,
+        n_layer=shape.n_layers,
+        n_head=shape.n_heads,
+        resid_pdrop=shape.drop_rate,
+        embd_pdrop=shape.drop_rate,
+        attn_pdrop=shape.drop_rate,
+        tie_word_embeddings=False,
+    )
+    return GPT2LMHeadModel(config)
+
+
 def batches(shape: Shape) -> Callable[[], tuple[Tensor, Tensor]]:
     """Random inputs and targets, another batch at each call."""
     generator = torch.Generator().manual_seed(1)
@@ -163,29 +187,13 @@ def training_step(name: str, shape: Shape, precision: str) -> Callable[[], None]
         from gpt_lightning.training import keep_freed_memory
 
         keep_freed_memory()  # `fit` does so too
-        sizes = {name: getattr(shape, name) for name in ("context_length", "emb_dim", "n_heads", "n_layers")}
-        model = GPT(VOCABULARY, drop_rate=shape.drop_rate, **sizes)
+        model = our_gpt(shape)
         loss_of = lambda inputs, targets: cross_entropy(model(inputs), targets).mean()  # noqa: E731
     elif name == "book":
         model = BookGPT(shape)
         loss_of = lambda inputs, targets: F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())  # noqa: E731
     else:
-        from transformers import GPT2Config, GPT2LMHeadModel
-
-        rate = shape.drop_rate
-        config = GPT2Config(
-            vocab_size=VOCABULARY,
-            n_positions=shape.context_length,
-            n_embd=shape.emb_dim,
-            n_layer=shape.n_layers,
-            n_head=shape.n_heads,
-            resid_pdrop=rate,
-            embd_pdrop=rate,
-            attn_pdrop=rate,
-            tie_word_embeddings=False,
-            use_cache=False,
-        )
-        model = GPT2LMHeadModel(config)
+        model = transformers_gpt(shape)
         loss_of = lambda inputs, targets: F.cross_entropy(model(inputs).logits.flatten(0, 1), targets.flatten())  # noqa: E731
     model.train()
     fused = {} if name == "book" else {"fused": True}

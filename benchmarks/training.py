@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import platform
 import sys
@@ -29,12 +28,12 @@ from statistics import median
 
 import torch
 from peers import Gate, Shape, training_step
+from workers import Worker
 
 ROOT = Path(__file__).resolve().parent.parent
 STORY = ROOT / "data" / "the-lamp-at-low-water.txt"
 OPTIMIZER_BYTES = 28  # per parameter
 VERDICT = Shape()
-SPAWN = multiprocessing.get_context("spawn")
 
 
 @dataclass(frozen=True)
@@ -127,37 +126,6 @@ def machine_probe(dtype: torch.dtype) -> Callable[[], tuple[float, float]]:
     return measure
 
 
-class Worker:
-    """A contender in its process."""
-
-    def __init__(self, contender: Contender) -> None:
-        self.contender = contender
-        self.connection, theirs = SPAWN.Pipe()
-        self.process = SPAWN.Process(target=work, args=(contender, theirs), daemon=True)
-        self.process.start()
-        theirs.close()
-        self._receive()  # it is ready
-
-    def _receive(self):  # seconds, or what the machine measured
-        try:
-            return self.connection.recv()
-        except EOFError:
-            raise SystemExit(f"{self.contender} ended before it was measured") from None
-
-    def __call__(self):
-        self.connection.send(None)
-        return self._receive()
-
-    def peak_bytes(self) -> int:
-        """The most memory it has had in use so far (Linux)."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return 1024 * int(status.split("VmHWM:")[1].split()[0])
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.join()
-
-
 @dataclass
 class Times:
     """Of two contenders that took turns.
@@ -186,7 +154,7 @@ class Times:
 
 def compare(first: Contender, second: Contender, pairs: int) -> Times:
     """Lets two contenders step in turn; the first two steps of each are not counted."""
-    workers = Worker(first), Worker(second), Worker(Contender("machine", first.precision))
+    workers = Worker(work, first), Worker(work, second), Worker(work, Contender("machine", first.precision))
     one, two, machine = workers
     seconds: tuple[list[float], list[float]] = ([], [])
     measured = []
@@ -263,7 +231,7 @@ def bf16_is_faster() -> bool:
     """Whether the machine's matrix products gain from bf16."""
     rates = []
     for precision in ("32-true", "bf16-mixed"):
-        worker = Worker(Contender("machine", precision))
+        worker = Worker(work, Contender("machine", precision))
         rates.append(median(worker()[0] for _ in range(3)))
         worker.stop()
     return rates[1] > rates[0]
@@ -279,7 +247,7 @@ def sweep(steps: int) -> None:
     ]
     print(f"{'context':>7} {'batch':>5} {'accumulate':>10} {'s per step':>10} {'tokens/s':>8} {'GB':>6}")
     for shape in shapes:
-        worker = Worker(Contender("fit", shape=shape))
+        worker = Worker(work, Contender("fit", shape=shape))
         worker()
         seconds = median(worker() for _ in range(steps))
         print(

@@ -24,12 +24,14 @@ COMMANDS = {
     "export": "write a checkpoint's weights for transformers, the book, llama.cpp",
     "plot": "draw the loss curves of runs",
     "explain": "the documents' worked examples: windows, loss, sampling",
+    "look": "what a checkpoint would say next, and what the settings of sampling make of it",
 }
 OWN_MODULES = {
     "import": "weights",
     "export": "export",
     "plot": "plotting",
     "explain": "explain",
+    "look": "look",
     "verify-resume": "verify",
 }
 

@@ -20,8 +20,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from tqdm import tqdm
 
+from gpt_lightning.completion import complete_all
 from gpt_lightning.data import TextDataModule
-from gpt_lightning.generation import Sampling, complete
+from gpt_lightning.generation import Sampling
 from gpt_lightning.loss import perplexity
 from gpt_lightning.module import GPTModule
 from gpt_lightning.plotting import loss_figure, read_curve, save_figure
@@ -252,10 +253,9 @@ class Samples(Callback):
         self._sampled_step = step
         assert isinstance(module, GPTModule)
         epoch = trainer.current_epoch + 1
-        for prompt in self.prompts:
-            completion = complete(module.model, self.tokenizer, prompt, self.sampling)
-            say(" ".join((prompt + completion).splitlines()))
-            row = {"step": step, "epoch": epoch, "prompt": prompt, "completion": completion}
+        for one in complete_all(module.model, self.tokenizer, self.prompts, self.sampling):
+            say(" ".join(one.text.splitlines()))
+            row = {"step": step, "epoch": epoch, "prompt": one.prompt, "completion": one.completion}
             append_row(self.run.samples_file, row)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and self.prompts:

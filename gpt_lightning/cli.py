@@ -10,10 +10,12 @@ import logging
 import re
 import warnings
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
@@ -27,12 +29,14 @@ from gpt_lightning.archive import read_checkpoint
 from gpt_lightning.callbacks import say
 from gpt_lightning.check import check
 from gpt_lightning.checkpoint import AtomicCheckpointIO, check_same_text, load_weights
+from gpt_lightning.completion import check_prompt, complete_all
 from gpt_lightning.data import TextDataModule
 from gpt_lightning.errors import PROGRAM, InputError, require, require_integer, require_number, warn
-from gpt_lightning.generation import Sampling, check_prompt, complete
+from gpt_lightning.generation import Sampling, store_by_columns
 from gpt_lightning.hardware import PRECISIONS, choose_precision
 from gpt_lightning.model import ARCHITECTURE
 from gpt_lightning.module import GPTModule
+from gpt_lightning.prompting import check_sources, predict
 from gpt_lightning.runs import launched_by_others
 from gpt_lightning.settings import (
     TEXT_SETTINGS,
@@ -90,6 +94,8 @@ FREE_ON_RESUME = {
     "data.text_source",
     "evaluate_batches",
 }
+# Of the weights that `predict` reads, by trainer.precision; float32 where it is another one.
+WEIGHTS = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
 LINKS = {
     "model.context_length": "data.context_length",
     "seed_everything": "data.seed",
@@ -218,6 +224,14 @@ class CLI(LightningCLI):
             )
         else:
             parser.add_argument("--ckpt_path", type=str | None, default=None, help="checkpoint to use")
+        if self.command == "predict":
+            parser.add_argument(
+                "--prompts_file", type=str | None, default=None, help="prompts, a line each, or .jsonl; - is stdin"
+            )
+            parser.add_argument("--jsonl", action="store_true", help="write JSON lines instead of text")
+            parser.add_argument("--output", type=str | None, default=None, help="file for JSON lines")
+            parser.add_argument("--resume", action="store_true", help="go on with the output of a stopped job")
+            parser.add_argument("--interactive", action="store_true", help="complete what is typed, line by line")
         for source, target in LINKS.items():
             parser.link_arguments(source, target)
 
@@ -369,6 +383,8 @@ class CLI(LightningCLI):
             require_number("save_minutes", settings["save_minutes"], "be above 0", lambda minutes: minutes > 0)
         for prompt in settings["prompt"]:
             check_prompt(prompt)
+        if self.command == "predict":
+            check_sources(settings)
 
     def instantiate_classes(self) -> None:
         try:
@@ -459,17 +475,16 @@ class CLI(LightningCLI):
             say(report.describe_evaluation(name, loss, perplexity, model.evaluated_tokens[metric], data.splits[split]))
 
     def predict(self, model: GPTModule, datamodule: TextDataModule) -> None:
-        """Writes each prompt and its completion to stdout, and nothing else."""
+        """Completes prompts; see `prompting`."""
         assert self.checkpoint is not None
-        prompts, sampling = self.settings["prompt"], self.settings["sampling"]
-        if not prompts:
-            raise InputError("predict needs --prompt TEXT")
+        sampling = self.settings["sampling"]
         sampling.check_vocabulary(model.hparams["vocab_size"])
         tokenizer = load_tokenizer(datamodule.hparams["tokenizer"])
         load_weights(model, self.checkpoint, str(self.checkpoint_path))
-        model.to(self.trainer.strategy.root_device)
-        for prompt in prompts:
-            print(prompt + complete(model.model, tokenizer, prompt, sampling), flush=True)
+        model.to(self.trainer.strategy.root_device, WEIGHTS.get(self.trainer.precision))
+        store_by_columns(model.model)
+        completer = partial(complete_all, model.model, tokenizer, sampling=sampling)
+        predict(completer, self.settings, Path(str(self.checkpoint_path)))
 
 
 def plain(value: Any) -> Any:

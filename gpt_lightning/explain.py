@@ -172,27 +172,39 @@ def count_draws(logits: Tensor, sampling: Sampling, draws: int) -> list[int]:
         sampling: Its seed is where the draws start.
         draws: Number of draws.
     """
-    generators = sampling.generators(1)
+    generators = [sampling.generator()]
     drawn = torch.cat([sample_next_token(logits, sampling, generators) for _ in range(draws)])
     return torch.bincount(drawn, minlength=logits.shape[-1]).tolist()
 
 
-def candidates(words: Sequence[str], logits: Tensor, settings: Sequence[Sampling], draws: int) -> str:
+def candidates(
+    words: Sequence[str], logits: Tensor, settings: Sequence[Sampling], draws: int, ids: Sequence[int]
+) -> str:
     """A row per token: its logit and, for each setting, its probability and how often it was drawn.
 
     Args:
-        words: Of the tokens.
+        words: Of the tokens that are shown.
         logits: (1, V).
         settings: With temperatures above 0.
         draws: Of each.
+        ids: Of the tokens that are shown.
     """
-    header, columns = ["", "logit"], [list(words), [f"{logit:.4f}" for logit in logits[0].tolist()]]
+    header, columns = ["", "logit"], [list(words), [f"{logits[0, i].item():.4f}" for i in ids]]
     for one in settings:
-        probs = next_token_probs(logits, one.temperature, one.top_k)[0].tolist()
+        probs, counts = next_token_probs(logits, one)[0, list(ids)], count_draws(logits, one, draws)
         header += [_describe(one), "drawn"]
-        columns += [[f"{prob:.4e}" if 0 < prob < 1e-3 else f"{prob:.4f}" for prob in probs]]
-        columns += [[str(count) for count in count_draws(logits, one, draws)]]
+        columns += [[f"{prob:.4e}" if 0 < prob < 1e-3 else f"{prob:.4f}" for prob in probs.tolist()]]
+        columns += [[str(counts[i]) for i in ids]]
     return table("<" + ">" * (len(header) - 1), header, list(zip(*columns, strict=True)))
+
+
+def draw_bars(
+    words: Sequence[str], logits: Tensor, settings: Sequence[Sampling], path: Path, ids: Sequence[int]
+) -> None:
+    """The documents' bar figure of tokens under settings, as PDF and PNG; prints where. Arguments as `candidates`."""
+    series = {_describe(one): next_token_probs(logits, one)[0, list(ids)].tolist() for one in settings}
+    for written in save_figure(bar_figure(words, series), path):
+        print(f"  {written}")
 
 
 def _describe(sampling: Sampling) -> str:
@@ -217,11 +229,11 @@ def explain_sampling(output: Path | None) -> None:
     for number, (prompt, words, logits, temperatures, draws) in enumerate(examples, start=1):
         settings = [Sampling(temperature=one, seed=SEED) for one in temperatures]
         print(f"\nAfter {prompt!r}, {draws:,} draws each from seed {SEED}; argmax: {words[int(logits.argmax())]!r}")
-        print(candidates(words, logits, [*settings, Sampling(temperature=1.0, top_k=3, seed=SEED)], draws))
+        everything = range(len(words))
+        top_3 = Sampling(temperature=1.0, top_k=3, seed=SEED)
+        print(candidates(words, logits, [*settings, top_3], draws, everything))
         if output is not None:
-            series = {_describe(one): next_token_probs(logits, one.temperature, None)[0].tolist() for one in settings}
-            for path in save_figure(bar_figure(words, series), output / f"temperature-{number}"):
-                print(f"  {path}")
+            draw_bars(words, logits, settings, output / f"temperature-{number}", everything)
 
 
 def explain(arguments: list[str]) -> None:

@@ -13,6 +13,7 @@ Errors are exceptions here: `errors.InputError` for what was given, `errors.Mach
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ import torch
 from gpt_lightning.archive import read_checkpoint
 from gpt_lightning.checkpoint import load_weights
 from gpt_lightning.cli import run_command
+from gpt_lightning.completion import CompletedText, complete_all
 from gpt_lightning.errors import InputError
-from gpt_lightning.generation import Sampling, complete, evaluation_mode
+from gpt_lightning.generation import Sampling, evaluation_mode
 from gpt_lightning.loss import cross_entropy
 from gpt_lightning.model import ARCHITECTURE, GPT
 from gpt_lightning.module import GPTModule
@@ -43,19 +45,23 @@ class TrainedGPT:
     tokenizer: Tokenizer
 
     def complete(self, prompt: str, **sampling: Any) -> str:
-        """What the model adds to a prompt.
+        """What the model adds to a prompt; of several samples the first. See `complete_all`."""
+        return self.complete_all([prompt], **sampling)[0].completion
+
+    def complete_all(self, prompts: Sequence[str], **sampling: Any) -> list[CompletedText]:
+        """Every completion of every prompt, with its ids, log-probabilities and why it ended.
 
         Args:
-            prompt: Any text but the empty one.
-            sampling: Fields of `generation.Sampling`: max_new_tokens, temperature, top_k, eos_id, seed.
+            prompts: Any texts but empty ones.
+            sampling: Fields of `generation.Sampling`: max_new_tokens, temperature, top_k, num_samples, seed ...
 
         Raises:
-            InputError: The prompt is empty, or a field is unknown or out of range.
+            InputError: A prompt is empty, or a field is unknown or out of range.
         """
         unknown = sorted(set(sampling) - set(Sampling.__dataclass_fields__))
         if unknown:
             raise InputError(f"unknown setting {unknown[0]!r}; sampling has {', '.join(Sampling.__dataclass_fields__)}")
-        return complete(self.model, self.tokenizer, prompt, Sampling(**sampling))
+        return list(complete_all(self.model, self.tokenizer, prompts, Sampling(**sampling)))
 
     def loss(self, text: str) -> float:
         """Mean loss in nats per token over all tokens of a text but the first, which nothing predicts.

@@ -36,10 +36,14 @@ ARCHITECTURE = (  # the settings that make a network
 class Cache(Protocol):
     """Keys and values of the tokens that were already read; see `generation.KVCache`."""
 
-    length: int
+    lengths: list[int]
 
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Takes (B, H, T, K) of the new tokens, returns (B, H, length + T, K) of all."""
+    def start_reading(self, token_ids: Tensor) -> Tensor:
+        """Makes room for (B, T) new tokens and returns their positions, (1, T) or (B, 1)."""
+        ...
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Takes (B, H, T, K) of the new tokens, returns those of all and a mask of what each row may look at."""
         ...
 
 
@@ -150,16 +154,19 @@ class CausalSelfAttention(nn.Module):
         B, T, D = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.n_heads, D // self.n_heads)
         queries, keys, values = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, K)
+        mask = None
         if cache is not None:
-            keys, values = cache.append(layer, keys, values)
-        # With a cache either every token is new (causal) or one new token may see all of them (no mask).
+            keys, values, mask = cache.append(layer, keys, values)
+        # With a cache either every token is new (causal) or one new token may see all of its row (no mask, where
+        # the rows are of one length).
         assert keys.shape[2] == T or T == 1
         drop_rate = self.drop_rate if self.training else 0.0
         if drop_rate > 0 and draws_bits(x):
             out = attend(queries, keys, values, drop_rate)
         else:
-            causal = keys.shape[2] == T
-            out = F.scaled_dot_product_attention(queries, keys, values, dropout_p=drop_rate, is_causal=causal)
+            out = F.scaled_dot_product_attention(
+                queries, keys, values, mask, drop_rate, is_causal=mask is None and keys.shape[2] == T
+            )
         return self.out_proj(out.transpose(1, 2).reshape(B, T, D))
 
 
@@ -254,18 +261,17 @@ class GPT(nn.Module):
         Raises:
             InputError: More tokens than context_length.
         """
-        start = 0 if cache is None else cache.length
-        end = start + token_ids.shape[1]
-        if end > self.context_length:
-            raise InputError(f"{end} tokens do not fit into model.context_length ({self.context_length})")
-        x = self.drop_emb(self.tok_emb(token_ids) + self.pos_emb.weight[start:end])  # (B, T, D)
+        T = token_ids.shape[1]
+        longest = T if cache is None else T + max(cache.lengths, default=0)
+        if longest > self.context_length:
+            raise InputError(f"{longest} tokens do not fit into model.context_length ({self.context_length})")
+        positions = self.pos_emb.weight[:T] if cache is None else self.pos_emb(cache.start_reading(token_ids))
+        x = self.drop_emb(self.tok_emb(token_ids) + positions)  # (B, T, D)
         for layer, block in enumerate(self.trf_blocks):
             if self.activation_checkpointing and self.training:
                 x = checkpoint(block, x, layer, cache, use_reentrant=False)
             else:
                 x = block(x, layer, cache)
-        if cache is not None:
-            cache.length = end
         return self.final_norm(x)
 
     def forward(self, token_ids: Tensor, cache: Cache | None = None) -> Tensor:

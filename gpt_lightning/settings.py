@@ -12,15 +12,27 @@ from typing import Any
 import yaml
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 
+from gpt_lightning.completion import check_prompt
 from gpt_lightning.errors import InputError, MachineError, describe_os_error, require, require_integer, require_number
-from gpt_lightning.generation import check_prompt
 from gpt_lightning.hardware import PRECISIONS, check_device
 from gpt_lightning.runs import launched_by_others
 
 MAX_CONFIG_BYTES = 1_000_000
 MAX_CONFIG_NODES = 100_000
 SECTIONS = ("model", "data", "sampling", "trainer")
-TYPED_ONLY = ("run_dir", "resume", "ckpt_path", "config", "allow_data_change", "allow_classes_of")
+TYPED_ONLY = (
+    "run_dir",
+    "resume",
+    "ckpt_path",
+    "config",
+    "allow_data_change",
+    "allow_classes_of",
+    "prompts_file",
+    "jsonl",
+    "output",
+    "interactive",
+)
+TEXT_LISTS = ("--prompt", "--sampling.stop_strings")
 # What belongs to one text: whoever names another text does not mean these.
 TEXT_SETTINGS = ("address", "sha256", "fallback_text", "text_source")
 TYPE_WORDS = {
@@ -155,28 +167,30 @@ def is_typed(arguments: list[str], option: str) -> bool:
 def prepare_arguments(arguments: list[str]) -> list[str]:
     """Rewrites two options into what jsonargparse understands by them.
 
-    `--prompt TEXT` adds a text, taken literally, to a list that replaces the YAML's; `--data.text FILE`
-    stands for itself: the address, checksum and fallback of the YAML's text do not apply to it.
+    `--prompt TEXT` (and `--sampling.stop_strings TEXT`) adds a text, taken literally, to a list that replaces the
+    YAML's; `--data.text FILE` stands for itself: the address, checksum and fallback of the YAML's text do not apply
+    to it.
     """
     prepared: list[str] = []
-    prompts: list[str] = []
+    texts: dict[str, list[str]] = {}
     rest = iter(arguments)
     for argument in rest:
         name, has_value, value = argument.partition("=")
-        if name == "--prompt":
+        if name in TEXT_LISTS:
             if not has_value:
                 following = next(rest, None)
                 if following is None:
-                    raise InputError("--prompt needs a text")
+                    raise InputError(f"{name} needs a text")
                 value = following
-            check_prompt(value)
-            prompts.append(value)
+            if name == "--prompt":
+                check_prompt(value)
+            texts.setdefault(name, []).append(value)
             continue
         if name == "--data.text":
             prepared += [f"--data.{one}=null" for one in TEXT_SETTINGS if not is_typed(arguments, f"--data.{one}")]
         prepared.append(argument)
-    if prompts:  # quoted, so that one that looks like YAML stays a text
-        prepared.append("--prompt=" + yaml.safe_dump(prompts, default_style='"', width=math.inf).strip())
+    for name, values in texts.items():  # quoted, so that one that looks like YAML stays a text
+        prepared.append(f"{name}=" + yaml.safe_dump(values, default_style='"', width=math.inf).strip())
     return prepared
 
 

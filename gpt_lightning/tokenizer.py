@@ -11,8 +11,9 @@ import functools
 import hashlib
 import importlib.util
 import threading
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import tiktoken
 from tiktoken_ext.openai_public import r50k_pat_str
@@ -28,8 +29,8 @@ ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf6367
 DOWNLOAD_SECONDS = 60
 
 
-class Tokenizer(Protocol):
-    """What the program needs of a tokenizer.
+class Tokenizer:
+    """What the program needs of a tokenizer; a kind of it says how to encode, and what each id stands for.
 
     Attributes:
         name: As in `data.tokenizer`.
@@ -41,14 +42,18 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text; `<|endoftext|>` in it becomes its one id."""
-        ...
+        raise NotImplementedError
 
-    def decode(self, token_ids: list[int]) -> str:
+    def token_bytes(self, token_id: int) -> bytes:
+        """What an id adds to a UTF-8 text, perhaps a part of a character; 0xff where it is no token's."""
+        raise NotImplementedError
+
+    def decode(self, token_ids: Iterable[int]) -> str:
         """Text of ids; what is not valid UTF-8, or no token's id, becomes U+FFFD."""
-        ...
+        return b"".join(map(self.token_bytes, token_ids)).decode("utf-8", errors="replace")
 
 
-class ByteTokenizer:
+class ByteTokenizer(Tokenizer):
     """Every byte of the UTF-8 text is a token (0..255); `<|endoftext|>` is 256."""
 
     name = "bytes"
@@ -62,12 +67,13 @@ class ByteTokenizer:
             token_ids.extend(part.encode())
         return token_ids
 
-    def decode(self, token_ids: list[int]) -> str:
-        pieces = (END_OF_TEXT.encode() if i == 256 else bytes([i]) if 0 <= i < 256 else b"\xff" for i in token_ids)
-        return b"".join(pieces).decode("utf-8", errors="replace")
+    def token_bytes(self, token_id: int) -> bytes:
+        if token_id == 256:
+            return END_OF_TEXT.encode()
+        return bytes([token_id]) if 0 <= token_id < 256 else b"\xff"
 
 
-class TiktokenTokenizer:
+class TiktokenTokenizer(Tokenizer):
     """A tiktoken encoding, of whose special tokens only `<|endoftext|>` counts as one."""
 
     def __init__(self, name: str, encoding: tiktoken.Encoding) -> None:
@@ -78,10 +84,7 @@ class TiktokenTokenizer:
     def encode(self, text: str) -> list[int]:
         return self._encoding.encode(text, allowed_special={END_OF_TEXT}, disallowed_special=())
 
-    def decode(self, token_ids: list[int]) -> str:
-        return b"".join(map(self._bytes, token_ids)).decode("utf-8", errors="replace")
-
-    def _bytes(self, token_id: int) -> bytes:
+    def token_bytes(self, token_id: int) -> bytes:
         try:
             return self._encoding.decode_single_token_bytes(token_id)
         except (KeyError, OverflowError):  # a model may have more ids than its tokenizer

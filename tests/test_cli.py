@@ -46,7 +46,7 @@ def test_version_and_unknown_commands(command: Command) -> None:
     version, nothing, unknown = command("--version"), command(), command("predikt")
 
     assert version.out == f"gpt_lightning {gpt_lightning.__version__}\n"
-    commands = "expected one of fit, check, validate, test, predict, verify-resume, import, export, plot, explain"
+    commands = "expected one of fit, check, validate, test, predict, verify-resume, import, export, plot, explain, look"
     assert (nothing.code, nothing.error) == (2, commands)
     assert unknown.error == f"{commands}; got 'predikt'; did you mean predict?"
 
@@ -403,13 +403,16 @@ def test_bad_configs_get_one_line(command: Command, config: Path, content: str, 
     [
         ([], "predict needs --ckpt_path CKPT"),
         (["--ckpt_path", "nope.ckpt", "--prompt=x"], "nope.ckpt: no such file"),
-        (["--ckpt_path", "CKPT"], "predict needs --prompt TEXT"),
+        (
+            ["--ckpt_path", "CKPT"],
+            "predict needs --prompt TEXT, --prompts_file FILE (- for standard input) or --interactive",
+        ),
         (["--ckpt_path", "CKPT", "--prompt"], "--prompt needs a text"),
         (["--ckpt_path", "CKPT", "--prompt=x", "--sampling.top_k=0"], "sampling.top_k must be an int from 1 to 257"),
         (["--ckpt_path", "CKPT", "--prompt=x", "--model.emb_dim=32"], "has model.emb_dim 16, the settings say 32"),
         (["--ckpt_path", "CKPT", "--prompt=x", "--model.n_layers=12"], "has model.n_layers 1, the settings say 12"),
         (["--ckpt_path", "CKPT", "--prompt=x", "--data.tokenizer=gpt2"], "has data.tokenizer bytes, the settings say"),
-        (["--ckpt_path", "CKPT", "--prompt=x", "--resume"], "unknown setting 'resume'"),
+        (["--ckpt_path", "CKPT", "--prompt=x", "--run_dir=y"], "unknown setting 'run_dir'"),
     ],
 )
 def test_bad_predictions_get_one_line(

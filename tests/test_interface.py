@@ -52,7 +52,9 @@ def test_training_returns_the_run_folder(config: Path) -> None:
 def test_mistakes_are_exceptions(config: Path, trained: Path) -> None:
     gpt = load(trained / "checkpoints/best.ckpt")
 
-    with pytest.raises(InputError, match="unknown setting 'topk'; sampling has max_new_tokens, temperature, top_k"):
+    with pytest.raises(
+        InputError, match="unknown setting 'topk'; sampling has max_new_tokens, min_new_tokens, temperature"
+    ):
         gpt.complete("The", topk=3)
     with pytest.raises(InputError, match="sampling.top_k must be an int from 1 to 257, got 0"):
         gpt.complete("The", top_k=0)

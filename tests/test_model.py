@@ -203,7 +203,7 @@ def test_logits_with_a_cache_equal_those_without() -> None:
     pieces += [model(token_ids[:, i : i + 1], cache) for i in range(4, 8)]
 
     torch.testing.assert_close(torch.cat(pieces, 1), model(token_ids), rtol=1e-5, atol=1e-6)
-    assert cache.length == 8
+    assert cache.lengths == [8, 8, 8]
 
 
 def test_more_tokens_than_the_context_are_refused() -> None:

@@ -1,0 +1,235 @@
+"""Tokens per second, side by side: this project's `generate`, transformers' `generate`, the book's loop.
+
+    python benchmarks/generation.py [--json] [--rounds 5] [--tokens 200]
+
+GPT-2 small with an untied head and random weights continues prompts of 4 tokens, greedily. The contenders live in
+processes of their own and take turns; with every round another process measures how fast this machine reads memory at
+that moment. Ratios are medians over the rounds.
+
+The limit of a prompt alone is that each new token reads every matrix once (the token embedding, of which one row is
+looked up, left out): bytes of the matrices over the measured read rate. Past the context it is the arithmetic: the
+positions are learned, so each new token re-reads a whole window; the last table shows how the time of a token jumps
+there, for every contender.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from statistics import median
+from typing import Any
+
+import torch
+from peers import BookGPT, Shape, our_gpt, transformers_gpt
+from workers import Worker
+
+from gpt_lightning.generation import Sampling, generate, store_by_columns
+
+PROMPT = [6109, 3626, 6100, 345]
+GPT2 = Shape(context_length=1024, drop_rate=0.0)
+SHORT = Shape(context_length=256, drop_rate=0.0)
+PIECE = 50  # tokens of a turn past the context
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Who generates.
+
+    Attributes:
+        name: ours, transformers or book.
+        precision: Of the weights: fp32 or bf16.
+        prompts: How many together.
+        shape: Of the model.
+    """
+
+    name: str
+    precision: str = "fp32"
+    prompts: int = 1
+    shape: Shape = GPT2
+
+
+Listener = Callable[[], None]
+
+
+def loop(contender: Contender) -> Callable[[int, Listener | None], None]:
+    """What makes so many new tokens, and calls after each."""
+    torch.manual_seed(123)
+    dtype = DTYPES[contender.precision]
+    if contender.name == "ours":
+        model = our_gpt(contender.shape).to(dtype).eval()
+        store_by_columns(model)  # as `predict` does
+        prompts = [PROMPT] * contender.prompts
+
+        def run(tokens: int, listener: Listener | None) -> None:
+            heard = None if listener is None else lambda row, _: row == 0 and bool(listener())
+            generate(model, prompts, Sampling(max_new_tokens=tokens), listener=heard)
+
+        return run
+    ids = torch.tensor([PROMPT] * contender.prompts)
+    if contender.name == "transformers":
+        peer = transformers_gpt(contender.shape).to(dtype).eval()
+
+        def run_peer(tokens: int, _: Listener | None) -> None:
+            with torch.inference_mode():
+                peer.generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=tokens,
+                    min_new_tokens=tokens,
+                    do_sample=False,
+                    pad_token_id=50_256,
+                )
+
+        return run_peer
+    book = BookGPT(contender.shape).to(dtype).eval()
+
+    def run_book(tokens: int, listener: Listener | None) -> None:
+        text = ids
+        for _ in range(tokens):
+            with torch.no_grad():
+                logits = book(text[:, -contender.shape.context_length :])[:, -1, :]
+            text = torch.cat((text, logits.argmax(-1, keepdim=True)), dim=1)
+            if listener is not None:
+                listener()
+
+    return run_book
+
+
+def work(contender: Contender, connection: Connection) -> None:
+    """A message is a number of tokens; the answer is the seconds that they took."""
+    run = loop(contender)
+    run(3, None)
+    connection.send(None)
+    while True:
+        tokens = connection.recv()
+        start = time.perf_counter()
+        run(tokens, None)
+        connection.send(time.perf_counter() - start)
+
+
+def work_in_pieces(contender: Contender, connection: Connection) -> None:
+    """One long completion; a message lets it make the next piece, the answer is the seconds that it took."""
+    run = loop(contender)
+    made, start = 0, 0.0
+
+    def listener() -> None:
+        nonlocal made, start
+        made += 1
+        if made % PIECE == 0:
+            connection.send(time.perf_counter() - start)
+            connection.recv()
+            start = time.perf_counter()
+
+    connection.send(None)
+    connection.recv()
+    start = time.perf_counter()
+    run(10**9, listener)
+
+
+def work_machine(_: Any, connection: Connection) -> None:
+    """An answer is the bytes per second that this machine reads: the best of three ways to read 800 MB."""
+    numbers = torch.ones(200_000_000)
+    matrix, vector, row = numbers.view(20_000, 10_000), torch.ones(10_000), torch.ones(20_000)
+    ways = (numbers.sum, lambda: torch.mv(matrix, vector), lambda: torch.mv(matrix.T, row))
+    connection.send(None)
+    while True:
+        connection.recv()
+        rates = []
+        for way in ways:
+            start = time.perf_counter()
+            way()
+            rates.append(4 * numbers.numel() / (time.perf_counter() - start))
+        connection.send(max(rates))
+
+
+def matrix_bytes(shape: Shape, precision: str) -> int:
+    """Bytes of all matrices that a new token reads."""
+    return shape.weights_multiplied * DTYPES[precision].itemsize
+
+
+def compare(first: Contender, second: Contender, rounds: int, tokens: int) -> tuple[float, float]:
+    """Lets two contenders generate in turn and prints a row for each.
+
+    Returns:
+        How many times as long the second takes, and the first's share of the memory limit.
+    """
+    workers = Worker(work, first), Worker(work, second)
+    machine = Worker(work_machine, None)
+    seconds: list[list[float]] = [[], []]
+    latencies: list[list[float]] = [[], []]
+    rates = []
+    for i in range(rounds):
+        for j in (0, 1) if i % 2 == 0 else (1, 0):
+            latencies[j].append(workers[j](1))
+            seconds[j].append(workers[j](tokens))
+        rates.append(machine())
+    rate = median(rates)
+    shares = []
+    for one, worker, took, first_token in zip((first, second), workers, seconds, latencies, strict=True):
+        limit = rate / matrix_bytes(one.shape, one.precision)  # steps per second
+        shares.append(tokens / median(took) / limit)
+        print(
+            f"{one.name:<13} {one.precision:<5} {one.prompts:>7} {one.prompts * tokens / median(took):>9.1f} "
+            f"{1000 * median(first_token):>9.1f} {100 * shares[-1]:>8.0f} % {worker.peak_bytes() / 1e9:>6.2f}",
+            flush=True,
+        )
+        worker.stop()
+    machine.stop()
+    ratio = median(other / own for own, other in zip(*seconds, strict=True))
+    print(f"  {second.name} / {first.name}: {ratio:.2f}   (machine reads {rate / 1e9:.1f} GB/s)", flush=True)
+    return ratio, shares[0]
+
+
+def past_context(tokens: int) -> float:
+    """Our loop and the book's, a piece in turn, far beyond a context of 256; prints both by position.
+
+    Returns:
+        How many times as long the book's takes for all tokens.
+    """
+    workers = [Worker(work_in_pieces, Contender(name, shape=SHORT)) for name in ("ours", "book")]
+    seconds: list[list[float]] = [[], []]
+    for i in range(tokens // PIECE):
+        for j in (0, 1) if i % 2 == 0 else (1, 0):
+            seconds[j].append(workers[j]())
+    print(f"\none prompt, context {SHORT.context_length}: milliseconds per new token")
+    print(f"{'tokens':<12} {'ours':>7} {'book':>7}")
+    for i, (ours, book) in enumerate(zip(*seconds, strict=True)):
+        print(f"{i * PIECE + 1:>5}-{(i + 1) * PIECE:<6} {1000 * ours / PIECE:>7.1f} {1000 * book / PIECE:>7.1f}")
+    for worker in workers:
+        worker.stop()
+    ratio = sum(seconds[1]) / sum(seconds[0])
+    print(f"  book / ours, {tokens} tokens: {ratio:.2f}", flush=True)
+    return ratio
+
+
+def run() -> None:
+    """Reads the arguments and measures."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each contender in a comparison")
+    parser.add_argument("--tokens", type=int, default=200, help="new tokens of each turn")
+    parser.add_argument("--past_context", type=int, default=1000, help="new tokens with a context of 256; 0 for none")
+    parser.add_argument("--json", action="store_true", help="end with one object of all ratios")
+    options = parser.parse_args()
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, {time.strftime('%F')}")
+    print(f"{'contender':<13} {'type':<5} {'prompts':>7} {'tokens/s':>9} {'first ms':>9} {'of limit':>10} {'GB':>6}")
+    found: dict[str, float] = {}
+    for precision, prompts in (("fp32", 1), ("bf16", 1), ("fp32", 8), ("bf16", 8)):
+        ours, peer = (Contender(name, precision, prompts) for name in ("ours", "transformers"))
+        ratio, share = compare(ours, peer, options.rounds, options.tokens)
+        found[f"{precision}_{prompts}_vs_transformers"] = ratio
+        if prompts == 1:
+            found[f"{precision}_1_share_of_bandwidth"] = share
+    if options.past_context:
+        found["past_context_vs_book"] = past_context(options.past_context)
+    if options.json:
+        print(json.dumps({name: round(value, 4) for name, value in found.items()}))
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,108 @@
+"""`look`: inside a trained model, what it would say next and what the settings of sampling make of that.
+
+    python -m gpt_lightning look --ckpt_path CKPT --prompt TEXT [--temperature T ...] [--top_k K]
+                                 [--candidates 10] [--draws 1000] [--seed 123] [--output FOLDER]
+    python -m gpt_lightning look --ckpt_path CKPT --prompt TEXT --grid [--temperature T ...] [--top_k K ...]
+                                 [--max_new_tokens 25]
+
+The first prints the most likely next tokens with their probabilities under each temperature, alone and after
+top-k, and how often each was drawn from a seed; --output draws their bars. The second completes the prompt at each
+temperature with each top-k.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from gpt_lightning.completion import check_prompt, complete_all
+from gpt_lightning.errors import PROGRAM, InputError, Parser, require_integer
+from gpt_lightning.explain import candidates, draw_bars, table
+from gpt_lightning.generation import Sampling, evaluation_mode
+from gpt_lightning.interface import TrainedGPT, load
+
+TEMPERATURES = (1.0, 0.1, 5.0)  # of the documents' first figure
+MOST_DRAWS = 100_000  # a minute or two
+
+
+def next_tokens(
+    gpt: TrainedGPT, prompt: str, settings: list[Sampling], count: int, draws: int, output: Path | None
+) -> None:
+    """Prints the table of the most likely next tokens; draws their bars.
+
+    Args:
+        gpt: The model.
+        prompt: Any text.
+        settings: A pair of columns each; with temperatures above 0.
+        count: Rows.
+        draws: Of each setting.
+        output: Folder of the figure, as PDF and PNG; None for none.
+    """
+    ids = torch.tensor([gpt.tokenizer.encode(prompt)[-gpt.model.context_length :]])
+    with evaluation_mode(gpt.model):
+        logits = gpt.model.out_head(gpt.model.features(ids)[:, -1])  # (1, V)
+    likely = logits[0].topk(count).indices.tolist()
+    words = [repr(gpt.tokenizer.decode([i])) for i in likely]
+    print(f"After {prompt!r}, the {count} most likely of {gpt.model.vocab_size:,} tokens, {draws:,} draws each:")
+    print(candidates(words, logits, settings, draws, likely))
+    if output is not None:
+        draw_bars(words, logits, settings, output / "next-token", likely)
+
+
+def grid(gpt: TrainedGPT, prompt: str, temperatures: list[float], top_ks: list[int | None], sampling: Sampling) -> None:
+    """Prints a completion of the prompt for each temperature and top-k.
+
+    Args:
+        gpt: The model.
+        prompt: Any text.
+        temperatures: 0 and above.
+        top_ks: None for no top-k.
+        sampling: Its max_new_tokens and seed hold for all.
+    """
+    rows = []
+    for temperature in temperatures:
+        for top_k in top_ks:
+            one = Sampling(
+                max_new_tokens=sampling.max_new_tokens, temperature=temperature, top_k=top_k, seed=sampling.seed
+            )
+            (completed,) = complete_all(gpt.model, gpt.tokenizer, [prompt], one)
+            rows.append([f"{temperature:g}", "all" if top_k is None else f"{top_k}", repr(completed.completion)])
+    print(f"{prompt!r} goes on, from seed {sampling.seed}:")
+    print(table(">><", ["temperature", "top_k", "completion"], rows))
+
+
+def look(arguments: list[str]) -> None:
+    """`look --ckpt_path CKPT --prompt TEXT ...`."""
+    parser = Parser(f"python -m {PROGRAM} look", description=__doc__, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--ckpt_path", required=True, metavar="CKPT", help="checkpoint to look into")
+    parser.add_argument("--prompt", required=True, metavar="TEXT", help="what comes before the next token")
+    parser.add_argument("--temperature", type=float, action="append", help="may be repeated; 1, 0.1 and 5 otherwise")
+    parser.add_argument("--top_k", type=int, action="append", help="may be repeated")
+    parser.add_argument("--candidates", type=int, default=10, help="most likely tokens to show")
+    parser.add_argument("--draws", type=int, default=1000, help="how often a token is drawn at each setting")
+    parser.add_argument("--seed", type=int, default=123, help="where the draws start")
+    parser.add_argument("--output", metavar="FOLDER", help="where the bar figure is written")
+    parser.add_argument("--grid", action="store_true", help="complete the prompt at each temperature with each top_k")
+    parser.add_argument("--max_new_tokens", type=int, default=25, help="of each completion of the grid")
+    typed = parser.parse_args(arguments)
+    check_prompt(typed.prompt)
+    temperatures, top_ks = typed.temperature or list(TEMPERATURES), typed.top_k or []
+    sampling = Sampling(seed=typed.seed, max_new_tokens=typed.max_new_tokens)
+    settings = [Sampling(temperature=one, top_k=k, seed=typed.seed) for one in temperatures for k in (None, *top_ks)]
+    require_integer("--draws", typed.draws, 1, MOST_DRAWS)
+    if not typed.grid and any(one.is_greedy for one in settings):
+        raise InputError("--temperature must be above 0: at 0 nothing is drawn; --grid takes 0 as well")
+    if typed.grid and typed.output is not None:
+        raise InputError("--output: a grid of completions has no figure")
+    gpt = load(typed.ckpt_path)
+    require_integer("--candidates", typed.candidates, 1, gpt.model.vocab_size)
+    for one in settings:
+        one.check_vocabulary(gpt.model.vocab_size)
+    if typed.grid:
+        grid(gpt, typed.prompt, temperatures, [None, *top_ks], sampling)
+    else:
+        output = None if typed.output is None else Path(typed.output)
+        next_tokens(gpt, typed.prompt, settings, typed.candidates, typed.draws, output)

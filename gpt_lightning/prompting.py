@@ -1,0 +1,243 @@
+"""`predict`: where prompts come from, and where completions go.
+
+Prompts are typed, or come from a file or standard input, a line each, or from a `.jsonl` file, an object with a
+"prompt" in each line. Completions go to stdout as text, or as JSON lines to stdout or to a file; a job that writes to
+a file goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+from tqdm import tqdm
+
+from gpt_lightning.completion import CompletedText, check_prompt
+from gpt_lightning.errors import InputError
+from gpt_lightning.generation import Sampling
+
+STANDARD_INPUT = "-"
+Completer = Callable[..., Iterator[CompletedText]]  # `complete_all` of a model
+
+
+def read_prompts(path: str) -> Iterator[str]:
+    """The prompts of a file, one after the other.
+
+    Args:
+        path: A text file, a prompt in each line; or a `.jsonl` file; or - for lines of standard input.
+
+    Raises:
+        InputError: No such file, none in it, not UTF-8; or a line that is no prompt, by its number.
+    """
+    name = "standard input" if path == STANDARD_INPUT else path
+    if path != STANDARD_INPUT and not os.path.isfile(path):
+        raise InputError(f"{path}: {'is a folder' if os.path.isdir(path) else 'no such file'}")
+    opened = contextlib.nullcontext(sys.stdin.buffer) if path == STANDARD_INPUT else open(path, "rb")  # noqa: SIM115
+    number = 0
+    with opened as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                text = line.decode("utf-8").removesuffix("\n").removesuffix("\r")
+                prompt = _prompt_of_json(text) if path.endswith(".jsonl") else text
+                check_prompt(prompt)
+            except UnicodeDecodeError as error:
+                byte = f"byte 0x{line[error.start]:02x}"
+                raise InputError(f"{name}:{number}: not UTF-8 text ({byte} at offset {error.start})") from None
+            except InputError as error:
+                raise InputError(f"{name}:{number}: {error}") from None
+            yield prompt
+    if number == 0:
+        raise InputError(f"{name}: is empty; expected a prompt in each line")
+
+
+def _prompt_of_json(line: str) -> str:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not valid JSON: {str(error).split(':')[0]}") from None
+    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+        raise InputError('expected an object with a text named "prompt"')
+    return str(row["prompt"])
+
+
+def count_lines(path: str) -> int | None:
+    """Lines of a file; None for standard input."""
+    if path == STANDARD_INPUT:
+        return None
+    with open(path, "rb") as file:
+        return sum(1 for _ in file)
+
+
+def job_name(checkpoint: Path, sampling: Sampling) -> str:
+    """What two jobs share that give the same completions of the same prompts: 12 hexadecimal digits."""
+    with open(checkpoint, "rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(json.dumps([sha256, asdict(sampling)], sort_keys=True).encode()).hexdigest()[:12]
+
+
+def open_output(path: Path, resume: bool, job: str) -> tuple[IO[str], int]:
+    """Opens a file of completions to append to.
+
+    Args:
+        path: The file.
+        resume: Whether it may be there already; a last line that was not finished is cut off.
+        job: Of these completions.
+
+    Returns:
+        The file, and how many completions it holds.
+
+    Raises:
+        InputError: It is there and `resume` is false, or it is another job's.
+    """
+    done = 0
+    if path.exists():
+        if not resume:
+            raise InputError(f"{path}: exists; --resume goes on with it")
+        with open(path, "r+b") as old:
+            end = 0
+            for line in old:
+                if not line.endswith(b"\n"):
+                    break
+                done, end = done + 1, end + len(line)
+                try:
+                    other = json.loads(line)["job"]
+                except (ValueError, TypeError, KeyError):
+                    raise InputError(f"{path}:{done}: is no completion that predict wrote") from None
+                if other != job:
+                    raise InputError(
+                        f"{path}:{done}: is of another checkpoint or other settings (job {other}, not {job})"
+                    )
+            old.truncate(end)
+    return open(path, "a", encoding="utf-8"), done
+
+
+def write_rows(
+    completer: Completer, prompts: Iterable[str], file: IO[str], job: str, done: int, batch_size: int, total: int | None
+) -> None:
+    """Writes a JSON line for each completion.
+
+    Args:
+        completer: Makes them.
+        prompts: All of the job.
+        file: Where to.
+        job: See `job_name`.
+        done: Completions that are there already.
+        batch_size: Of the completer. A batch that was stopped is made anew as a whole: alone, its rows' last digits
+            could be others.
+        total: How many there will be, for the progress bar on stderr; None if that is not known.
+    """
+    again = done % batch_size
+    rows = islice(completer(prompts, skip=done - again), again, None)
+    with tqdm(total=total, initial=done, desc="completing", unit="text", file=sys.stderr, disable=None) as bar:
+        for one in rows:
+            file.write(json.dumps({**asdict(one), "job": job}, ensure_ascii=False) + "\n")
+            file.flush()
+            bar.update()
+
+
+def write_texts(completer: Completer, prompts: Iterable[str], is_single: bool) -> None:
+    """Writes each prompt and its completion to stdout.
+
+    Args:
+        completer: Makes them.
+        prompts: All of them.
+        is_single: Whether it is one completion of one prompt; its pieces are written as they come.
+    """
+    if is_single:
+        (prompt,) = prompts
+        _show(prompt)
+        for _ in completer([prompt], show=_show):
+            _show("\n")
+    else:
+        for one in completer(prompts):
+            print(one.text, flush=True)
+
+
+def _show(piece: str) -> None:
+    sys.stdout.write(piece)
+    sys.stdout.flush()
+
+
+def converse(completer: Completer, context: str) -> None:
+    """Completes what is typed, line by line; what was said before stays before it, as far as the model looks.
+
+    An empty line lets the model go on. The end of the input (Ctrl-D) ends it.
+
+    Args:
+        completer: Makes one completion each.
+        context: What to begin with, may be empty.
+    """
+    asks = sys.stdin.isatty()
+    while True:
+        if asks:
+            print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        line = line.removesuffix("\n")
+        if line:
+            context += ("\n" if context else "") + line
+        if not context:
+            continue
+        for one in completer([context], show=_show):
+            context += one.completion
+        _show("\n")
+
+
+def predict(completer: Completer, settings: Any, checkpoint: Path) -> None:
+    """What the command does.
+
+    Args:
+        completer: `complete_all` of the checkpoint's model.
+        settings: All settings of the command; see `check_sources`.
+        checkpoint: The file.
+    """
+    typed, path = settings["prompt"], settings["prompts_file"]
+    sampling: Sampling = settings["sampling"]
+    if settings["interactive"]:
+        converse(completer, "\n".join(typed))
+        return
+    prompts = typed if path is None else read_prompts(path)
+    if not settings["jsonl"] and settings["output"] is None:
+        write_texts(completer, prompts, len(typed) * sampling.num_samples == 1)
+        return
+    job = job_name(checkpoint, sampling)
+    count = len(typed) if path is None else count_lines(path)
+    total = None if count is None else count * sampling.num_samples
+    if settings["output"] is None:
+        write_rows(completer, prompts, sys.stdout, job, 0, sampling.batch_size, total)
+        return
+    file, done = open_output(Path(settings["output"]), settings["resume"], job)
+    with file:
+        write_rows(completer, prompts, file, job, done, sampling.batch_size, total)
+
+
+def check_sources(settings: Any) -> None:
+    """Raises `InputError` unless there is one source of prompts, and one place for completions that it fits."""
+    typed, path = settings["prompt"], settings["prompts_file"]
+    if path is not None and typed:
+        raise InputError("prompts come from --prompt or from --prompts_file; give one of them")
+    if settings["interactive"]:
+        for name in ("prompts_file", "output", "jsonl"):
+            if settings[name]:
+                raise InputError(f"--interactive reads from the terminal and writes to it; leave --{name} out")
+        if settings["sampling"]["num_samples"] > 1:
+            raise InputError("--interactive makes one completion at a time; leave sampling.num_samples out")
+    elif path is None and not typed:
+        raise InputError("predict needs --prompt TEXT, --prompts_file FILE (- for standard input) or --interactive")
+    if settings["output"] is not None and settings["jsonl"]:
+        raise InputError("--output FILE is always JSON lines; leave --jsonl out")
+    if settings["resume"] and settings["output"] is None:
+        raise InputError("--resume goes on with a file of completions; name it with --output FILE")
+    if path not in (None, STANDARD_INPUT) and settings["output"] is not None:
+        same = os.path.realpath(path) == os.path.realpath(settings["output"])
+        if same:
+            raise InputError(f"{path}: is the prompts' file; name another --output")

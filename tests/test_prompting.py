@@ -1,0 +1,219 @@
+"""Where prompts come from, where completions go, and jobs that are stopped."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Result
+
+from gpt_lightning.interface import load
+
+Command = Callable[..., Result]
+SETTINGS = ("--sampling.max_new_tokens=5", "--sampling.temperature=1", "--sampling.num_samples=2")
+
+
+@pytest.fixture
+def checkpoint(trained: Path, in_tmp: Path) -> Path:
+    """A trained checkpoint; the current directory is empty."""
+    return trained / "checkpoints/last.ckpt"
+
+
+def rows_of(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+class Stdin(io.TextIOWrapper):
+    """Standard input with a text in it."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data), encoding="utf-8")
+
+
+def test_a_file_of_lines_gives_what_typed_prompts_give(command: Command, checkpoint: Path) -> None:
+    Path("prompts.txt").write_text("The lamp\n  an é \nlast", encoding="utf-8")
+    typed = ("--prompt=The lamp", "--prompt=  an é ", "--prompt=last")
+
+    from_file = command("predict", "--ckpt_path", checkpoint, "--prompts_file=prompts.txt", *SETTINGS)
+
+    assert from_file.code == 0, from_file.err
+    assert from_file.out == command("predict", "--ckpt_path", checkpoint, *typed, *SETTINGS).out
+    assert from_file.out.count("The lamp") == 2
+    assert from_file.err == ""
+
+
+def test_standard_input_and_json_lines(command: Command, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"prompt": "one\ntwo", "more": 1}, {"prompt": "The"}]
+    Path("prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.setattr(sys, "stdin", Stdin(b"The lamp\r\nThe\n"))
+
+    piped = command("predict", "--ckpt_path", checkpoint, "--prompts_file=-", "--jsonl", *SETTINGS)
+    read = command("predict", "--ckpt_path", checkpoint, "--prompts_file=prompts.jsonl", "--jsonl", *SETTINGS)
+
+    assert [row["prompt"] for row in rows_of(piped.out)] == ["The lamp", "The lamp", "The", "The"]
+    assert [(row["prompt"], row["seed"]) for row in rows_of(read.out)] == [
+        ("one\ntwo", 123), ("one\ntwo", 124), ("The", 123), ("The", 124),
+    ]  # fmt: skip
+    one, other = rows_of(piped.out)[2], rows_of(read.out)[2]
+    assert one | {"log_probs": 0} == other | {"log_probs": 0}
+    assert one["log_probs"] == pytest.approx(other["log_probs"], abs=1e-4)
+    assert one["finish_reason"] == "length"
+    gpt = load(checkpoint)
+    assert one["completion"] == gpt.complete("The", max_new_tokens=5, temperature=1.0)
+    assert one["completion"] == gpt.tokenizer.decode(one["completion_ids"])
+
+
+def test_a_stopped_job_goes_on_and_ends_as_one_that_was_not(command: Command, checkpoint: Path) -> None:
+    Path("prompts.txt").write_text("\n".join(f"prompt {n}" for n in range(7)))
+    job = ("predict", "--ckpt_path", checkpoint, "--prompts_file=prompts.txt", "--sampling.batch_size=4", *SETTINGS)
+    assert command(*job, "--output=straight.jsonl").code == 0
+    straight = Path("straight.jsonl").read_bytes()
+    assert len(straight.splitlines()) == 14
+    for cut in (0, 1, len(straight) // 3, len(straight) // 2, len(straight) - 1, len(straight)):
+        Path("again.jsonl").write_bytes(straight[:cut])
+
+        result = command(*job, "--output=again.jsonl", "--resume")
+
+        assert (result.code, result.out) == (0, "")
+        assert Path("again.jsonl").read_bytes() == straight, cut
+
+
+def test_a_killed_job_keeps_what_it_wrote(checkpoint: Path) -> None:
+    """For real: the process is killed when its first lines are there."""
+    Path("prompts.txt").write_text("\n".join(f"prompt {n}" for n in range(400)))
+    arguments = ["--ckpt_path", str(checkpoint), "--prompts_file=prompts.txt", *SETTINGS, "--output=out.jsonl"]
+    command = [sys.executable, "-m", "gpt_lightning", "predict", *arguments]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        while not Path("out.jsonl").exists() or not Path("out.jsonl").read_bytes().count(b"\n"):
+            assert process.poll() is None
+        process.kill()
+    kept = Path("out.jsonl").read_bytes().rpartition(b"\n")[0]
+
+    done = subprocess.run([*command, "--resume"], capture_output=True, timeout=100)
+
+    assert (done.returncode, done.stdout) == (0, b""), done.stderr
+    assert Path("out.jsonl").read_bytes().startswith(kept)
+    prompts = [row["prompt"] for row in rows_of(Path("out.jsonl").read_text())]
+    assert prompts == [f"prompt {n}" for n in range(400) for _ in range(2)]
+
+
+def test_a_single_completion_is_written_as_it_comes(
+    command: Command, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces: list[str] = []
+    write = io.TextIOWrapper.write
+    arguments = ("predict", "--ckpt_path", checkpoint, "--prompt=The", "--sampling.max_new_tokens=9")
+    expected = command(*arguments, "--jsonl").out
+    monkeypatch.setattr(sys.stdout, "write", lambda text: (pieces.append(text), write(sys.stdout, text))[1])
+
+    out = command(*arguments).out
+
+    assert out == "The" + rows_of(expected)[0]["completion"] + "\n" == "".join(pieces)
+    assert len([piece for piece in pieces if piece]) >= 9
+
+
+def test_a_conversation_keeps_what_was_said(
+    command: Command, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", Stdin(b"The lamp\n\nsecond\n"))
+    settings = {"max_new_tokens": 6, "temperature": 1.0}
+
+    result = command(
+        "predict", "--ckpt_path", checkpoint, "--interactive",
+        "--sampling.max_new_tokens=6", "--sampling.temperature=1",
+    )  # fmt: skip
+
+    gpt = load(checkpoint)
+    first = gpt.complete("The lamp", **settings)
+    second = gpt.complete("The lamp" + first, **settings)
+    third = gpt.complete("The lamp" + first + second + "\nsecond", **settings)
+    assert result.code == 0
+    assert result.out == f"{first}\n{second}\n{third}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error", "kept"),
+    [
+        ("none.txt", None, "none.txt: no such file", 0),
+        ("empty.txt", b"", "empty.txt: is empty; expected a prompt in each line", 0),
+        ("a.txt", b"The\n\nlast\n", "a.txt:2: prompt is empty; to start from nothing give <|endoftext|>", 2),
+        ("a.txt", b"The\nla\xffmp\n", "a.txt:2: not UTF-8 text (byte 0xff at offset 2)", 2),
+        (
+            "a.jsonl",
+            b'{"prompt": "The"}\n{"prompt": "la',
+            "a.jsonl:2: not valid JSON: Unterminated string starting at",
+            2,
+        ),
+        ("a.jsonl", b'{"prompt": "The"}\n[1]\n', 'a.jsonl:2: expected an object with a text named "prompt"', 2),
+        ("a.jsonl", b'{"prompt": 3}\n', 'a.jsonl:1: expected an object with a text named "prompt"', 0),
+        ("a.jsonl", b'{"prompt": "\\ud800"}\n', "a.jsonl:1: prompt is not UTF-8 text (at character 0)", 0),
+        ("a.jsonl", b"[" * 100_000, "a.jsonl:1: not valid JSON: ", 0),
+    ],
+)
+def test_broken_files_are_named_with_their_line_and_what_came_before_is_kept(
+    command: Command, checkpoint: Path, name: str, content: bytes | None, error: str, kept: int
+) -> None:
+    if content is not None:
+        Path(name).write_bytes(content)
+
+    result = command("predict", "--ckpt_path", checkpoint, "--prompts_file", name, "--output=out.jsonl", *SETTINGS)
+
+    assert result.code == 2
+    assert result.error.startswith(error)
+    written = Path("out.jsonl").read_text() if Path("out.jsonl").exists() else ""
+    assert len(rows_of(written)) == kept
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--prompts_file=p.txt", "--prompt=a"], "prompts come from --prompt or from --prompts_file; give one of them"),
+        (["--prompts_file=p.txt", "--output=there.jsonl"], "there.jsonl: exists; --resume goes on with it"),
+        (["--prompts_file=p.txt", "--output=p.txt"], "p.txt: is the prompts' file; name another --output"),
+        (["--prompts_file=."], ".: is a folder"),
+        (["--prompt=a", "--output=there.jsonl", "--resume"], "there.jsonl:1: is no completion that predict wrote"),
+        (
+            ["--prompt=a", "--output=other.jsonl", "--resume"],
+            "other.jsonl:1: is of another checkpoint or other settings",
+        ),
+        (["--prompt=a", "--output=no/such.jsonl"], "no/such.jsonl: no such file"),
+        (["--prompt=a", "--resume"], "--resume goes on with a file of completions; name it with --output FILE"),
+        (["--prompt=a", "--output=x", "--jsonl"], "--output FILE is always JSON lines; leave --jsonl out"),
+        (["--interactive", "--jsonl"], "--interactive reads from the terminal and writes to it; leave --jsonl out"),
+        (
+            ["--interactive", "--sampling.temperature=1", "--sampling.num_samples=2"],
+            "--interactive makes one completion at a time; leave sampling.num_samples out",
+        ),
+        (["--prompt=a", "--sampling.stop_strings"], "--sampling.stop_strings needs a text"),
+        (["--prompt=a", "--sampling.stop_strings="], "sampling.stop_strings must hold no empty text, got ['']"),
+        (["--prompt=a", "--sampling.top_p=2"], "sampling.top_p must be above 0 and at most 1, got 2.0"),
+        (["--prompt=a", "--sampling.eos_id=[1,999]"], "sampling.eos_id must be an int from 0 to 256, got 999"),
+    ],
+)
+def test_wrong_arguments(command: Command, checkpoint: Path, arguments: list[str], error: str) -> None:
+    Path("p.txt").write_text("The\n")
+    Path("there.jsonl").write_text("{}\n")
+    Path("other.jsonl").write_text('{"job": "0123456789ab"}\n')
+
+    result = command("predict", "--ckpt_path", checkpoint, *arguments)
+
+    assert result.code == 2
+    assert result.error.startswith(error)
+    assert Path("there.jsonl").read_text() == "{}\n"
+
+
+def test_stop_strings_are_typed_as_texts(command: Command, checkpoint: Path) -> None:
+    arguments = ("predict", "--ckpt_path", checkpoint, "--prompt=The", "--jsonl", "--sampling.max_new_tokens=20")
+    (free,) = rows_of(command(*arguments).out)
+    stop = free["completion"][5:7]
+
+    (one,) = rows_of(command(*arguments, "--sampling.stop_strings", stop, "--sampling.stop_strings", "null").out)
+
+    assert one["completion"] == free["completion"][: free["completion"].index(stop)]
+    assert one["finish_reason"] == "stop"
