@@ -32,10 +32,11 @@ from gpt_lightning.checkpoint import AtomicCheckpointIO, check_same_text, load_w
 from gpt_lightning.completion import check_prompt, complete_all
 from gpt_lightning.data import TextDataModule
 from gpt_lightning.errors import PROGRAM, InputError, require, require_integer, require_number, warn
-from gpt_lightning.generation import Sampling, store_by_columns
+from gpt_lightning.generation import Sampling
 from gpt_lightning.hardware import PRECISIONS, choose_precision
 from gpt_lightning.model import ARCHITECTURE
 from gpt_lightning.module import GPTModule
+from gpt_lightning.packing import pack
 from gpt_lightning.prompting import check_sources, predict
 from gpt_lightning.runs import launched_by_others
 from gpt_lightning.settings import (
@@ -482,7 +483,7 @@ class CLI(LightningCLI):
         tokenizer = load_tokenizer(datamodule.hparams["tokenizer"])
         load_weights(model, self.checkpoint, str(self.checkpoint_path))
         model.to(self.trainer.strategy.root_device, WEIGHTS.get(self.trainer.precision))
-        store_by_columns(model.model)
+        pack(model.model, sampling.batch_size)
         completer = partial(complete_all, model.model, tokenizer, sampling=sampling)
         predict(completer, self.settings, Path(str(self.checkpoint_path)))
 

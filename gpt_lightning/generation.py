@@ -139,18 +139,6 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def store_by_columns(model: nn.Module) -> None:
-    """Lays float32 matrices out column by column, which changes no value.
-
-    A new token multiplies each matrix with a vector, which takes as long as it takes to read the matrix; in float32
-    that is faster by columns, in the 16-bit types, which are left as they are, slower by far
-    (`benchmarks/generation.py`).
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and module.weight.dtype == torch.float32:
-            module.weight.data = module.weight.data.t().contiguous().t()
-
-
 # ---- choosing a token
 
 

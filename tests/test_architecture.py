@@ -17,7 +17,7 @@ from gpt_lightning.errors import InputError
 LAYERS = [
     {"errors"},
     {"model", "loss", "windows", "tokenizer", "runs", "hardware", "layouts"},
-    {"generation", "text", "plotting", "archive"},
+    {"generation", "text", "plotting", "packing", "archive"},
     {"sources"},
     {"weights"},
     {"export"},
@@ -48,6 +48,7 @@ WITHOUT_LIGHTNING = {
     "generation",
     "completion",
     "prompting",
+    "packing",
     "text",
     "documents",
     "corpus",

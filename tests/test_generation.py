@@ -24,7 +24,6 @@ from gpt_lightning.generation import (
     keep_top_p,
     next_token_probs,
     sample_next_token,
-    store_by_columns,
 )
 from gpt_lightning.model import GPT
 from gpt_lightning.tokenizer import ByteTokenizer
@@ -475,19 +474,3 @@ def test_completions_at_the_beginning_can_be_left_out(model: GPT) -> None:
     rest = list(complete_all(model, BYTES, ["a", "b", "c"], sampling, skip=3))
 
     assert [(one.text, one.seed) for one in rest] == [(one.text, one.seed) for one in everything[3:]]
-
-
-def test_matrices_stored_by_columns_are_the_same_matrices(model: GPT) -> None:
-    torch.manual_seed(5)
-    tied = GPT(257, context_length=12, emb_dim=16, n_heads=2, n_layers=1, tie_weights=True).eval()
-    before, token_ids = copy.deepcopy(tied), torch.tensor([random_prompt(9, 1)])
-    store_by_columns(tied)
-    half = copy.deepcopy(before).bfloat16()
-    store_by_columns(half)
-
-    assert tied.trf_blocks[0].att.qkv.weight.stride() == (1, 48)
-    assert half.trf_blocks[0].att.qkv.weight.stride() == (16, 1)
-    assert tied.out_head.weight is tied.tok_emb.weight
-    for one, other in zip(before.parameters(), tied.parameters(), strict=True):
-        assert torch.equal(one, other)
-    torch.testing.assert_close(tied(token_ids), before(token_ids), rtol=1e-5, atol=1e-6)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,6 +47,7 @@ def clone(tmp_path: Path) -> Path:
     (folder / "configs" / "documents").symlink_to(ROOT / "configs" / "documents")
     (folder / "data").mkdir()
     (folder / "data" / STORY.name).write_text(STORY.read_text())
+    (folder / "prompts.txt").write_text("Every effort\nI had always\n")
     (folder / "my_text.txt").write_text(STORY.read_text().upper())
     for name in ("verdict", "debug"):
         settings = tiny_settings()
@@ -62,6 +65,7 @@ def clone(tmp_path: Path) -> Path:
 def test_every_command_of_ours_runs(clone: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the order of the README: what one writes, the next reads."""
     monkeypatch.chdir(clone)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Every effort\n"))
     for line in ["pip && " + OURS[0].replace("debug", "verdict"), *OURS]:
         arguments = shlex.split(line.split("python -m gpt_lightning ")[1])
         if "--sampling.top_k" not in arguments and arguments[0] not in OWN_MODULES:
@@ -70,7 +74,7 @@ def test_every_command_of_ours_runs(clone: Path, command: Command, monkeypatch: 
         result = command(*arguments)
 
         assert result.code == 0, (line, result.err)
-        assert result.out
+        assert result.out or "--output completions.jsonl" in line
 
 
 def test_the_python_in_the_readme_runs(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:

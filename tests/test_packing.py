@@ -1,0 +1,49 @@
+"""Packed matrices give the model's own logits, and what torch's unnamed operations are taken for."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from gpt_lightning.generation import Sampling, generate
+from gpt_lightning.model import GPT
+from gpt_lightning.packing import PackedLinear, is_packable, pack
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 24), (3, 24), (2, 5, 24), (1, 300, 24)])
+def test_a_packed_layer_is_the_same_linear_function(shape: tuple[int, ...], bias: bool) -> None:
+    linear, x = nn.Linear(24, 40, bias=bias), torch.randn(shape)
+
+    expected = x @ linear.weight.T + (linear.bias if bias else 0)
+    torch.testing.assert_close(PackedLinear(linear, 8)(x), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("tie_weights", [True, False])
+def test_a_packed_model_completes_as_it_did(tie_weights: bool) -> None:
+    torch.manual_seed(4)
+    model = GPT(257, context_length=12, emb_dim=16, n_heads=2, n_layers=2, qkv_bias=True, tie_weights=tie_weights)
+    packed = copy.deepcopy(model)
+    pack(packed, 3)
+
+    sampling = Sampling(max_new_tokens=20, temperature=1.0)
+    prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11]]
+    expected = [one.token_ids for one in generate(model, prompts, sampling)]
+    assert [one.token_ids for one in generate(packed, prompts, sampling)] == expected
+    assert not any(isinstance(module, nn.Linear) for module in packed.modules())
+
+
+def test_what_cannot_be_packed_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert is_packable(torch.ones(2, 2))
+    assert not is_packable(torch.ones(2, 2, dtype=torch.float64))
+    assert not is_packable(torch.ones(2, 2, device="meta"))
+    assert is_packable(torch.ones(2, 2).bfloat16()) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    model = nn.Sequential(nn.Linear(2, 2))
+
+    pack(model, 1)
+
+    assert isinstance(model[0], nn.Linear)
