@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
-from gpt_lightning import export
+from gpt_lightning import export, formats
 from gpt_lightning.__main__ import main
 from gpt_lightning.archive import read_checkpoint
 from gpt_lightning.errors import MachineError
@@ -472,15 +472,15 @@ def test_a_checkpoint_that_is_no_model_is_refused(
 def test_what_is_read_back_wrong_is_not_kept(
     command: Command, in_tmp: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = export.write_safetensors
+    write = formats.write_safetensors
 
     def scaled(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
         write(path, {name: 1.01 * tensor for name, tensor in tensors.items()}, metadata)
 
     arguments = ("export", "--ckpt_path", trained / "checkpoints/best.ckpt", "--format", "safetensors")
-    monkeypatch.setattr(export, "write_safetensors", scaled)
+    monkeypatch.setattr(formats, "write_safetensors", scaled)
     other = command(*arguments, "--output", "a.safetensors")
-    monkeypatch.setattr(export, "write_safetensors", lambda path, *_: path.write_bytes(b"half"))
+    monkeypatch.setattr(formats, "write_safetensors", lambda path, *_: path.write_bytes(b"half"))
     half = command(*arguments, "--output", "a.safetensors")
 
     assert other.code == half.code == 1
@@ -503,7 +503,7 @@ def test_a_full_disk_leaves_nothing(
             raise RuntimeError("unexpected pos") from error  # as torch.save says it
 
     monkeypatch.setattr(torch, "save", full)
-    monkeypatch.setattr(export, "write_safetensors", full)
+    monkeypatch.setattr(formats, "write_safetensors", full)
 
     result = command(
         "export", "--ckpt_path", trained / "checkpoints/best.ckpt", "--format", name, "--output", "a.safetensors"
