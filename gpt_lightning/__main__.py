@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import keyword
 import os
 import signal
 import sys
@@ -19,11 +20,20 @@ COMMANDS = {
     "test": "loss and perplexity of a checkpoint on data.test_text",
     "predict": "continue prompts with a checkpoint",
     "verify-resume": "prove on a config that an interrupted run ends as a straight one does",
+    "import": "make a checkpoint of GPT-2's weights: Hugging Face's, the book's, nanoGPT's",
+    "export": "write a checkpoint's weights for transformers, the book, llama.cpp",
     "plot": "draw the loss curves of runs",
     "explain": "the documents' worked examples: windows, loss, sampling",
     "look": "what a checkpoint would say next, and what the settings of sampling make of it",
 }
-OWN_MODULES = {"plot": "plotting", "explain": "explain", "look": "look", "verify-resume": "verify"}
+OWN_MODULES = {
+    "import": "weights",
+    "export": "export",
+    "plot": "plotting",
+    "explain": "explain",
+    "look": "look",
+    "verify-resume": "verify",
+}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -59,7 +69,8 @@ def _dispatch(arguments: list[str]) -> None:
         raise InputError(f"expected one of {', '.join(COMMANDS)}; got {arguments[0]!r}{hint}")
     elif arguments[0] in OWN_MODULES:
         module = importlib.import_module(f"{PROGRAM}.{OWN_MODULES[arguments[0]]}")
-        getattr(module, arguments[0].replace("-", "_"))(arguments[1:])
+        name = arguments[0].replace("-", "_")
+        getattr(module, f"{name}_" if keyword.iskeyword(name) else name)(arguments[1:])
     else:
         from gpt_lightning.cli import run_command  # loads Lightning: seconds
 

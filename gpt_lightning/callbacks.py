@@ -146,10 +146,9 @@ class Evaluation(Callback):
         train_loss, val_loss = losses["train_eval_loss"], losses["val_loss"]
         if trainer.sanity_checking:
             vocab_size = pl_module.model.vocab_size
-            say(
-                f"Untrained (Step 000000): Train loss {train_loss:.3f}, Val loss {val_loss:.3f}; "
-                f"a blind guess, ln {vocab_size:,} = {math.log(vocab_size):.3f}"
-            )
+            guess = f"; a blind guess, ln {vocab_size:,} = {math.log(vocab_size):.3f}"
+            word, rest = ("Untrained", guess) if pl_module.starts_from is None else ("At first", "")
+            say(f"{word} (Step 000000): Train loss {train_loss:.3f}, Val loss {val_loss:.3f}{rest}")
         else:
             say(
                 f"Ep {trainer.current_epoch + 1} (Step {trainer.global_step:06d}): "

@@ -102,6 +102,7 @@ def check(trainer: Trainer, module: GPTModule, data: TextDataModule, settings: A
     for line in (
         *report.describe_data(data, train_batches, val_batches, steps_per_epoch),
         report.describe_model(module, parameters),
+        *report.describe_start(module),
         report.describe_device(trainer, settings["trainer"]["accelerator"], precision_reason),
         *_describe_text(data),
     ):
@@ -115,8 +116,9 @@ def check(trainer: Trainer, module: GPTModule, data: TextDataModule, settings: A
     trainer.fit(module, data)
 
     vocab_size = module.hparams["vocab_size"]
+    word = "untrained" if module.starts_from is None else "at first"
     say(
-        f"untrained   Train loss {probe.losses['train_eval_loss']:.3f}, Val loss {probe.losses['val_loss']:.3f}; "
+        f"{word:<12}Train loss {probe.losses['train_eval_loss']:.3f}, Val loss {probe.losses['val_loss']:.3f}; "
         f"a blind guess, ln {vocab_size:,} = {math.log(vocab_size):.3f}"
     )
     on_disk = report.checkpoint_bytes(parameters)
@@ -176,7 +178,7 @@ def find_problems(
     """What will go wrong, or not as one might hope, each with what to do about it."""
     vocab_size, parameters = module.hparams["vocab_size"], module.count_parameters()
     away = max(abs(losses[name] - math.log(vocab_size)) for name in ("train_eval_loss", "val_loss"))
-    if away > NEAR:
+    if away > NEAR and module.starts_from is None:
         yield (
             f"the untrained loss is {away:.2f} nats from a blind guess's; "
             "model.init gpt2 starts nearer to it, a model.vocab_size that is the tokenizer's has no unused ids"

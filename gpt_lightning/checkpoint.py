@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, verified when read, exact when resumed.
+"""Checkpoints of runs: what is in them, when they are written, exact when resumed. The file: `archive.py`.
 
 A checkpoint describes itself. Beside what Lightning keeps, it has the key "gpt_lightning":
 
@@ -15,18 +15,13 @@ Only tensors and plain data: everything loads with `weights_only=True`.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-import pickle
 import random
 import time
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
-from types import NoneType
-from typing import IO, Any
+from typing import Any
 
 import lightning
 import numpy as np
@@ -36,15 +31,16 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 import gpt_lightning
+from gpt_lightning.archive import FORMAT, WEIGHTS_PREFIX, check_schema, read_checkpoint, write_checkpoint
+from gpt_lightning.archive import _SummedZip as _SummedZip  # benchmarks/chaos.py has its writes fail
 from gpt_lightning.callbacks import EarlyStop, Progress, at_step_boundary, evaluation_is_due, run_ends
 from gpt_lightning.data import TextDataModule
-from gpt_lightning.errors import InputError, MachineError, Stopped, find_os_error, warn
+from gpt_lightning.errors import InputError, Stopped, warn
 from gpt_lightning.module import GPTModule
 from gpt_lightning.runs import LAST, PREVIOUS, Run
 from gpt_lightning.stopping import StopOnSignal
 from gpt_lightning.text import short_name
 
-FORMAT = 1
 RESUME_SCHEMA = {
     "optimizer_states": list,
     "lr_schedulers": list,
@@ -53,148 +49,8 @@ RESUME_SCHEMA = {
     "rng_states": dict,
     "TextDataModule": {"epoch": int, "batches": int},
 }
-PLAIN = (NoneType, bool, int, float, str, list, dict)
-SCHEMA = {
-    "global_step": int,
-    "state_dict": dict,
-    "hyper_parameters": dict,
-    "datamodule_hyper_parameters": dict,
-    "gpt_lightning": {
-        "versions": dict,
-        "text": {"name": str, "sha256": str, "characters": int, "tokens": int, "val_sha256": (str, NoneType)},
-        "progress": {"epochs": int, "steps": int, "tokens_seen": int},
-        "evaluated": dict,
-        "fit": dict,
-    },
-}
-WEIGHTS_PREFIX = "model."
-COMMENT_LENGTH_BYTES = 2  # in which a zip file ends, before its comment
 TIME_BETWEEN_SAVES = 40  # times as long as a save takes; the run's last step is saved besides
 FIRST_SAVE_SECONDS = 60
-
-
-def read_checkpoint(path: str | os.PathLike[str], *, mmap: bool = True) -> dict[str, Any]:
-    """Reads a checkpoint of this program, after verifying its checksums.
-
-    Args:
-        path: The file.
-        mmap: Whether the file stays the memory of its tensors.
-
-    Returns:
-        The whole content, on the CPU.
-
-    Raises:
-        InputError: No such file, an address, damaged, more than plain data, another program's, or of
-            a newer format.
-    """
-    name = os.fspath(path)
-    if "://" in name:
-        raise InputError(f"{name}: checkpoints are local files only")
-    if not os.path.exists(name):
-        raise InputError(f"{name}: no such file")
-    if os.path.isdir(name):
-        raise InputError(f"{name}: is a folder, not a checkpoint")
-    if not os.path.isfile(name):  # a pipe or a device, which may never end
-        raise InputError(f"{name}: must be a regular file")
-    _check_sums(name)
-    try:
-        checkpoint = torch.load(name, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError:
-        raise InputError(f"{name}: refused, contains more than tensors and plain data") from None
-    except (OSError, MemoryError):
-        raise
-    except Exception:  # whatever the pickle machine runs into in bytes that are no pickle
-        raise InputError(f"{name}: not a checkpoint") from None
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("gpt_lightning"), dict):
-        raise InputError(f"{name}: not a checkpoint of gpt_lightning")
-    content = checkpoint["gpt_lightning"]
-    number = content.get("format")
-    if not isinstance(number, int) or number != FORMAT:
-        raise InputError(f"{name}: has checkpoint format {number}; this program reads format {FORMAT}")
-    _check_schema(checkpoint, SCHEMA, name)
-    for key, tensor in checkpoint["state_dict"].items():
-        is_dense = isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and not tensor.is_meta
-        if not isinstance(key, str) or not is_dense:
-            raise InputError(f"{name}: state_dict.{key} must be a name and a dense tensor")
-    for settings in (checkpoint["hyper_parameters"], checkpoint["datamodule_hyper_parameters"], content["fit"]):
-        for key, value in settings.items():
-            if not isinstance(key, str) or not isinstance(value, PLAIN):
-                raise InputError(f"{name}: setting {key} must be a name and plain data")
-    return checkpoint
-
-
-def _check_sums(name: str) -> None:
-    """Raises `InputError` for a file that is not, bit for bit, what was written.
-
-    The checksum of all that is before it is the zip file's comment. A file of plain `torch.save` has none; it
-    is checked by the checksums of its records, which leave out the padding between them.
-    """
-    try:
-        with open(name, "rb") as file:
-            file.seek(max(0, os.path.getsize(name) - COMMENT_LENGTH_BYTES))
-            has_comment = file.read() != bytes(COMMENT_LENGTH_BYTES)
-        with zipfile.ZipFile(name) as archive:
-            damaged = None if has_comment else archive.testzip()
-    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError):
-        raise InputError(f"{name}: not a complete checkpoint") from None
-    if damaged is not None:
-        raise InputError(f"{name}: checksum mismatch in {damaged.split('/', 1)[-1]}")
-    if has_comment:
-        checksum, left = 0, os.path.getsize(name) - len(_end(0))
-        with open(name, "rb") as file:
-            while left > 0 and (block := file.read(min(1 << 20, left))):
-                checksum = zlib.crc32(block, checksum)
-                left -= len(block)
-            if file.read() != _end(checksum):
-                raise InputError(f"{name}: checksum mismatch")
-
-
-def _end(checksum: int) -> bytes:
-    """The end of a zip file: the length of its comment and the comment, here the checksum of all before."""
-    comment = b"crc32 %08x" % checksum
-    return len(comment).to_bytes(COMMENT_LENGTH_BYTES, "little") + comment
-
-
-class _SummedZip:
-    """Passes a zip file on to a file and ends it with its checksum as the comment.
-
-    Args:
-        file: Open for writing.
-    """
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._checksum = 0
-        self._held = b""  # at the end of a zip file: the length of its comment, 0
-
-    def write(self, data: bytes) -> int:
-        """Takes bytes in order, as `torch.save` writes them."""
-        view = memoryview(data).cast("B")
-        held = self._held + bytes(view[-COMMENT_LENGTH_BYTES:])
-        self._pass_on(self._held[: max(0, len(held) - COMMENT_LENGTH_BYTES)])
-        self._pass_on(view[:-COMMENT_LENGTH_BYTES])
-        self._held = held[-COMMENT_LENGTH_BYTES:]
-        return len(view)
-
-    def _pass_on(self, data: bytes | memoryview) -> None:
-        self._file.write(data)
-        self._checksum = zlib.crc32(data, self._checksum)
-
-    def flush(self) -> None:
-        """Nothing: the zip file does not end here."""
-
-    def finish(self) -> None:
-        """Writes the comment."""
-        assert self._held == bytes(COMMENT_LENGTH_BYTES)
-        self._file.write(_end(self._checksum))
-
-
-def _check_schema(content: dict[str, Any], schema: dict[str, Any], name: str, prefix: str = "") -> None:
-    for key, expected in schema.items():
-        if key not in content or not isinstance(content[key], dict if isinstance(expected, dict) else expected):
-            raise InputError(f"{name}: {prefix}{key} is missing or of the wrong type")
-        if isinstance(expected, dict):
-            _check_schema(content[key], expected, name, f"{prefix}{key}.")
 
 
 def newest_checkpoint(run: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -236,7 +92,7 @@ def check_complete(checkpoint: dict[str, Any], name: str) -> None:
     """Raises `InputError` for a checkpoint that holds less than a run needs to go on."""
     if "optimizer_states" not in checkpoint:
         raise InputError(f"{name}: has weights but no optimizer state; a run goes on from its last.ckpt")
-    _check_schema(checkpoint, RESUME_SCHEMA, name)
+    check_schema(checkpoint, RESUME_SCHEMA, name)
     for key, state in checkpoint["callbacks"].items():
         if not isinstance(key, str) or not isinstance(state, dict):
             raise InputError(f"{name}: callbacks.{key} must be a name and a state")
@@ -272,7 +128,9 @@ def check_epoch_end(checkpoint: dict[str, Any], name: str) -> None:
 
 
 def load_weights(module: GPTModule, checkpoint: dict[str, Any], name: str) -> None:
-    """Puts a checkpoint's weights into a module, building its network if need be.
+    """Makes a checkpoint's weights those of a module's network, which is built without any of its own.
+
+    A file that is mapped stays the memory of the weights: a large model takes no more than its file.
 
     Raises:
         InputError: A weight is missing, left over, of another shape or not finite.
@@ -285,11 +143,14 @@ def load_weights(module: GPTModule, checkpoint: dict[str, Any], name: str) -> No
     if layers != module.hparams["n_layers"]:  # before a network of any number of layers is built
         raise InputError(f"{name}: has weights of {layers} layers, its settings say {module.hparams['n_layers']}")
     module.check_memory()
-    module.configure_model()
+    with torch.device("meta"):
+        module.configure_model()
     try:
-        module.load_state_dict(state)
+        module.load_state_dict({key: tensor.float() for key, tensor in state.items()}, assign=True)
     except RuntimeError as error:
         raise InputError(f"{name}: weights do not fit the model: {str(error).splitlines()[-1].strip()}") from None
+    if module.hparams["tie_weights"]:
+        module.model.out_head.weight = module.model.tok_emb.weight  # two names, one parameter
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -305,33 +166,8 @@ class AtomicCheckpointIO(CheckpointIO):
             path: Where to.
             storage_options: {"previous": path} keeps what `path` held before under that name.
         """
-        path = Path(path)
-        temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as file:
-                archive = _SummedZip(file)
-                torch.save(checkpoint, archive)  # type: ignore[arg-type]  # all it needs is write() and flush()
-                archive.finish()
-                file.flush()
-                os.fsync(file.fileno())
-            if storage_options is not None and path.exists():
-                os.replace(path, storage_options["previous"])  # killed here, a run goes on from that one
-            os.replace(temporary, path)
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-        except Exception as error:
-            if (cause := find_os_error(error)) is not None:
-                kept = f"; {path.name} of before is intact" if path.exists() else ""
-                reason = (cause.strerror or str(cause)).lower()
-                raise MachineError(f"{path}: {reason} while saving{kept}") from error
-            raise
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+        previous = None if storage_options is None else Path(storage_options["previous"])
+        write_checkpoint(checkpoint, Path(path), previous)
 
     def load_checkpoint(
         self,

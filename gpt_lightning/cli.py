@@ -25,15 +25,17 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from gpt_lightning import report
+from gpt_lightning.archive import read_checkpoint
 from gpt_lightning.callbacks import say
 from gpt_lightning.check import check
-from gpt_lightning.checkpoint import AtomicCheckpointIO, check_same_text, load_weights, read_checkpoint
+from gpt_lightning.checkpoint import AtomicCheckpointIO, check_same_text, load_weights
 from gpt_lightning.completion import check_prompt, complete_all
 from gpt_lightning.data import TextDataModule
 from gpt_lightning.errors import PROGRAM, InputError, require, require_integer, require_number, warn
 from gpt_lightning.generation import Sampling
 from gpt_lightning.hardware import PRECISIONS, choose_precision
-from gpt_lightning.module import ARCHITECTURE, GPTModule
+from gpt_lightning.model import ARCHITECTURE
+from gpt_lightning.module import GPTModule
 from gpt_lightning.packing import pack
 from gpt_lightning.prompting import check_sources, predict
 from gpt_lightning.runs import launched_by_others
@@ -126,6 +128,7 @@ class CLI(LightningCLI):
         self.command = command = "fit" if self.is_check else command
         self.arguments = arguments
         self.checkpoint: dict[str, Any] | None = None
+        self.starts_from: tuple[str, dict[str, Any]] | None = None
         super().__init__(
             GPTModule,
             TextDataModule,
@@ -202,6 +205,12 @@ class CLI(LightningCLI):
             help="minutes between checkpoints; where save_every is null too, they take 1/40 of the time",
         )
         if self.command == "fit":
+            parser.add_argument(
+                "--init_from",
+                type=str | None,
+                default=None,
+                help="checkpoint whose weights and architecture a new run starts from, with a fresh optimizer",
+            )
             parser.add_argument("--run_dir", type=str | None, default=None, help="the run's folder (typed only)")
             parser.add_argument("--resume", action="store_true", help="go on with the newest run (typed only)")
             parser.add_argument(
@@ -244,6 +253,8 @@ class CLI(LightningCLI):
             self.checkpoint = read_checkpoint(self.checkpoint_path)
         if self.checkpoint is not None:
             self._use_settings_of(self.checkpoint, parser, args)
+        elif settings["init_from"] is not None:
+            self._start_from(settings["init_from"], parser, args)
         self._choose_precision()
         self._check_settings()
 
@@ -259,6 +270,8 @@ class CLI(LightningCLI):
             if own not in (None, asked) and self.checkpoint is None:
                 raise InputError(f"precision is {asked}, trainer.precision {own}; give one of them")
             settings["trainer"]["precision"] = asked
+        if self.command == "fit" and settings["init_from"] is not None:
+            settings["init_from"] = absolute(settings["init_from"])
         data = settings["data"]
         for name in ("val_text", "test_text"):  # as checkpoints have them
             if data[name] is not None:
@@ -280,7 +293,7 @@ class CLI(LightningCLI):
         for name in fixed:
             if own.get(name) is None:
                 raise InputError(f"{self.checkpoint_path}: its settings lack {name}")
-        for name in sorted(set(own) - known - set(LINKS.values())):
+        for name in sorted(set(own) - known - set(LINKS.values()) - {"init_from"}):  # which only fit has
             warn(f"{self.checkpoint_path}: ignoring its unknown setting {name}")
         subparser.set_defaults({name: value for name, value in own.items() if name in known})
         self._parse(parser, args)
@@ -305,6 +318,35 @@ class CLI(LightningCLI):
                 settings[name] = then
             elif now != then:
                 raise InputError(f"{self.checkpoint_path} has {name} {then}, the settings say {now}")
+
+    def _start_from(self, name: str, parser: LightningArgumentParser, args: Any) -> None:
+        """Makes the architecture of `init_from` the default; what differs was typed or stands in a YAML file.
+
+        Raises:
+            InputError: A setting that its weights cannot be used with; names both values.
+        """
+        content = read_checkpoint(name)
+        self.starts_from = (name, content)
+        own = checkpoint_settings(content)
+        fixed = [*(f"model.{setting}" for setting in ARCHITECTURE if setting != "init"), "data.tokenizer"]
+        for setting in fixed:
+            if own.get(setting) is None:
+                raise InputError(f"{name}: its settings lack {setting}")
+        self._parser(self.command).set_defaults({setting: own[setting] for setting in fixed})
+        self._parse(parser, args)
+        settings = self.config[self.command]
+        try:
+            self._parser(self.command).validate(settings)  # defaults are not
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{name}: {explain_parser_error(str(error), self._setting_names())}") from None
+        for setting in fixed:
+            now, then = settings[setting], own[setting]
+            if setting == "model.vocab_size" and now is None:  # left to the tokenizer
+                settings[setting] = then
+            elif setting == "model.context_length" and now > then:
+                raise InputError(f"model.context_length ({now}) must be at most {then}, init_from {name}'s")
+            elif now != then and setting not in ("model.context_length", "model.drop_rate"):
+                raise InputError(f"init_from {name} has {setting} {then}, the settings say {now}")
 
     def _choose_precision(self) -> None:
         """Turns `precision: auto` into `trainer.precision`, where nothing else decides that."""
@@ -376,6 +418,7 @@ class CLI(LightningCLI):
 
     def fit(self, model: GPTModule, datamodule: TextDataModule) -> None:
         """Trains, see `training.train`; or says what training would come to."""
+        model.starts_from = self.starts_from
         if self.is_check:
             check(self.trainer, model, datamodule, self.settings, self.precision_reason)
             return

@@ -20,14 +20,15 @@ from typing import Any
 
 import torch
 
-from gpt_lightning.checkpoint import load_weights, read_checkpoint
+from gpt_lightning.archive import read_checkpoint
+from gpt_lightning.checkpoint import load_weights
 from gpt_lightning.cli import run_command
 from gpt_lightning.completion import CompletedText, complete_all
 from gpt_lightning.errors import InputError
 from gpt_lightning.generation import Sampling, evaluation_mode
 from gpt_lightning.loss import cross_entropy
-from gpt_lightning.model import GPT
-from gpt_lightning.module import ARCHITECTURE, GPTModule
+from gpt_lightning.model import ARCHITECTURE, GPT
+from gpt_lightning.module import GPTModule
 from gpt_lightning.tokenizer import Tokenizer, load_tokenizer, text_to_token_ids
 
 
@@ -88,7 +89,7 @@ def load(checkpoint: str | os.PathLike[str]) -> TrainedGPT:
     """The model of a checkpoint, on the CPU.
 
     Raises:
-        InputError: See `checkpoint.read_checkpoint`.
+        InputError: See `archive.read_checkpoint`.
     """
     name = os.fspath(checkpoint)
     content = read_checkpoint(name)

@@ -20,6 +20,17 @@ from torch.utils.checkpoint import checkpoint
 from gpt_lightning.errors import InputError, require, require_integer, require_number
 
 INITS = ("book", "gpt2")
+ARCHITECTURE = (  # the settings that make a network
+    "vocab_size",
+    "context_length",
+    "emb_dim",
+    "n_heads",
+    "n_layers",
+    "drop_rate",
+    "qkv_bias",
+    "tie_weights",
+    "init",
+)
 
 
 class Cache(Protocol):

@@ -12,22 +12,11 @@ from torch import Tensor
 
 from gpt_lightning.errors import DivergedError, InputError, MachineError, require_integer, require_number
 from gpt_lightning.loss import cross_entropy, perplexity
-from gpt_lightning.model import GPT, check_architecture, count_parameters
+from gpt_lightning.model import ARCHITECTURE, GPT, check_architecture, count_parameters
 from gpt_lightning.windows import Batch
 
 BYTES_PER_WEIGHT = 4  # float32
 EVALUATED = ("val", "train_eval")  # by the data module's loaders
-ARCHITECTURE = (
-    "vocab_size",
-    "context_length",
-    "emb_dim",
-    "n_heads",
-    "n_layers",
-    "drop_rate",
-    "qkv_bias",
-    "tie_weights",
-    "init",
-)
 
 
 def learning_rate_factor(updates: int, warmup_steps: int, total_steps: float, least: float | None) -> float:
@@ -108,6 +97,7 @@ class GPTModule(LightningModule):
             fits = lambda rate: 0 <= rate <= learning_rate  # noqa: E731  said once, read once
             require_number("model.min_learning_rate", min_learning_rate, between, fits)
         self.save_hyperparameters(logger=False)
+        self.starts_from: tuple[str, dict[str, Any]] | None = None  # a checkpoint's name and content, see training.py
         self.total_steps = math.inf  # where the cosine ends
         self.evaluated: dict[str, float] = {}  # the last evaluation's losses and perplexities
         self.evaluated_tokens: dict[str, int] = {}  # over how many tokens each loss is the mean

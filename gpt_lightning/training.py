@@ -19,13 +19,14 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from gpt_lightning import report
+from gpt_lightning.archive import WEIGHTS_PREFIX, read_checkpoint
 from gpt_lightning.callbacks import EarlyStop, Evaluation, Metrics, Progress, Samples, StepBar, Summary, say
 from gpt_lightning.checkpoint import (
     RunCheckpoints,
     check_epoch_end,
     check_same_text,
+    load_weights,
     newest_checkpoint,
-    read_checkpoint,
 )
 from gpt_lightning.data import TextDataModule
 from gpt_lightning.errors import InputError, MachineError, Stopped, describe_expected, warn
@@ -49,6 +50,7 @@ from gpt_lightning.stopping import StopOnSignal, requeue
 # Settings outside model.* and data.* that a resumed run keeps.
 KEPT_SETTINGS = (
     "seed_everything",
+    "init_from",
     "trainer.precision",
     "trainer.accumulate_grad_batches",
     "trainer.gradient_clip_val",
@@ -201,6 +203,7 @@ def train(
             for line in (
                 *report.describe_data(data, train_batches, val_batches, steps_of_epoch(trainer, train_batches, 0)),
                 report.describe_model(module, parameters),
+                *report.describe_start(module),
                 report.describe_device(trainer, settings["trainer"]["accelerator"], precision_reason),
                 report.describe_folder(run.shown, parameters),
             ):
@@ -246,7 +249,7 @@ def train(
 
 
 def check_fit(trainer: Trainer, module: GPTModule, data: TextDataModule, settings: Any) -> tuple[int, int]:
-    """Checks what needs the text, and tells the module the vocabulary and the number of steps.
+    """Checks what needs the text, and gives the module the vocabulary, the number of steps and initial weights.
 
     Returns:
         Batches per epoch on each rank, and batches of an evaluation.
@@ -266,7 +269,28 @@ def check_fit(trainer: Trainer, module: GPTModule, data: TextDataModule, setting
         if monitor is not None and monitor not in MONITORED:
             known = ", ".join(MONITORED)
             raise InputError(f"trainer.callbacks: {type(callback).__name__} cannot monitor {monitor!r}, only {known}")
+    if module.starts_from is not None:
+        start_from(module, *module.starts_from)
     return train_batches, val_batches
+
+
+def start_from(module: GPTModule, name: str, checkpoint: dict[str, Any]) -> None:
+    """Puts a checkpoint's weights into a new run's network, of its positions the first context_length.
+
+    Args:
+        module: Not yet built.
+        name: Of the checkpoint.
+        checkpoint: Its content, with at least as many positions.
+
+    Raises:
+        InputError: They do not fit, see `checkpoint.load_weights`.
+    """
+    state, key = dict(checkpoint["state_dict"]), f"{WEIGHTS_PREFIX}pos_emb.weight"
+    if key in state and state[key].dim() > 0:
+        state[key] = state[key][: module.hparams["context_length"]]
+    own = {key: tensor.clone() for key, tensor in state.items()}  # which training may write to
+    load_weights(module, {**checkpoint, "state_dict": own}, name)
+    module.starts_from = (name, {})  # gives the file back
 
 
 def check_saved(path: Path) -> None:

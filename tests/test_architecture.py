@@ -16,8 +16,12 @@ from gpt_lightning.errors import InputError
 # Each module may import those to its left.
 LAYERS = [
     {"errors"},
-    {"model", "loss", "windows", "tokenizer", "runs", "hardware"},
-    {"generation", "text", "plotting", "packing"},
+    {"model", "loss", "windows", "tokenizer", "runs", "hardware", "layouts"},
+    {"generation", "text", "plotting", "packing", "archive"},
+    {"sources"},
+    {"weights"},
+    {"formats"},
+    {"export"},
     {"documents", "explain", "completion"},
     {"corpus", "prompting"},
     {"data", "settings"},
@@ -32,6 +36,12 @@ LAYERS = [
 ]
 WITHOUT_LIGHTNING = {
     "errors",
+    "archive",
+    "layouts",
+    "sources",
+    "weights",
+    "formats",
+    "export",
     "model",
     "loss",
     "windows",

@@ -46,7 +46,7 @@ def test_version_and_unknown_commands(command: Command) -> None:
     version, nothing, unknown = command("--version"), command(), command("predikt")
 
     assert version.out == f"gpt_lightning {gpt_lightning.__version__}\n"
-    commands = "expected one of fit, check, validate, test, predict, verify-resume, plot, explain, look"
+    commands = "expected one of fit, check, validate, test, predict, verify-resume, import, export, plot, explain, look"
     assert (nothing.code, nothing.error) == (2, commands)
     assert unknown.error == f"{commands}; got 'predikt'; did you mean predict?"
 

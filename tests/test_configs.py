@@ -24,7 +24,8 @@ BROUGHT = ("own_text", "world_war")
 
 
 def test_there_are_configs() -> None:
-    assert [path.stem for path in CONFIGS] == ["classroom", "debug", "own_text", "verdict", "wikitext2", "world_war"]
+    names = ["classroom", "debug", "finetune_gpt2", "own_text", "verdict", "wikitext2", "world_war"]
+    assert [path.stem for path in CONFIGS] == names
 
 
 @pytest.mark.parametrize(
@@ -92,6 +93,8 @@ def test_a_config_trains_a_step_at_a_small_size(
         small += [f"--data.text={STORY}", f"--data.val_text={STORY}", "--data.test_text=null"]
     elif "address" in path.read_text():
         small.append("--data.address=null")
+    if path.stem == "finetune_gpt2":  # whose weights test_readme.py and test_weights.py bring
+        small.append("--init_from=null")
 
     result = command("fit", "--config", path, "--run_dir", tmp_path / "run", *small)
 

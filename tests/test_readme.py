@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT, STORY, Result, tiny_settings
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt_lightning.__main__ import OWN_MODULES
 
@@ -52,6 +53,12 @@ def clone(tmp_path: Path) -> Path:
         settings = tiny_settings()
         settings["trainer"]["max_epochs"] = 2
         (folder / "configs" / f"{name}.yaml").write_text(yaml.safe_dump(settings))
+    settings["model"] = {"context_length": 32}
+    settings["data"]["tokenizer"] = "gpt2"
+    tuned = settings | {"init_from": "gpt2.ckpt", "trainer": settings["trainer"] | {"max_steps": 2}}
+    (folder / "configs" / "finetune_gpt2.yaml").write_text(yaml.safe_dump(tuned))
+    config = GPT2Config(n_positions=40, n_embd=8, n_layer=1, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(folder / "openai-community" / "gpt2")  # found before the hub is asked
     return folder
 
 

@@ -1,0 +1,175 @@
+"""`export`: a checkpoint's weights in the formats of other programs, read back before it says that it is done.
+
+python -m gpt_lightning export --ckpt_path CKPT --format FORMAT --output PATH
+
+hf           a folder for GPT2LMHeadModel.from_pretrained and AutoTokenizer.from_pretrained
+book         a folder with the book's model.pth and, of a last.ckpt, its model_and_optimizer.pth
+safetensors  one file with this program's names
+gguf         one file for llama.cpp; needs the extra gguf
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpt_lightning.archive import WEIGHTS_PREFIX, read_checkpoint
+from gpt_lightning.errors import PROGRAM, InputError, MachineError, Parser, describe_os_error, find_os_error
+from gpt_lightning.formats import Trained, open_gguf, write_book, write_gguf, write_hf, write_own
+from gpt_lightning.model import ARCHITECTURE, GPT
+from gpt_lightning.sources import Source, open_source
+from gpt_lightning.weights import architecture_of, check_absent, convert, parameter_shapes
+
+PROBE_TOKENS = 16
+TOLERANCE = 1e-5  # of the largest logit
+
+
+def open_checkpoint(name: str) -> Trained:
+    """Reads a checkpoint of this program.
+
+    Raises:
+        InputError: See `archive.read_checkpoint`; or its weights are not those of its settings.
+    """
+    content = read_checkpoint(name)
+    own = content["hyper_parameters"]
+    state = {key.removeprefix(WEIGHTS_PREFIX): tensor for key, tensor in content["state_dict"].items()}
+    layers = len({key.split(".")[1] for key in state if key.startswith("trf_blocks.")})
+    if own.get("n_layers") != layers:  # before a network of any number of layers is built
+        raise InputError(f"{name}: has weights of {layers} layers, its settings say {own.get('n_layers')}")
+    architecture = {key: own.get(key) for key in ARCHITECTURE}
+    try:
+        shapes = parameter_shapes(architecture)
+    except (InputError, TypeError) as error:
+        raise InputError(f"{name}: {error}") from None
+    for key in sorted(shapes.keys() | state.keys()):
+        if key not in shapes or key not in state or tuple(state[key].shape) != shapes[key]:
+            raise InputError(f"{name}: weights do not fit the model ({key})")
+        if not torch.isfinite(state[key]).all():
+            raise InputError(f"{name}: contains non-finite weights ({key})")
+    tokenizer = str(content["datamodule_hyper_parameters"].get("tokenizer"))
+    return Trained(name, architecture, tokenizer, state, content)
+
+
+def probe_logits(state: dict[str, Tensor], architecture: dict[str, Any]) -> Tensor:
+    """Logits (T, V) of up to 16 random token ids, always the same; the network gets no memory of its own."""
+    with torch.device("meta"):
+        model = GPT(**architecture).eval()
+    model.load_state_dict({key: tensor.float() for key, tensor in state.items()}, assign=True)
+    generator = torch.Generator().manual_seed(0)
+    length = min(PROBE_TOKENS, architecture["context_length"])
+    token_ids = torch.randint(architecture["vocab_size"], (1, length), generator=generator)
+    with torch.no_grad():
+        return model(token_ids)[0]
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one format is written and read back.
+
+    Attributes:
+        write: Makes the file or folder; yields what there is to say.
+        read: Opens it.
+        suffix: That a file's name must end with; empty for a folder.
+        has_vocabulary: Whether the tokenizer is part of it, which has to be GPT-2's then.
+    """
+
+    write: Callable[[Trained, Path], Iterator[str]]
+    read: Callable[[Path], Source]
+    suffix: str = ""
+    has_vocabulary: bool = False
+
+
+FORMATS = {
+    "hf": Format(write_hf, lambda path: open_source(str(path)), has_vocabulary=True),
+    "book": Format(write_book, lambda path: open_source(str(path / "model.pth"))),
+    "safetensors": Format(write_own, lambda path: open_source(str(path)), ".safetensors"),
+    "gguf": Format(write_gguf, open_gguf, ".gguf", has_vocabulary=True),
+}
+
+
+def check_format(name: str, trained: Trained, output: Path) -> None:
+    """Raises `InputError` where a format cannot hold the model, needs an extra, or wants another name."""
+    chosen = FORMATS[name]
+    if chosen.suffix and output.suffix != chosen.suffix:
+        raise InputError(f"--output ({output}) must end with {chosen.suffix}, because --format is {name}")
+    if chosen.has_vocabulary and trained.tokenizer != "gpt2":
+        raise InputError(
+            f"{trained.name}: --format {name} holds the vocabulary of gpt2, and this model was trained on "
+            f"{trained.tokenizer}; --format safetensors and --format book hold weights alone"
+        )
+    if name == "gguf":
+        try:
+            import gguf  # noqa: F401
+        except ModuleNotFoundError:
+            extra = "pip install -c constraints.txt -e '.[gguf]'"
+            raise InputError(f"--format gguf needs the extra gguf: {extra}") from None
+
+
+def export_weights(trained: Trained, name: str, output: Path) -> Iterator[str]:
+    """Writes one format whole or not at all and yields lines that say what was done.
+
+    Raises:
+        InputError: The format cannot hold the model.
+        MachineError: It cannot be written, or what is read back is not the model.
+    """
+    check_format(name, trained, output)
+    expected = probe_logits(trained.state, trained.architecture)
+    folder = output.with_name(f"{output.name}.tmp-{os.getpid()}")
+    try:
+        folder.mkdir(parents=True)
+        written = folder / output.name
+        yield from FORMATS[name].write(trained, written)
+        difference = read_back(lambda: FORMATS[name].read(written), trained, expected)
+        check_absent(output)  # it took a while
+        os.replace(written, output)
+    except OSError as error:
+        raise MachineError(f"{output}: {describe_os_error(error)[0]} while exporting") from None
+    except RuntimeError as error:  # of torch.save, about a full disk
+        if (cause := find_os_error(error)) is not None:
+            raise MachineError(f"{output}: {describe_os_error(cause)[0]} while exporting") from None
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    files = sorted(path.name for path in output.iterdir()) if output.is_dir() else []
+    yield f"{output}: {name}" + (f" ({', '.join(files)})" if files else "")
+    yield f"read back: {len(expected)} tokens' logits differ by at most {difference:.1e}"
+
+
+def read_back(read: Callable[[], Source], trained: Trained, expected: Tensor) -> float:
+    """How far the logits of what was written are from those of the checkpoint, at most.
+
+    Raises:
+        MachineError: It is not the same model.
+    """
+    try:
+        source = read()
+        converted = convert(source, architecture_of(source, trained.architecture["n_heads"]))
+    except InputError as error:
+        raise MachineError(f"{error}, though it was just written") from None
+    logits = probe_logits(converted.state, converted.architecture)
+    largest = expected.abs().max().item()
+    difference = (logits - expected).abs().max().item() if logits.shape == expected.shape else float("inf")
+    if not difference <= TOLERANCE * max(largest, 1):
+        raise MachineError(f"{source.name}: read back, its logits differ by {difference:.1e}; nothing is kept")
+    return difference
+
+
+def export(arguments: list[str]) -> None:
+    """`export --ckpt_path CKPT --format hf|book|safetensors|gguf --output PATH`."""
+    parser = Parser(f"python -m {PROGRAM} export", description=__doc__, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--ckpt_path", required=True, metavar="CKPT", help="checkpoint to use")
+    parser.add_argument("--format", required=True, choices=FORMATS)
+    parser.add_argument("--output", required=True, type=Path, metavar="PATH", help="file or folder to write")
+    typed = parser.parse_args(arguments)
+    check_absent(typed.output)
+    for line in export_weights(open_checkpoint(typed.ckpt_path), typed.format, typed.output):
+        print(line, flush=True)

@@ -1,0 +1,252 @@
+"""Files of weights, other programs' and our own, opened so that each weight is read when it is asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import pickle
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from gpt_lightning.archive import check_sums
+from gpt_lightning.errors import PROGRAM, InputError, MachineError, describe_os_error
+from gpt_lightning.layouts import BOOK, HUGGING_FACE, NANOGPT, OURS, Layout
+
+SAFETENSORS = "model.safetensors"
+HUB = "https://huggingface.co"
+HUB_SECONDS = 5
+# What config.json may say, where this program's GPT has no choice.
+FIXED = {
+    "model_type": ("gpt2",),
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "layer_norm_epsilon": (1e-5,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """The weights of a file, read when they are asked for.
+
+    Attributes:
+        name: Of the file or folder, for messages.
+        layout: Whose names they have.
+        shapes: Name, without what wrappers put before it -> shape.
+        read: Such a name -> the weight; its memory is the caller's.
+        settings: What the file says of the architecture, under our names; "tokenizer" likewise.
+    """
+
+    name: str
+    layout: Layout
+    shapes: dict[str, tuple[int, ...]]
+    read: Callable[[str], Tensor]
+    settings: dict[str, Any]
+
+
+def open_source(name: str) -> Source:
+    """Opens a file, a folder or a repository of Hugging Face.
+
+    Raises:
+        InputError: It is not there, incomplete, more than plain data, or of no known layout.
+        MachineError: It cannot be read or fetched.
+    """
+    path = Path(name)
+    try:
+        if path.is_dir():
+            return _open_folder(path, name)
+        if path.is_file():
+            settings = _read_config(path.parent / "config.json") if path.name == SAFETENSORS else {}
+            return _open_safetensors([path], name, settings) if path.suffix == ".safetensors" else _open_pickle(name)
+    except OSError as error:
+        message, code = describe_os_error(error)
+        raise (InputError if code == InputError.exit_code else MachineError)(message) from None
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not path.exists():
+        return _open_folder(fetch_repository(name), name)
+    raise InputError(f"{name}: {'must be a file or a folder' if path.exists() else 'no such file or folder'}")
+
+
+def _open_folder(folder: Path, name: str) -> Source:
+    settings = _read_config(folder / "config.json")
+    index = folder / f"{SAFETENSORS}.index.json"
+    if (folder / SAFETENSORS).is_file():
+        files = [folder / SAFETENSORS]
+    elif index.is_file():  # one model in several files
+        files = [folder / file for file in sorted(set(_read_json(index).get("weight_map", {}).values()))]
+    else:
+        raise InputError(f"{name}: holds no {SAFETENSORS}; give a folder of Hugging Face's, or the file itself")
+    return _open_safetensors(files, name, settings)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (ValueError, RecursionError):
+        raise InputError(f"{path}: not JSON") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: must be a JSON object")
+    return content
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Our settings of a config.json; none where there is no such file.
+
+    Raises:
+        InputError: It describes a network that this program's GPT is not.
+    """
+    if not path.is_file():
+        return {}
+    config = _read_json(path)
+    for key, allowed in FIXED.items():
+        if config.get(key, allowed[0]) not in allowed:
+            raise InputError(f"{path}: {key} ({config[key]}) must be {allowed[0]}, because GPT-2 has no other")
+    theirs = {"vocab_size": "vocab_size", "emb_dim": "n_embd", "n_heads": "n_head", "n_layers": "n_layer"}
+    theirs |= {"context_length": "n_positions", "drop_rate": "resid_pdrop"}
+    settings = {ours: config[key] for ours, key in theirs.items() if key in config}
+    inner, width = config.get("n_inner"), config.get("n_embd")
+    if inner is not None and isinstance(width, int) and inner != 4 * width:
+        raise InputError(f"{path}: n_inner ({inner}) must be 4 n_embd ({4 * width}), because GPT-2's is")
+    return settings
+
+
+def _open_safetensors(files: list[Path], name: str, settings: dict[str, Any]) -> Source:
+    raw: dict[str, Path] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        try:
+            with safe_open(file, "pt") as opened:
+                for key in opened.keys():  # noqa: SIM118  it is no dict
+                    raw[key] = file
+                    shapes[key] = tuple(opened.get_slice(key).get_shape())
+                own = (opened.metadata() or {}).get(PROGRAM)
+        except SafetensorError as error:
+            raise InputError(f"{file}: not a complete safetensors file ({error})") from None
+        if own is not None:
+            try:
+                settings = json.loads(own)
+            except ValueError:
+                raise InputError(f"{file}: its {PROGRAM} metadata are not JSON") from None
+    plain = {_plain(key): key for key in raw}
+
+    def read(key: str) -> Tensor:
+        # Opened for each weight: the pages that were read are given back, and only the copy stays.
+        with safe_open(raw[plain[key]], "pt") as opened:
+            return opened.get_tensor(plain[key]).clone()
+
+    return _source(name, {key: shapes[plain[key]] for key in plain}, read, settings)
+
+
+def _open_pickle(name: str) -> Source:
+    """A file of `torch.save`: a state dict, or one inside what the book and nanoGPT save."""
+    check_sums(name)
+    try:
+        content = torch.load(name, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError:
+        raise InputError(f"{name}: refused, contains more than tensors and plain data") from None
+    except (OSError, MemoryError):
+        raise
+    except Exception:  # whatever the pickle machine runs into in bytes that are no pickle
+        raise InputError(f"{name}: not a file of torch.save") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{name}: must hold weights by their names, holds a {type(content).__name__}")
+    if PROGRAM in content:
+        raise InputError(f"{name}: is a checkpoint of {PROGRAM} already; every command reads it as it is")
+    settings: dict[str, Any] = {}
+    if isinstance(content.get("model_args"), dict):
+        arguments = content["model_args"]
+        theirs = {"vocab_size": "vocab_size", "emb_dim": "n_embd", "n_heads": "n_head", "n_layers": "n_layer"}
+        theirs |= {"context_length": "block_size", "drop_rate": "dropout"}
+        settings = {ours: arguments[key] for ours, key in theirs.items() if key in arguments}
+    for key in ("model_state_dict", "model", "state_dict"):
+        if isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    for key, tensor in content.items():
+        is_dense = isinstance(tensor, Tensor) and tensor.layout == torch.strided and not tensor.is_meta
+        if not isinstance(key, str) or not is_dense:
+            raise InputError(f"{name}: {key} must be a name and a dense tensor")
+    tensors = {_plain(key): tensor for key, tensor in content.items()}
+    return _source(name, {key: tuple(one.shape) for key, one in tensors.items()}, lambda key: tensors[key], settings)
+
+
+def _plain(key: str) -> str:
+    """A name without what torch.compile, DistributedDataParallel and Hugging Face put before it."""
+    return re.sub(r"^((_orig_mod|module|transformer|model)\.)+", "", key)
+
+
+def _source(
+    name: str, shapes: dict[str, tuple[int, ...]], read: Callable[[str], Tensor], settings: dict[str, Any]
+) -> Source:
+    """Finds out whose names these are.
+
+    Raises:
+        InputError: Nobody's that is known here.
+    """
+    if "wte.weight" in shapes:
+        height, width = (*shapes.get("h.0.attn.c_attn.weight", (0, 0)), 0, 0)[:2]
+        layout = NANOGPT if height == 3 * width and height else HUGGING_FACE
+    elif "tok_emb.weight" in shapes:
+        layout = BOOK if any(".att.W_query." in key for key in shapes) else OURS
+    else:
+        first = f"its first name is {next(iter(shapes))!r}" if shapes else "it is empty"
+        raise InputError(
+            f"{name}: holds no GPT-2 as Hugging Face, nanoGPT, the book or this program name its weights ({first})"
+        )
+    return Source(name, layout, shapes, read, settings)
+
+
+def fetch_repository(name: str) -> Path:
+    """Fetches config.json and model.safetensors of a repository of Hugging Face, once.
+
+    Returns:
+        The folder in the cache of huggingface_hub.
+
+    Raises:
+        InputError: The extra is not installed, or there is no such repository.
+        MachineError: It cannot be reached.
+    """
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError, RepositoryNotFoundError
+    except ModuleNotFoundError:
+        raise InputError(
+            f"{name}: no such file or folder; to fetch it from Hugging Face it needs the extra hub: "
+            "pip install -c constraints.txt -e '.[hub]'"
+        ) from None
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; what failed is said below
+    files = ("config.json", SAFETENSORS)
+    try:
+        paths = [hf_hub_download(name, file, local_files_only=True) for file in files]
+    except LocalEntryNotFoundError:
+        try:
+            _reach_hub()
+            paths = [hf_hub_download(name, file) for file in files]
+        except (RepositoryNotFoundError, RemoteEntryNotFoundError):
+            raise InputError(
+                f"{name}: no such file or folder, and no repository of Hugging Face's with {SAFETENSORS}"
+            ) from None
+        except OSError as error:
+            raise MachineError(
+                f"{name}: no such file or folder here, and it cannot be fetched from Hugging Face "
+                f"({' '.join(str(error).split())[:200]}); fetch config.json and {SAFETENSORS} of {HUB}/{name} "
+                "elsewhere and give their folder"
+            ) from None
+    return Path(paths[-1]).parent
+
+
+def _reach_hub() -> None:
+    """Raises `OSError` where there is no network: huggingface_hub would try for half a minute."""
+    with contextlib.suppress(urllib.error.HTTPError):  # it answers
+        urllib.request.urlopen(os.environ.get("HF_ENDPOINT") or HUB, timeout=HUB_SECONDS).close()

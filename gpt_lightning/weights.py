@@ -1,0 +1,277 @@
+"""`import`: GPT-2's weights from other programs' files, as a checkpoint of this one.
+
+    python -m gpt_lightning import --from SOURCE --output FILE.ckpt
+
+SOURCE is a folder with model.safetensors and config.json as Hugging Face has them, one such file, the name of
+a repository there (openai-community/gpt2; needs the extra hub), the book's model.pth or
+model_and_optimizer.pth, or nanoGPT's ckpt.pt. The format is known by its names and shapes. One weight is read
+at a time: the memory is that of the model and its largest weight.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import gpt_lightning
+from gpt_lightning.archive import FORMAT, WEIGHTS_PREFIX, read_checkpoint, write_checkpoint
+from gpt_lightning.errors import PROGRAM, InputError, MachineError, Parser, require_integer
+from gpt_lightning.layouts import HEAD, NANOGPT, POSITIONS
+from gpt_lightning.model import ARCHITECTURE, GPT, check_architecture
+from gpt_lightning.sources import Source, open_source
+from gpt_lightning.tokenizer import load_tokenizer
+
+PUBLISHED_HEADS = {(768, 12): 12, (1024, 24): 16, (1280, 36): 20, (1600, 48): 25}  # (emb_dim, n_layers) of GPT-2
+DROP_RATE = 0.1  # GPT-2's, where a file says nothing
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A model under our names.
+
+    Attributes:
+        state: Name -> float32 weight; a tied head is the token embedding's tensor.
+        architecture: The settings `model.*` that build its network.
+        report: A line for every weight.
+    """
+
+    state: dict[str, Tensor]
+    architecture: dict[str, Any]
+    report: list[str]
+
+
+def architecture_of(source: Source, n_heads: int | None = None) -> dict[str, Any]:
+    """The settings `model.*` of a source: what it says, and what the shapes tell.
+
+    Args:
+        source: Where the weights are.
+        n_heads: Attention heads, where the source does not say and it is no published GPT-2.
+
+    Raises:
+        InputError: The heads are not known, or it cannot be built.
+    """
+    layout, shapes, said = source.layout, source.shapes, source.settings
+    (embedding,), (positions,) = layout.names("tok_emb.weight"), layout.names(POSITIONS)
+    for key in (embedding, positions):
+        if key not in shapes:
+            raise InputError(f"{source.name}: {key} is missing")
+        if len(shapes[key]) != 2:
+            raise InputError(f"{source.name}: {key} is {_size(shapes[key])}, must be a matrix")
+    (vocab_size, emb_dim), context_length = shapes[embedding], shapes[positions][0]
+    numbers = {int(found[1]) for key in shapes if (found := re.match(rf"{layout.blocks}\.(\d+)\.", key))}
+    n_layers = max(numbers, default=-1) + 1
+    if said.get("n_layers", n_layers) != n_layers:  # before a network of any number of layers is built
+        raise InputError(f"{source.name}: has weights of {n_layers} layers, its settings say {said['n_layers']}")
+    heads = said.get("n_heads", n_heads if n_heads is not None else PUBLISHED_HEADS.get((emb_dim, n_layers)))
+    if heads is None:
+        raise InputError(f"{source.name}: does not say its number of attention heads; give --n_heads")
+    if n_heads is not None and n_heads != heads:
+        raise InputError(f"--n_heads ({n_heads}) must be {heads}, because {source.name} says so")
+    found_settings = {
+        "vocab_size": vocab_size,
+        "context_length": context_length,
+        "emb_dim": emb_dim,
+        "n_heads": heads,
+        "n_layers": n_layers,
+        "drop_rate": DROP_RATE,
+        "qkv_bias": any(layout.names("trf_blocks.0.att.qkv.bias")[0] == key for key in shapes),
+        "tie_weights": _is_tied(source),
+        "init": "gpt2",
+    }
+    architecture = found_settings | {key: value for key, value in said.items() if key in ARCHITECTURE}
+    architecture["tie_weights"] = found_settings["tie_weights"]
+    for key in ("vocab_size", "emb_dim", "context_length"):
+        if architecture[key] != found_settings[key]:
+            raise InputError(
+                f"{source.name}: its settings say {key} {architecture[key]}, its weights have {found_settings[key]}"
+            )
+    try:
+        check_architecture(**{key: architecture[key] for key in ARCHITECTURE if key not in ("qkv_bias", "tie_weights")})
+    except InputError as error:
+        raise InputError(f"{source.name}: {error}") from None
+    return architecture
+
+
+def _is_tied(source: Source) -> bool:
+    """Whether the head is the token embedding: left out, or equal to it."""
+    (embedding,), (head,) = source.layout.names("tok_emb.weight"), source.layout.names(HEAD)
+    if head not in source.shapes:
+        return True
+    return source.shapes[head] == source.shapes[embedding] and torch.equal(source.read(head), source.read(embedding))
+
+
+def parameter_shapes(architecture: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every weight, in the order in which an optimizer numbers them; a tied head comes last."""
+    with torch.device("meta"):
+        model = GPT(**architecture)
+    return {name: tuple(one.shape) for name, one in model.named_parameters(remove_duplicate=False)}
+
+
+def convert(source: Source, architecture: dict[str, Any], context_length: int | None = None) -> Converted:
+    """Reads every weight, one after the other, into our names and shapes.
+
+    Args:
+        source: Where they are.
+        architecture: Of `architecture_of`.
+        context_length: Keep only so many positions; None keeps all.
+
+    Raises:
+        InputError: A weight is missing, left over, of another shape, not of floats or not finite; or
+            context_length is above the source's.
+    """
+    layout, full = source.layout, architecture["context_length"]
+    if context_length is not None:
+        require_integer("--context_length", context_length, 1)
+        if context_length > full:
+            raise InputError(f"--context_length ({context_length}) must be at most {full}, {source.name}'s")
+    expected = parameter_shapes(architecture)
+    kinds = {re.sub(r"\.\d+\.", ".N.", key, count=1) for key in source.shapes}
+    state: dict[str, Tensor] = {}
+    seen: set[str] = set()
+    lines: dict[str, int] = {}
+    for ours, shape in expected.items():
+        theirs = layout.names(ours)
+        seen.update(theirs)
+        missing = [key for key in theirs if key not in source.shapes]
+        notes: list[str] = []
+        if ours == HEAD and architecture["tie_weights"]:
+            state[ours] = state["tok_emb.weight"]
+            notes = ["tied to tok_emb.weight: equal" if not missing else "tied to tok_emb.weight: the source has none"]
+        elif missing and layout.may_lack_biases and re.sub(r"\.\d+\.", ".N.", theirs[0], count=1) not in kinds:
+            state[ours] = torch.zeros(shape)
+            notes = ["0: the source has none"]
+        elif missing:
+            raise InputError(f"{source.name}: {missing[0]} is missing")
+        else:
+            state[ours], notes = _read(source, ours, shape)
+        if ours == POSITIONS and context_length is not None and context_length < full:
+            state[ours] = state[ours][:context_length].clone()
+            notes.append(f"cropped to {context_length} positions")
+        line = f"{', '.join(theirs)} -> {ours} {_size(shape)}" + "".join(f", {note}" for note in notes)
+        _count(lines, line)
+    for key in source.shapes:
+        if re.fullmatch(layout.leaves_out, key):
+            _count(lines, f"{key} left out, the causal mask")
+        elif key not in seen:
+            raise InputError(f"{source.name}: {key} is no weight of a GPT-2 as {layout.title} names them")
+    report = [line + (f", {count} layers" if ".N." in line else "") for line, count in lines.items()]
+    changed = architecture if context_length is None else architecture | {"context_length": context_length}
+    return Converted(state, changed, report)
+
+
+def _read(source: Source, ours: str, shape: tuple[int, ...]) -> tuple[Tensor, list[str]]:
+    """One weight as ours, checked, and what was done to it."""
+    theirs, notes, tensors = source.layout.names(ours), [], []
+    for key, must in zip(theirs, source.layout.shapes(ours, shape), strict=True):
+        if source.shapes[key] != must:
+            raise InputError(f"{source.name}: {key} is {_size(source.shapes[key])}, must be {_size(must)}")
+        tensor = source.read(key)
+        if not tensor.is_floating_point():
+            raise InputError(f"{source.name}: {key} is of {_type(tensor)}, must be of floats")
+        tensors.append(tensor)
+    if source.layout.is_transposed(ours):
+        notes.append("transposed")
+    if len(tensors) > 1:
+        notes.append("joined")
+    if tensors[0].dtype != torch.float32:
+        notes.append(f"from {_type(tensors[0])}")
+    tensor = source.layout.to_ours(ours, tensors).float()
+    if not torch.isfinite(tensor).all():
+        raise InputError(f"{source.name}: contains non-finite weights ({theirs[0]})")
+    return tensor, notes
+
+
+def _count(lines: dict[str, int], line: str) -> None:
+    """Adds a line, in which the number of a block is N, or counts it again."""
+    general = re.sub(r"\b(h|trf_blocks|blk)\.\d+\.", r"\1.N.", line)
+    lines[general] = lines.get(general, 0) + 1
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "a number"
+
+
+def _type(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def describe(converted: Converted, source: Source, tokenizer: str) -> dict[str, Any]:
+    """The content of a checkpoint that holds a model and knows of no training."""
+    return {
+        "epoch": 0,
+        "global_step": 0,
+        "state_dict": {WEIGHTS_PREFIX + key: tensor for key, tensor in converted.state.items()},
+        "hyper_parameters": converted.architecture,
+        "datamodule_hyper_parameters": {"tokenizer": tokenizer},
+        PROGRAM: {
+            "format": FORMAT,
+            "versions": {"gpt_lightning": gpt_lightning.__version__, "torch": str(torch.__version__)},
+            "imported": {"from": source.name, "layout": source.layout.title},
+            "text": {"name": "unknown", "sha256": "", "characters": 0, "tokens": 0, "val_sha256": None},
+            "progress": {"epochs": 0, "steps": 0, "tokens_seen": 0},
+            "evaluated": {},
+            "fit": {},
+        },
+    }
+
+
+def import_weights(
+    source: Source, output: Path, context_length: int | None, n_heads: int | None, tokenizer: str | None
+) -> Iterator[str]:
+    """Writes a checkpoint and yields lines that say what is in it.
+
+    Raises:
+        InputError: See `architecture_of` and `convert`; or the vocabulary is smaller than the tokenizer's.
+        MachineError: It cannot be written.
+    """
+    architecture = architecture_of(source, n_heads)
+    name = tokenizer or str(source.settings.get("tokenizer", "gpt2"))
+    ids, needed = architecture["vocab_size"], load_tokenizer(name).vocab_size
+    if ids < needed:
+        raise InputError(
+            f"{source.name}: has {ids} token ids, fewer than the {needed} of the tokenizer {name}; "
+            "--tokenizer names another"
+        )
+    converted = convert(source, architecture, context_length)
+    yield f"{source.name}: as {source.layout.title} names them"
+    yield from converted.report
+    write_checkpoint(describe(converted, source, name), output)
+    try:
+        read_checkpoint(output)
+    except InputError as error:
+        raise MachineError(f"{error}, though it was just written") from None
+    shown = {key: converted.architecture[key] for key in ARCHITECTURE if key not in ("init", "drop_rate")}
+    yield f"{output}: " + ", ".join(f"{key} {value}" for key, value in shown.items()) + f", tokenizer {name}"
+    if source.layout is NANOGPT:
+        yield "nanoGPT computes GELU exactly, GPT-2 and this program with tanh: logits differ by some thousandths"
+    yield f'To sample: python -m {PROGRAM} predict --ckpt_path {shlex.quote(str(output))} --prompt "Hello, I am"'
+
+
+def check_absent(output: Path) -> None:
+    """Raises `InputError` where an output exists: nothing is overwritten."""
+    if output.exists() or output.is_symlink():
+        raise InputError(f"--output {output}: exists; name another, or remove it")
+
+
+def import_(arguments: list[str]) -> None:
+    """`import --from SOURCE --output FILE.ckpt [--context_length N] [--n_heads N] [--tokenizer NAME]`."""
+    parser = Parser(f"python -m {PROGRAM} import", description=__doc__, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--from", required=True, dest="source", metavar="SOURCE", help="file, folder or repository")
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="checkpoint to write")
+    parser.add_argument("--context_length", type=int, metavar="N", help="keep the first N positions only")
+    parser.add_argument("--n_heads", type=int, metavar="N", help="attention heads, where SOURCE does not say")
+    parser.add_argument("--tokenizer", metavar="NAME", help="gpt2 (the default), bytes, or another of tiktoken")
+    typed = parser.parse_args(arguments)
+    check_absent(typed.output)
+    source = open_source(typed.source)
+    for line in import_weights(source, typed.output, typed.context_length, typed.n_heads, typed.tokenizer):
+        print(line, flush=True)
