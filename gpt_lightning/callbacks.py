@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from gpt_lightning.completion import complete_all
 from gpt_lightning.data import TextDataModule
+from gpt_lightning.errors import DivergedError
 from gpt_lightning.generation import Sampling
 from gpt_lightning.loss import perplexity
 from gpt_lightning.module import GPTModule
@@ -122,6 +123,9 @@ class Evaluation(Callback):
         every: Optimizer steps between evaluations.
         max_steps: Optimizer steps of the whole run; -1 for no limit. (Lightning's own limit, when a
             run is resumed at the end of an epoch, takes that epoch for unfinished.)
+
+    Raises:
+        DivergedError: A loss is infinite or not a number.
     """
 
     def __init__(self, run: Run, progress: Progress, every: int, max_steps: int) -> None:
@@ -140,10 +144,17 @@ class Evaluation(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, GPTModule)
-        if trainer.state.fn != "fit" or not trainer.is_global_zero:
+        if trainer.state.fn != "fit":
             return
         losses = pl_module.evaluated
         train_loss, val_loss = losses["train_eval_loss"], losses["val_loss"]
+        if not math.isfinite(train_loss + val_loss):
+            raise DivergedError(
+                f"non-finite loss in the evaluation at step {trainer.global_step} "
+                f"(Train loss {train_loss:.3f}, Val loss {val_loss:.3f})"
+            )
+        if not trainer.is_global_zero:
+            return
         if trainer.sanity_checking:
             vocab_size = pl_module.model.vocab_size
             say(

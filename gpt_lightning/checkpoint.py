@@ -38,7 +38,7 @@ from lightning.pytorch.callbacks import Checkpoint
 import gpt_lightning
 from gpt_lightning.callbacks import EarlyStop, Progress, at_step_boundary, evaluation_is_due, run_ends
 from gpt_lightning.data import TextDataModule
-from gpt_lightning.errors import InputError, MachineError, Stopped, find_os_error, warn
+from gpt_lightning.errors import DivergedError, InputError, MachineError, Stopped, find_os_error, warn
 from gpt_lightning.module import GPTModule
 from gpt_lightning.runs import LAST, PREVIOUS, Run
 from gpt_lightning.stopping import StopOnSignal
@@ -240,6 +240,27 @@ def check_complete(checkpoint: dict[str, Any], name: str) -> None:
     for key, state in checkpoint["callbacks"].items():
         if not isinstance(key, str) or not isinstance(state, dict):
             raise InputError(f"{name}: callbacks.{key} must be a name and a state")
+    for part in ("state_dict", "optimizer_states"):
+        if (key := find_non_finite(checkpoint[part], part)) is not None:
+            raise InputError(f"{name}: {key} is not finite, so a run cannot go on from it")
+
+
+def find_non_finite(value: Any, name: str) -> str | None:
+    """The name of the first tensor with an infinity or a NaN in nested dicts and lists; None where there is none.
+
+    Args:
+        value: Tensors, plain data, and dicts and lists of them.
+        name: Of the value.
+    """
+    if isinstance(value, torch.Tensor):
+        return None if torch.isfinite(value).all() else name
+    if isinstance(value, dict):
+        parts = [(f"{name}.{key}", one) for key, one in value.items()]
+    elif isinstance(value, (list, tuple)):
+        parts = [(f"{name}[{i}]", one) for i, one in enumerate(value)]
+    else:
+        return None
+    return next((found for key, one in parts if (found := find_non_finite(one, key)) is not None), None)
 
 
 def check_same_text(data: TextDataModule, checkpoint: dict[str, Any], name: str, hint: str = "") -> None:
@@ -278,9 +299,8 @@ def load_weights(module: GPTModule, checkpoint: dict[str, Any], name: str) -> No
         InputError: A weight is missing, left over, of another shape or not finite.
     """
     state = checkpoint["state_dict"]
-    for key, tensor in state.items():
-        if not torch.isfinite(tensor).all():
-            raise InputError(f"{name}: contains non-finite weights ({key})")
+    if (key := find_non_finite(state, "state_dict")) is not None:
+        raise InputError(f"{name}: contains non-finite weights ({key})")
     layers = len({key.split(".")[2] for key in state if key.startswith(f"{WEIGHTS_PREFIX}trf_blocks.")})
     if layers != module.hparams["n_layers"]:  # before a network of any number of layers is built
         raise InputError(f"{name}: has weights of {layers} layers, its settings say {module.hparams['n_layers']}")
@@ -497,6 +517,10 @@ class RunCheckpoints(Checkpoint):
 
     def _save(self, trainer: Trainer) -> None:
         start = time.monotonic()
+        values = [*trainer.lightning_module.parameters(), *(list(one.state.values()) for one in trainer.optimizers)]
+        is_finite = find_non_finite(values, "") is None
+        if not trainer.strategy.reduce_boolean_decision(is_finite, all=True):  # a rank may hold a part of them
+            raise DivergedError(f"non-finite weights or optimizer state after step {trainer.global_step}, not saved")
         if self._best is not None:
             if trainer.is_global_zero:
                 trainer.strategy.checkpoint_io.save_checkpoint(self._best, self.run.best)

@@ -2,7 +2,7 @@
 
     InputError      2   the user: a setting, a text, a prompt, a checkpoint
     MachineError    1   the machine: permission, disk, network, memory
-    DivergedError   3   the training: a gradient that is no longer a number
+    DivergedError   3   the training: a gradient, loss or weight that is no longer a number
     anything else  70   this program: a bug; its traceback is written to a file
 
 `report_errors` turns each of them into one line on stderr. A line always names the setting or
@@ -44,7 +44,7 @@ class MachineError(RuntimeError):
 
 
 class DivergedError(RuntimeError):
-    """The training left the numbers: a gradient is infinite or not a number."""
+    """The training left the numbers: a gradient, a loss or a weight is infinite or not a number."""
 
     exit_code = EXIT_DIVERGED
 

@@ -284,8 +284,7 @@ class GPTModule(LightningModule):
         self.gradient_norm = norm.item()
         if not math.isfinite(self.gradient_norm) and getattr(self.trainer.precision_plugin, "scaler", None) is None:
             raise DivergedError(
-                f"non-finite gradient at step {self.trainer.global_step + 1}, stopped before the update; "
-                "try a lower model.learning_rate, a warm-up or trainer.gradient_clip_val"
+                f"non-finite gradient at step {self.trainer.global_step + 1}; stopped before the update"
             )
         if gradient_clip_algorithm == "value":
             torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val or math.inf)

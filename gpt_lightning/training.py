@@ -28,7 +28,7 @@ from gpt_lightning.checkpoint import (
     read_checkpoint,
 )
 from gpt_lightning.data import TextDataModule
-from gpt_lightning.errors import InputError, MachineError, Stopped, describe_expected, warn
+from gpt_lightning.errors import DivergedError, InputError, MachineError, Stopped, describe_expected, warn
 from gpt_lightning.hardware import peak_flops
 from gpt_lightning.module import GPTModule
 from gpt_lightning.runs import (
@@ -223,6 +223,11 @@ def train(
             if trainer.interrupted:  # Lightning turns Ctrl-C into exit(1)
                 raise KeyboardInterrupt from None
             raise
+        except DivergedError as error:
+            step = checkpoints.saved_step
+            saved = f"last.ckpt is of step {step}" if step >= 0 else "none was saved"
+            advice = "try a lower model.learning_rate, a warm-up or trainer.gradient_clip_val"
+            raise DivergedError(f"{error}, {saved}; {advice}") from None
         except Exception as error:
             raise explain_error(error, users_callbacks, None if progress.started else choice.checkpoint) from error
         if progress.session_tokens == 0 and resumed_step is not None:

@@ -664,3 +664,75 @@ def test_lost_metrics_are_said(command: Command, config: Path) -> None:
 
     assert result.code == 0
     assert "metrics.jsonl: has no row up to step 2; the curves begin there" in result.err
+
+
+# ---- numbers that are none
+
+
+@pytest.mark.parametrize("setting", ["--save_every=1", "--trainer.max_steps=1"])
+def test_a_run_that_left_the_numbers_saves_none_of_them(command: Command, config: Path, setting: str) -> None:
+    result = command("fit", "--config", config, "--run_dir", "run", "--model.learning_rate=1e38", setting)
+
+    assert result.code == 3
+    assert result.error.startswith("non-finite ")
+    assert ", none was saved; try a lower model.learning_rate, a warm-up or " in result.error
+    assert not list(Path("run/checkpoints").glob("*.ckpt"))
+
+
+def test_the_step_of_the_kept_checkpoint_is_said(
+    command: Command, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = GPTModule.training_step
+
+    def spoil(self: GPTModule, batch: Any, batch_idx: int) -> Any:
+        if self.trainer.global_step == 4:
+            with torch.no_grad():
+                self.model.final_norm.bias[0] = torch.inf
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(GPTModule, "training_step", spoil)
+    result = command("fit", "--config", config, "--run_dir", "run", "--save_every=3")
+
+    advice = "try a lower model.learning_rate, a warm-up or trainer.gradient_clip_val"
+    what = "non-finite gradient at step 5; stopped before the update, last.ckpt is of step 3"
+    assert (result.code, result.error) == (3, f"{what}; {advice}")
+
+
+def test_weights_that_no_evaluation_has_seen_are_not_saved_either(
+    command: Command, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated: dict[str, float] = {"train_eval_loss": 1.0, "val_loss": 1.0}
+    monkeypatch.setattr(GPTModule, "on_validation_epoch_end", lambda self: setattr(self, "evaluated", evaluated))
+
+    arguments = ("--trainer.max_steps=1", "--model.learning_rate=1e38")
+    result = command("fit", "--config", config, "--run_dir", "run", *arguments)
+
+    assert result.code == 3
+    assert "non-finite weights or optimizer state after step 1, not saved, none was saved; " in result.error
+
+
+@pytest.mark.parametrize("part", ["state_dict", "optimizer_states"])
+def test_a_newest_checkpoint_with_no_numbers_gives_way_to_the_one_before(
+    command: Command, config: Path, trained: Path, part: str
+) -> None:
+    arguments = ("fit", "--config", config, "--run_dir", "run", "--save_every=4")
+    command(*arguments, "--trainer.max_steps=8")
+    last = Path("run/checkpoints/last.ckpt")
+    content = torch.load(last)
+    if part == "state_dict":
+        content["state_dict"]["model.final_norm.bias"][3] = torch.nan
+        name = "state_dict.model.final_norm.bias"
+    else:
+        content["optimizer_states"][0]["state"][2]["exp_avg"][3] = torch.inf
+        name = "optimizer_states[0].state.2.exp_avg"
+    torch.save(content, last)
+
+    result = command(*arguments, "--resume")
+
+    assert result.code == 0, result.err
+    (warning,) = [line for line in result.err.splitlines() if "warning" in line]
+    assert warning == (
+        f"gpt_lightning: warning: run/checkpoints/last.ckpt: {name} is not finite, so a run cannot go on from it; "
+        "going on from prev.ckpt, the one before"
+    )
+    assert_equal_weights(trained, Path("run"))
