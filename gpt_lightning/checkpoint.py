@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 
 import gpt_lightning
 from gpt_lightning.callbacks import EarlyStop, Progress, at_step_boundary, evaluation_is_due, run_ends
@@ -538,14 +538,17 @@ class RunCheckpoints(Checkpoint):
         return time.monotonic() + automatic if self.save_every is None else math.inf
 
     def _snapshot(self, trainer: Trainer, module: GPTModule) -> dict[str, Any]:
-        """The weights, copied, with everything that `predict` and `validate` need."""
+        """The weights that were evaluated, copied, with everything that `predict` and `validate` need."""
         data = trainer.datamodule  # type: ignore[attr-defined]
-        weights = trainer.strategy.lightning_module_state_dict()
+        content = {"state_dict": trainer.strategy.lightning_module_state_dict()}
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, WeightAveraging):  # has taken its averages out of the module again
+                callback.on_save_checkpoint(trainer, module, content)
         return {
             "epoch": trainer.current_epoch,
             "global_step": trainer.global_step,
             "pytorch-lightning_version": lightning.__version__,
-            "state_dict": {key: tensor.detach().to("cpu", copy=True) for key, tensor in weights.items()},
+            "state_dict": {key: tensor.detach().to("cpu", copy=True) for key, tensor in content["state_dict"].items()},
             module.CHECKPOINT_HYPER_PARAMS_KEY: dict(module.hparams),
             data.CHECKPOINT_HYPER_PARAMS_KEY: dict(data.hparams),
             "gpt_lightning": self._describe(trainer, module),

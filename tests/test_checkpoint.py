@@ -736,3 +736,13 @@ def test_a_newest_checkpoint_with_no_numbers_gives_way_to_the_one_before(
         "going on from prev.ckpt, the one before"
     )
     assert_equal_weights(trained, Path("run"))
+
+
+def test_the_best_weights_are_those_that_were_evaluated(command: Command, config: Path) -> None:
+    averaging = "--trainer.callbacks=[{class_path: EMAWeightAveraging, init_args: {decay: 0.8}}]"
+    command("fit", "--config", config, "--run_dir", "run", "--trainer.max_epochs=1", averaging)
+
+    shown = command("validate", "--ckpt_path", "run/checkpoints/best.ckpt")
+
+    best = min(row["val_loss"] for row in read_rows(Path("run/metrics.jsonl")) if "val_loss" in row)
+    assert f": loss {best:.6f} nats per token" in shown.out
