@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from tqdm import tqdm
 
 from gpt_lightning.completion import complete_all
 from gpt_lightning.data import TextDataModule
-from gpt_lightning.errors import DivergedError
+from gpt_lightning.errors import DivergedError, InputError, warn
 from gpt_lightning.generation import Sampling
 from gpt_lightning.loss import perplexity
 from gpt_lightning.module import GPTModule
@@ -312,7 +312,8 @@ class Summary(Callback):
         }
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(self.settings, final, step)
+                found = {"learning_rate": pl_module.hparams["learning_rate"]}  # perhaps by a LearningRateFinder
+                logger.log_hyperparams(self.settings | found, final, step)
             else:
                 logger.log_metrics(final, step)
         draw_losses(self.run, trainer)
@@ -349,6 +350,29 @@ class EarlyStop(EarlyStopping):
         super().on_validation_end(trainer, pl_module)
         if self.wait_count >= self.patience and trainer.is_global_zero:
             say(f"Stopping early: the validation loss has not fallen for {self.wait_count} evaluations.")
+
+
+class FoundRate(Callback):
+    """Says what a LearningRateFinder, which has to come before it, has found.
+
+    Raises:
+        InputError: It is below model.min_learning_rate, in which the schedule ends.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for finder in trainer.callbacks:  # type: ignore[attr-defined]
+            if not isinstance(finder, LearningRateFinder) or finder.optimal_lr is None:
+                continue
+            found, least = finder.optimal_lr.suggestion(), pl_module.hparams["min_learning_rate"]
+            if found is None and trainer.is_global_zero:
+                warn("trainer.callbacks: LearningRateFinder had too few steps to find a learning rate")
+            elif found is not None and least is not None and found < least:
+                raise InputError(
+                    f"trainer.callbacks: LearningRateFinder found {found:.3g}, below model.min_learning_rate ({least})"
+                )
+            elif trainer.is_global_zero:
+                used = pl_module.hparams["learning_rate"]
+                say(f"learning rate {found:.3g} found by LearningRateFinder; {used:.3g} is used")
 
 
 class StepBar(ProgressBar):

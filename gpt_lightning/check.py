@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import LearningRateFinder
 
 from gpt_lightning import report
 from gpt_lightning.callbacks import say
@@ -108,7 +109,8 @@ def check(trainer: Trainer, module: GPTModule, data: TextDataModule, settings: A
         say(line)
 
     probe = Probe()
-    trainer.callbacks = [*trainer.callbacks, probe]  # type: ignore[attr-defined]
+    others = [one for one in trainer.callbacks if not isinstance(one, LearningRateFinder)]  # type: ignore[attr-defined]
+    trainer.callbacks = [*others, probe]  # type: ignore[attr-defined]
     trainer.loggers = []
     keep_freed_memory()
     seed_everything(settings["seed_everything"], workers=True, verbose=False)

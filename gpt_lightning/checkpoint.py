@@ -464,7 +464,7 @@ class RunCheckpoints(Checkpoint):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._rng_states = checkpoint["rng_states"]
-        self.saved_step = checkpoint["global_step"]
+        self.saved_step = checkpoint["global_step"] or -1  # 0: of a LearningRateFinder, which has removed it
         text, now = checkpoint["gpt_lightning"]["text"], self._describe(trainer, pl_module)["text"]
         self._has_new_text = any(text[name] != now[name] for name in ("sha256", "val_sha256"))
 

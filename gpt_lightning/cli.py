@@ -44,6 +44,7 @@ from gpt_lightning.settings import (
     explain_class_error,
     explain_parser_error,
     is_typed,
+    named_classes,
     prepare_arguments,
 )
 from gpt_lightning.text import absolute, short_name
@@ -290,6 +291,9 @@ class CLI(LightningCLI):
                 warn(f"going on with {kept}, the text of {self.checkpoint_path}, not with {named}")
             for name in ("text", *TEXT_SETTINGS):
                 settings["data"][name] = own.get(f"data.{name}")
+        finds_rate = ("callbacks", "LearningRateFinder") in named_classes(settings["trainer"])
+        if finds_rate and not is_typed(self.arguments, "--model.learning_rate"):
+            settings["model"]["learning_rate"] = own.get("model.learning_rate")
         try:
             subparser.validate(settings)  # defaults are not
         except (TypeError, ValueError) as error:

@@ -45,6 +45,12 @@ TYPE_WORDS = {
     "NoneType": "null",
 }
 CLASS_SETTINGS = ("trainer.callbacks", "trainer.logger", "trainer.plugins")
+# Classes of Lightning that a run cannot use, and why.
+REFUSED_CLASSES = {
+    "BatchSizeFinder": "changes data.batch_size when the steps of the run are counted; set data.batch_size, "
+    "whose memory `check` foretells",
+    "OnExceptionCheckpoint": "saves what a run cannot go on from exactly; last.ckpt serves",
+}
 CLASS_ERRORS = {
     r"Importing '([\w.]+)' is not allowed": (
         "class_path '{}' is not allowed; only classes of Lightning that take no code may be named"
@@ -282,4 +288,18 @@ def check_trainer(trainer: Any) -> None:
     strategy = trainer["strategy"]
     if isinstance(strategy, str) and any(word in strategy for word in ("spawn", "fork", "notebook")):
         raise InputError(f"trainer.strategy {strategy} cannot carry a run's open files to other processes; take ddp")
+    for setting, name in named_classes(trainer):
+        if name in REFUSED_CLASSES:
+            raise InputError(f"trainer.{setting}: {name} {REFUSED_CLASSES[name]}")
     check_device(trainer["accelerator"], trainer["devices"], trainer["precision"])
+
+
+def named_classes(trainer: Any) -> list[tuple[str, str]]:
+    """The settings that name classes, each with the name of one without its module."""
+    found = []
+    for setting in ("callbacks", "logger", "plugins", "profiler", "strategy"):
+        value = trainer[setting]
+        for one in value if isinstance(value, list) else [value]:
+            if path := getattr(one, "class_path", None):
+                found.append((setting, path.rpartition(".")[2]))
+    return found

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, LearningRateFinder
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from gpt_lightning import report
-from gpt_lightning.callbacks import EarlyStop, Evaluation, Metrics, Progress, Samples, StepBar, Summary, say
+from gpt_lightning.callbacks import EarlyStop, Evaluation, FoundRate, Metrics, Progress, Samples, StepBar, Summary, say
 from gpt_lightning.checkpoint import (
     RunCheckpoints,
     check_epoch_end,
@@ -178,13 +178,18 @@ def train(
         hparams = {**module.hparams, **data.hparams}
         patience = settings["early_stopping_patience"]
         early_stop = [] if patience is None else [EarlyStop(patience)]
-        users_callbacks = list(trainer.callbacks)  # type: ignore[attr-defined]
+        users_callbacks = [
+            callback
+            for callback in trainer.callbacks  # type: ignore[attr-defined]
+            if choice.content is None or not isinstance(callback, LearningRateFinder)  # the run has its rate
+        ]
         trainer.callbacks = [  # type: ignore[attr-defined]
             progress,
             Metrics(run, progress, peak),
             Samples(run, data.tokenizer, settings["prompt"], settings["sampling"], settings["sample_every"]),
             *([StepBar(module.total_steps)] if show_bar else []),
             *users_callbacks,
+            FoundRate(),
             *early_stop,
             Summary(run, hparams),
             Evaluation(run, progress, settings["evaluate_every"], max_steps),

@@ -261,6 +261,14 @@ BAD_SETTINGS = [
     ("--trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches must be an int of at least 1, got 0"),
     ("--trainer.limit_train_batches=0", "trainer.limit_train_batches must be an int of at least 1 or a share above 0"),
     ("--trainer.limit_val_batches=0.1", "trainer.limit_val_batches (0.1) leaves none of the 1 batches"),
+    (
+        "--trainer.callbacks=[{class_path: BatchSizeFinder}]",
+        "trainer.callbacks: BatchSizeFinder changes data.batch_size when the steps of the run are counted; set data.",
+    ),
+    (
+        "--trainer.callbacks=[{class_path: OnExceptionCheckpoint, init_args: {dirpath: .}}]",
+        "trainer.callbacks: OnExceptionCheckpoint saves what a run cannot go on from exactly; last.ckpt serves",
+    ),
     ("--trainer.callbacks=nope.Callback", "class_path 'nope.Callback' is not allowed; only classes of Lightning that"),
     ("--trainer.callbacks=[{class_path: os.system}]", "class_path 'os.system' is not allowed"),
     ("--trainer.callbacks=[{class_path: EarlyStopping}]", "trainer.callbacks: option 'monitor' is missing"),
