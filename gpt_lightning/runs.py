@@ -26,7 +26,7 @@ from typing import IO, Any
 from gpt_lightning.errors import InputError, MachineError, describe_os_error, warn
 
 RUNS = Path("runs")
-LAST, PREVIOUS = "last.ckpt", "prev.ckpt"
+BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "prev.ckpt"
 BY_TOKENS = "by_tokens/"  # TensorBoard: before the names of what is logged against tokens seen
 RUN_DIR_VARIABLE = "GPT_LIGHTNING_RUN_DIR"  # how rank 0 tells the ranks it starts
 
@@ -47,7 +47,7 @@ class Run:
         self.checkpoints = self.path / "checkpoints"
         self.last = self.checkpoints / LAST
         self.previous = self.checkpoints / PREVIOUS
-        self.best = self.checkpoints / "best.ckpt"
+        self.best = self.checkpoints / BEST
         self.metrics_file = self.path / "metrics.jsonl"
         self.samples_file = self.path / "samples.jsonl"
         self._lock: IO[str] | None = None

@@ -31,7 +31,10 @@ from gpt_lightning.data import TextDataModule
 from gpt_lightning.errors import DivergedError, InputError, MachineError, Stopped, describe_expected, warn
 from gpt_lightning.hardware import peak_flops
 from gpt_lightning.module import GPTModule
+from gpt_lightning.plotting import FORMATS, loss_figure, read_curve, save_figure
 from gpt_lightning.runs import (
+    BEST,
+    LAST,
     PREVIOUS,
     RUN_DIR_VARIABLE,
     RUNS,
@@ -163,9 +166,12 @@ def train(
             hint = "; --allow_data_change trains it on this one"
             check_same_text(data, choice.content, str(choice.checkpoint), hint)
         if limits_reached(choice.content, settings):
-            limits = "trainer.max_epochs, trainer.max_steps and early_stopping_patience"
-            say(f"{choice.folder}: finished; nothing is left to do within {limits}")
-            return Path(str(choice.folder)).absolute()
+            folder = Path(str(choice.folder))
+            if trainer.is_global_zero:
+                check_finished(folder)
+                limits = "trainer.max_epochs, trainer.max_steps and early_stopping_patience"
+                say(f"{folder}: finished; nothing is left to do within {limits}")
+            return folder.absolute()
     train_batches, val_batches = check_fit(trainer, module, data, settings)
     resumed_step = None if choice.content is None else choice.content["global_step"]
     with open_run(choice, resolved_config, module, trainer.is_global_zero) as run:
@@ -284,6 +290,23 @@ def check_saved(path: Path) -> None:
         read_checkpoint(path)
     except InputError as error:
         raise MachineError(f"{error}, though it was just written") from None
+
+
+def check_finished(folder: Path) -> None:
+    """Draws the figures of a finished run where it was killed before that.
+
+    Raises:
+        InputError: Its best.ckpt is missing or damaged.
+    """
+    try:
+        read_checkpoint(folder / "checkpoints" / BEST)
+    except InputError as error:
+        raise InputError(f"{folder}: finished, but {error}; its {LAST} is whole") from None
+    if not all((folder / f"loss.{one}").exists() for one in FORMATS):
+        try:
+            save_figure(loss_figure([read_curve(folder)]), folder / "loss")
+        except InputError as error:
+            warn(f"{error}, so the loss figure is not drawn")
 
 
 def keep_freed_memory() -> None:

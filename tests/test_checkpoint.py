@@ -781,3 +781,39 @@ def test_check_does_not_look_for_a_learning_rate(command: Command, config: Path)
     result = command("check", "--config", config, *FINDER)
 
     assert (result.code, os.listdir()) == (0, ["tiny.yaml"]), result.err
+
+
+# ---- finished runs
+
+
+def test_a_finished_run_that_was_killed_before_its_figures_gets_them(
+    command: Command, config: Path, trained: Path
+) -> None:
+    shutil.copytree(trained, "run")
+    for name in ("loss.pdf", "loss.png"):
+        Path("run", name).unlink()
+
+    result = command("fit", "--config", config, "--run_dir", "run", "--resume")
+
+    assert (result.code, result.out) == (
+        0,
+        "run: finished; nothing is left to do within trainer.max_epochs, "
+        "trainer.max_steps and early_stopping_patience\n",
+    )
+    assert Path("run/loss.pdf").read_bytes() == (trained / "loss.pdf").read_bytes()
+    assert Path("run/loss.png").read_bytes() == (trained / "loss.png").read_bytes()
+
+
+def test_a_finished_run_without_its_best_weights_does_not_end_with_0(
+    command: Command, config: Path, trained: Path
+) -> None:
+    shutil.copytree(trained, "run")
+    best = Path("run/checkpoints/best.ckpt")
+    flip_a_bit(best)
+    damaged = command("fit", "--config", config, "--run_dir", "run", "--resume")
+    best.unlink()
+    missing = command("fit", "--config", config, "--run_dir", "run", "--resume")
+
+    assert (damaged.code, missing.code) == (2, 2)
+    assert damaged.error == f"run: finished, but {best}: checksum mismatch; its last.ckpt is whole"
+    assert missing.error == f"run: finished, but {best}: no such file; its last.ckpt is whole"
