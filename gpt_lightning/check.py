@@ -26,9 +26,8 @@ from lightning.pytorch.callbacks import LearningRateFinder
 from gpt_lightning import report
 from gpt_lightning.callbacks import say
 from gpt_lightning.data import TextDataModule
-from gpt_lightning.errors import InputError
+from gpt_lightning.errors import InputError, format_bytes
 from gpt_lightning.module import BYTES_PER_WEIGHT, GPTModule
-from gpt_lightning.report import format_bytes
 from gpt_lightning.training import check_fit, keep_freed_memory, steps_of_epoch
 
 PROBED_STEPS = 3  # the first is not measured

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 import warnings
 from enum import Enum
 from functools import partial
@@ -474,8 +475,15 @@ def checkpoint_settings(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return own | checkpoint["gpt_lightning"]["fit"]
 
 
+def _quiet_excepthook(arguments: threading.ExceptHookArgs) -> None:
+    """Says nothing of a full disk in the thread that writes TensorBoard's events: the next event raises it again."""
+    if not isinstance(arguments.exc_value, OSError):
+        threading.__excepthook__(arguments)
+
+
 def quiet_lightning() -> None:
-    """Leaves out what Lightning says of itself; a run's output is the run's."""
+    """Leaves out what Lightning and TensorBoard say of themselves; a run's output is the run's."""
+    threading.excepthook = _quiet_excepthook
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     for message in (

@@ -33,8 +33,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from gpt_lightning.documents import Piece, batch_pieces, find_documents, naming
-from gpt_lightning.errors import InputError, MachineError, require, require_number, warn
+from gpt_lightning.documents import Piece, batch_pieces, find_documents
+from gpt_lightning.errors import InputError, MachineError, naming, require, require_number, warn
 from gpt_lightning.text import CLEANERS
 from gpt_lightning.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
 

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NoReturn
 
 PROGRAM = "gpt_lightning"
@@ -110,6 +111,25 @@ def describe_os_error(error: OSError) -> tuple[str, int]:
     if isinstance(error, (IsADirectoryError, NotADirectoryError)) and name:
         return f"{name}: {what}", EXIT_INPUT
     return (f"{name}: {what}" if name else what), EXIT_MACHINE
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Makes an InputError or MachineError that names the file of what the operating system says of it."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        message, code = describe_os_error(error)
+        raise (InputError if code == InputError.exit_code else MachineError)(message) from None
+
+
+def format_bytes(size: int) -> str:
+    """A size in GB, MB or kB."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if size >= 0.1 * unit:
+            return f"{size / unit:.1f} {name}"
+    return f"{size / 1e3:.1f} kB"
 
 
 def find_os_error(error: BaseException | None) -> OSError | None:

@@ -28,7 +28,7 @@ from gpt_lightning.checkpoint import (
     read_checkpoint,
 )
 from gpt_lightning.data import TextDataModule
-from gpt_lightning.errors import DivergedError, InputError, MachineError, Stopped, describe_expected, warn
+from gpt_lightning.errors import DivergedError, InputError, MachineError, Stopped, describe_expected, naming, warn
 from gpt_lightning.hardware import peak_flops
 from gpt_lightning.module import GPTModule
 from gpt_lightning.plotting import FORMATS, loss_figure, read_curve, save_figure
@@ -239,6 +239,9 @@ def train(
             saved = f"last.ckpt is of step {step}" if step >= 0 else "none was saved"
             advice = "try a lower model.learning_rate, a warm-up or trainer.gradient_clip_val"
             raise DivergedError(f"{error}, {saved}; {advice}") from None
+        except OSError:
+            with naming(run.path):  # a logger's has no name
+                raise
         except Exception as error:
             raise explain_error(error, users_callbacks, None if progress.started else choice.checkpoint) from error
         if progress.session_tokens == 0 and resumed_step is not None:
