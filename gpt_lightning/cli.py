@@ -38,6 +38,7 @@ from gpt_lightning.module import ARCHITECTURE, GPTModule
 from gpt_lightning.prompting import check_sources, predict
 from gpt_lightning.runs import launched_by_others
 from gpt_lightning.settings import (
+    LINKS,
     TEXT_SETTINGS,
     TYPED_ONLY,
     ConfigFile,
@@ -96,11 +97,6 @@ FREE_ON_RESUME = {
 }
 # Of the weights that `predict` reads, by trainer.precision; float32 where it is another one.
 WEIGHTS = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
-LINKS = {
-    "model.context_length": "data.context_length",
-    "seed_everything": "data.seed",
-    "evaluate_batches": "data.evaluate_batches",
-}
 
 
 class ParserError(InputError):

@@ -32,6 +32,12 @@ TYPED_ONLY = (
     "output",
     "interactive",
 )
+# Settings that are given as another one: source -> target.
+LINKS = {
+    "model.context_length": "data.context_length",
+    "seed_everything": "data.seed",
+    "evaluate_batches": "data.evaluate_batches",
+}
 TEXT_LISTS = ("--prompt", "--sampling.stop_strings")
 # What belongs to one text: whoever names another text does not mean these.
 TEXT_SETTINGS = ("address", "sha256", "fallback_text", "text_source")
@@ -131,6 +137,10 @@ def read_config(path: str) -> dict[str, Any]:
     for name in SECTIONS:
         if not isinstance(config.get(name, {}), dict):
             raise InputError(f"{path}: {name} must hold settings (name: value), got {config[name]!r}")
+    for source, target in LINKS.items():
+        section, _, name = target.partition(".")
+        if name in config.get(section, {}):
+            raise InputError(f"{path}: {target} is given as {source}")
     return config
 
 

@@ -394,6 +394,9 @@ def test_a_run_that_trains_nothing_does_not_end_well(command: Command, config: P
         ("seed_everything: 2024-13-45\n", "bad.yaml: not valid YAML: month must be in 1..12"),
         ("? [a]\n: 3\n", "bad.yaml:1: not valid YAML: a name must be a plain word"),
         ("model: {<<: {n_layers: 1}}\n", "bad.yaml:1: not valid YAML: a name must be a plain word"),
+        ("data: {context_length: 16}\n", "bad.yaml: data.context_length is given as model.context_length"),
+        ("data: {seed: 7}\n", "bad.yaml: data.seed is given as seed_everything"),
+        ("data: {evaluate_batches: 7}\n", "bad.yaml: data.evaluate_batches is given as evaluate_batches"),
         ("run_dir: here\n", "bad.yaml: run_dir is given on the command line only (--run_dir)"),
     ],
 )
