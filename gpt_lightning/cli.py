@@ -521,6 +521,12 @@ def run_command(command: str, arguments: list[str]) -> CLI:
         config_read_mode_fsspec_enabled=False,
         instantiate_subclass_spec_in_any=False,
         import_path_denylist=["*", *TAKING_CODE],
-        import_path_allowlist=["lightning.pytorch", "torch.optim", "gpt_lightning.data", *typed_modules(arguments)],
+        import_path_allowlist=[
+            "lightning.pytorch",
+            "lightning.fabric.plugins",
+            "torch.optim",
+            "gpt_lightning.data",
+            *typed_modules(arguments),
+        ],
     )
     return CLI(command, arguments)

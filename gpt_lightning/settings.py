@@ -56,6 +56,14 @@ REFUSED_CLASSES = {
     "BatchSizeFinder": "changes data.batch_size when the steps of the run are counted; set data.batch_size, "
     "whose memory `check` foretells",
     "OnExceptionCheckpoint": "saves what a run cannot go on from exactly; last.ckpt serves",
+    "ModelPruning": "gives the weights other names than a checkpoint's, so that nothing could read one",
+    "ModelParallelStrategy": "needs a network that is written to be cut into parts; take ddp or fsdp",
+    "DeepSpeedStrategy": "writes checkpoints of its own, in folders; take ddp or fsdp",
+}
+# The ends of the names of others.
+REFUSED_KINDS = {
+    "Precision": "is chosen by the setting precision (64-true, 16-true, bf16-mixed ...), not as a plugin",
+    "CheckpointIO": "cannot be set: the program writes its checkpoints itself, each whole or not at all",
 }
 CLASS_ERRORS = {
     r"Importing '([\w.]+)' is not allowed": (
@@ -241,6 +249,9 @@ def explain_parser_error(message: str, known: list[str]) -> str:
         if name == "trainer.precision":
             return f"{name} must be one of {', '.join(PRECISIONS)}; got '{value}'"
         if name in CLASS_SETTINGS:
+            for one in re.findall(r"'class_path': '(?:\w+\.)*(\w+)'", value):
+                if reason := why_refused(one):
+                    return f"{name}: {one} {reason}"
             return f"{name} must name a class of Lightning (class_path: NAME), not '{value}'"
         types = [TYPE_WORDS[one] for one in TYPE_WORDS if f"<class '{one}'>" in expected]
         if types:
@@ -298,10 +309,18 @@ def check_trainer(trainer: Any) -> None:
     strategy = trainer["strategy"]
     if isinstance(strategy, str) and any(word in strategy for word in ("spawn", "fork", "notebook")):
         raise InputError(f"trainer.strategy {strategy} cannot carry a run's open files to other processes; take ddp")
+    if isinstance(strategy, str) and strategy.startswith("deepspeed"):
+        raise InputError(f"trainer.strategy: {strategy} {REFUSED_CLASSES['DeepSpeedStrategy']}")
     for setting, name in named_classes(trainer):
-        if name in REFUSED_CLASSES:
-            raise InputError(f"trainer.{setting}: {name} {REFUSED_CLASSES[name]}")
+        if reason := why_refused(name):
+            raise InputError(f"trainer.{setting}: {name} {reason}")
     check_device(trainer["accelerator"], trainer["devices"], trainer["precision"])
+
+
+def why_refused(name: str) -> str | None:
+    """Why a run cannot use a class of Lightning; None where it can."""
+    kinds = [reason for end, reason in REFUSED_KINDS.items() if name.endswith(end)]
+    return REFUSED_CLASSES.get(name, *kinds)
 
 
 def named_classes(trainer: Any) -> list[tuple[str, str]]:

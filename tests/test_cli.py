@@ -269,6 +269,35 @@ BAD_SETTINGS = [
         "--trainer.callbacks=[{class_path: OnExceptionCheckpoint, init_args: {dirpath: .}}]",
         "trainer.callbacks: OnExceptionCheckpoint saves what a run cannot go on from exactly; last.ckpt serves",
     ),
+    (
+        "--trainer.callbacks=[{class_path: ModelPruning, init_args: {pruning_fn: l1_unstructured}}]",
+        "trainer.callbacks: ModelPruning gives the weights other names than a checkpoint's",
+    ),
+    (
+        "--trainer.plugins=[{class_path: lightning.pytorch.plugins.DoublePrecision}]",
+        "trainer.plugins: DoublePrecision is chosen by the setting precision (64-true, 16-true, bf16-mixed ...), not",
+    ),
+    (
+        "--trainer.plugins=[{class_path: lightning.fabric.plugins.XLAPrecision, init_args: {precision: 32-true}}]",
+        "trainer.plugins: XLAPrecision is chosen by the setting precision",
+    ),
+    (
+        "--trainer.plugins=[{class_path: lightning.pytorch.plugins.AsyncCheckpointIO}]",
+        "trainer.plugins: AsyncCheckpointIO cannot be set: the program writes its checkpoints itself, each whole or",
+    ),
+    (
+        "--trainer.plugins=[{class_path: lightning.fabric.plugins.TorchCheckpointIO}]",
+        "trainer.plugins: TorchCheckpointIO cannot be set: the program writes its checkpoints itself",
+    ),
+    (
+        "--trainer.strategy={class_path: lightning.pytorch.strategies.ModelParallelStrategy}",
+        "trainer.strategy: ModelParallelStrategy needs a network that is written to be cut into parts",
+    ),
+    (
+        "--trainer.strategy={class_path: lightning.pytorch.strategies.DeepSpeedStrategy}",
+        "trainer.strategy: DeepSpeedStrategy writes checkpoints of its own, in folders; take ddp or fsdp",
+    ),
+    ("--trainer.strategy=deepspeed_stage_2", "trainer.strategy: deepspeed_stage_2 writes checkpoints of its own"),
     ("--trainer.callbacks=nope.Callback", "class_path 'nope.Callback' is not allowed; only classes of Lightning that"),
     ("--trainer.callbacks=[{class_path: os.system}]", "class_path 'os.system' is not allowed"),
     ("--trainer.callbacks=[{class_path: EarlyStopping}]", "trainer.callbacks: option 'monitor' is missing"),
