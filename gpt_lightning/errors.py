@@ -15,8 +15,10 @@ import argparse
 import contextlib
 import math
 import os
+import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +32,7 @@ EXIT_DIVERGED = 3
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
+EXIT_TERMINATED = 143
 
 
 class InputError(ValueError):
@@ -60,6 +63,10 @@ class Stopped(Exception):
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by signal {signal_number}")
         self.exit_code = 128 + signal_number
+
+
+class Terminated(BaseException):
+    """SIGTERM where there is no step to finish: like `KeyboardInterrupt`, no `except Exception` is meant for it."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -169,6 +176,24 @@ def fail(message: str, exit_code: int) -> SystemExit:
 
 
 @contextlib.contextmanager
+def raising_on_sigterm() -> Iterator[None]:
+    """Has SIGTERM raise `Terminated`, so that what was begun is cleared away; `stopping.py` takes it over."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def terminate(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough, and clearing away is under way
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
 def report_errors(debug: bool = False) -> Iterator[None]:
     """Ends the program with one line and the right exit code, whatever goes wrong inside.
 
@@ -187,6 +212,8 @@ def report_errors(debug: bool = False) -> Iterator[None]:
         raise SystemExit(stopped.exit_code) from None
     except KeyboardInterrupt:
         raise fail("interrupted", EXIT_INTERRUPTED) from None
+    except Terminated:
+        raise fail("terminated", EXIT_TERMINATED) from None
     except Exception as error:
         if debug:
             raise
