@@ -99,6 +99,7 @@ def prepare(source: str, tokenizer_name: str, clean: str | None, cache_dir: Path
     if folder.exists():
         warn(f"{folder}: is damaged and is made anew")
     temporary = cache_dir / f"{folder.name}.tmp-{os.getpid()}"
+    missing = [path for path in (cache_dir, *cache_dir.parents) if not path.exists()]
     try:
         _remove_stale(cache_dir)
         shutil.rmtree(temporary, ignore_errors=True)  # of a dead process that had this number
@@ -116,6 +117,9 @@ def prepare(source: str, tokenizer_name: str, clean: str | None, cache_dir: Path
         raise MachineError(f"{cache_dir}: the corpus cannot be encoded there ({reason})") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(OSError):  # not empty, as it should be
+            for path in missing:
+                path.rmdir()
     if (corpus := _open_cache(folder, key)) is None:
         raise MachineError(f"{folder}: was changed as soon as it was written")
     return replace(corpus, path=Path(source).absolute())

@@ -641,3 +641,12 @@ def test_a_cache_with_other_tokens_is_made_anew(
 
     assert prepare(str(stories), "bytes", None, cache).tokens.tolist() == tokens
     assert capsys.readouterr().err == f"gpt_lightning: warning: {folder}: is damaged and is made anew\n"
+
+
+def test_a_refused_corpus_leaves_no_folders(in_tmp: Path) -> None:
+    Path("bad.jsonl").write_text("{}\n")
+
+    with pytest.raises(InputError, match="bad.jsonl:1: has no string under"):
+        prepare("bad.jsonl", "bytes", None, Path("data/cache"))
+
+    assert os.listdir() == ["bad.jsonl"]
