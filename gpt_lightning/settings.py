@@ -38,6 +38,7 @@ LINKS = {
     "seed_everything": "data.seed",
     "evaluate_batches": "data.evaluate_batches",
 }
+TEXT_OPTIONS = ("--data.text", "--data.val_text", "--data.test_text")
 TEXT_LISTS = ("--prompt", "--sampling.stop_strings")
 # What belongs to one text: whoever names another text does not mean these.
 TEXT_SETTINGS = ("address", "sha256", "fallback_text", "text_source")
@@ -197,6 +198,7 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
     """
     prepared: list[str] = []
     texts: dict[str, list[str]] = {}
+    seen: set[str] = set()
     rest = iter(arguments)
     for argument in rest:
         name, has_value, value = argument.partition("=")
@@ -210,6 +212,9 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
                 check_prompt(value)
             texts.setdefault(name, []).append(value)
             continue
+        if name in TEXT_OPTIONS and name in seen:
+            raise InputError(f"{name} is given twice; many documents are a folder, a glob or a .jsonl file")
+        seen.add(name)
         if name == "--data.text":
             prepared += [f"--data.{one}=null" for one in TEXT_SETTINGS if not is_typed(arguments, f"--data.{one}")]
         prepared.append(argument)

@@ -298,6 +298,14 @@ BAD_SETTINGS = [
         "trainer.strategy: DeepSpeedStrategy writes checkpoints of its own, in folders; take ddp or fsdp",
     ),
     ("--trainer.strategy=deepspeed_stage_2", "trainer.strategy: deepspeed_stage_2 writes checkpoints of its own"),
+    (
+        ("--data.text=tiny.yaml", "--data.text=other.yaml"),
+        "--data.text is given twice; many documents are a folder, a glob or a .jsonl file",
+    ),
+    (
+        ("--data.val_text=tiny.yaml", "--data.train_ratio=0.5"),
+        "data.train_ratio has no effect, because data.val_text is the validation text; give one",
+    ),
     ("--trainer.callbacks=nope.Callback", "class_path 'nope.Callback' is not allowed; only classes of Lightning that"),
     ("--trainer.callbacks=[{class_path: os.system}]", "class_path 'os.system' is not allowed"),
     ("--trainer.callbacks=[{class_path: EarlyStopping}]", "trainer.callbacks: option 'monitor' is missing"),
@@ -340,12 +348,12 @@ BAD_SETTINGS = [
 
 @pytest.mark.parametrize(("setting", "message"), BAD_SETTINGS)
 def test_bad_settings_get_one_line_and_leave_nothing_behind(
-    command: Command, config: Path, setting: str, message: str
+    command: Command, config: Path, setting: str | tuple[str, ...], message: str
 ) -> None:
     if torch.cuda.is_available() and ("cuda" in setting or "16" in setting):
         pytest.skip("this machine has what the test says is missing")
 
-    result = command("fit", "--config", config, setting)
+    result = command("fit", "--config", config, *([setting] if isinstance(setting, str) else setting))
 
     assert result.code == 2
     assert message in result.error
