@@ -252,10 +252,14 @@ class CLI(LightningCLI):
         settings = self.config[self.command]
         asked, own = settings["precision"], settings["trainer"]["precision"]
         require(asked in ("auto", *PRECISIONS), "precision", f"be one of auto, {', '.join(PRECISIONS)}", asked)
+        is_long_typed = is_typed(self.arguments, "--trainer.precision")
+        is_short_typed = is_typed(self.arguments, "--precision")
         if asked != "auto":
-            if own not in (None, asked) and self.checkpoint is None:
+            if is_long_typed and not is_short_typed:
+                asked = own
+            elif own not in (None, asked) and self.checkpoint is None and is_long_typed == is_short_typed:
                 raise InputError(f"precision is {asked}, trainer.precision {own}; give one of them")
-            settings["trainer"]["precision"] = asked
+            settings["precision"] = settings["trainer"]["precision"] = asked
         data = settings["data"]
         for name in ("val_text", "test_text"):  # as checkpoints have them
             if data[name] is not None:
