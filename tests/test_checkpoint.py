@@ -564,6 +564,7 @@ def test_a_kill_between_the_two_names_of_a_save_changes_nothing(
         (errno.ENOSPC, "no space left on device"),
         (errno.EIO, "input/output error"),
         (errno.EROFS, "read-only file system"),
+        (errno.EACCES, "permission denied"),
         (errno.EFBIG, "file too large"),
     ],
 )
