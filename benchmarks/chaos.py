@@ -39,8 +39,9 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 
 from gpt_lightning import callbacks
 from gpt_lightning.__main__ import main
+from gpt_lightning.archive import read_checkpoint
 from gpt_lightning.callbacks import Progress, Samples
-from gpt_lightning.checkpoint import AtomicCheckpointIO, RunCheckpoints, read_checkpoint
+from gpt_lightning.checkpoint import AtomicCheckpointIO, RunCheckpoints
 from gpt_lightning.errors import InputError
 from gpt_lightning.module import GPTModule
 from gpt_lightning.verify import compare_runs, first_difference
@@ -449,12 +450,12 @@ def read_only(run: str) -> int:
 
 def fail_in_save(number: int) -> None:
     """Has the first write of a checkpoint fail."""
-    from gpt_lightning import checkpoint
+    from gpt_lightning import archive
 
     def failing(*_: object) -> int:
         raise OSError(number, os.strerror(number))
 
-    checkpoint._SummedZip.write = failing  # type: ignore[method-assign]
+    archive._SummedZip.write = failing  # type: ignore[method-assign]
 
 
 def show(line: str) -> None:

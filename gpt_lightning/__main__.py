@@ -10,7 +10,7 @@ import signal
 import sys
 
 from gpt_lightning import __version__
-from gpt_lightning.errors import PROGRAM, InputError, report_errors
+from gpt_lightning.errors import PROGRAM, InputError, raising_on_sigterm, report_errors
 
 # Command -> what it is for. Those of OWN_MODULES load a module of their own, the others Lightning.
 COMMANDS = {
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal that cannot show a character
     # `--prompt --debug` is a text.
     flags = [i for i, one in enumerate(arguments) if one == "--debug" and arguments[i - 1] != "--prompt"]
-    with report_errors(debug=bool(flags)):
+    with report_errors(debug=bool(flags)), raising_on_sigterm():
         _dispatch([argument for i, argument in enumerate(arguments) if i not in flags])
 
 

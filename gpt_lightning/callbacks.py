@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from tqdm import tqdm
 
 from gpt_lightning.completion import complete_all
 from gpt_lightning.data import TextDataModule
+from gpt_lightning.errors import DivergedError, InputError, warn
 from gpt_lightning.generation import Sampling
 from gpt_lightning.loss import perplexity
 from gpt_lightning.module import GPTModule
@@ -122,6 +123,9 @@ class Evaluation(Callback):
         every: Optimizer steps between evaluations.
         max_steps: Optimizer steps of the whole run; -1 for no limit. (Lightning's own limit, when a
             run is resumed at the end of an epoch, takes that epoch for unfinished.)
+
+    Raises:
+        DivergedError: A loss is infinite or not a number.
     """
 
     def __init__(self, run: Run, progress: Progress, every: int, max_steps: int) -> None:
@@ -140,10 +144,17 @@ class Evaluation(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, GPTModule)
-        if trainer.state.fn != "fit" or not trainer.is_global_zero:
+        if trainer.state.fn != "fit":
             return
         losses = pl_module.evaluated
         train_loss, val_loss = losses["train_eval_loss"], losses["val_loss"]
+        if not math.isfinite(train_loss + val_loss):
+            raise DivergedError(
+                f"non-finite loss in the evaluation at step {trainer.global_step} "
+                f"(Train loss {train_loss:.3f}, Val loss {val_loss:.3f})"
+            )
+        if not trainer.is_global_zero:
+            return
         if trainer.sanity_checking:
             vocab_size = pl_module.model.vocab_size
             guess = f"; a blind guess, ln {vocab_size:,} = {math.log(vocab_size):.3f}"
@@ -300,7 +311,8 @@ class Summary(Callback):
         }
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(self.settings, final, step)
+                found = {"learning_rate": pl_module.hparams["learning_rate"]}  # perhaps by a LearningRateFinder
+                logger.log_hyperparams(self.settings | found, final, step)
             else:
                 logger.log_metrics(final, step)
         draw_losses(self.run, trainer)
@@ -337,6 +349,29 @@ class EarlyStop(EarlyStopping):
         super().on_validation_end(trainer, pl_module)
         if self.wait_count >= self.patience and trainer.is_global_zero:
             say(f"Stopping early: the validation loss has not fallen for {self.wait_count} evaluations.")
+
+
+class FoundRate(Callback):
+    """Says what a LearningRateFinder, which has to come before it, has found.
+
+    Raises:
+        InputError: It is below model.min_learning_rate, in which the schedule ends.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for finder in trainer.callbacks:  # type: ignore[attr-defined]
+            if not isinstance(finder, LearningRateFinder) or finder.optimal_lr is None:
+                continue
+            found, least = finder.optimal_lr.suggestion(), pl_module.hparams["min_learning_rate"]
+            if found is None and trainer.is_global_zero:
+                warn("trainer.callbacks: LearningRateFinder had too few steps to find a learning rate")
+            elif found is not None and least is not None and found < least:
+                raise InputError(
+                    f"trainer.callbacks: LearningRateFinder found {found:.3g}, below model.min_learning_rate ({least})"
+                )
+            elif trainer.is_global_zero:
+                used = pl_module.hparams["learning_rate"]
+                say(f"learning rate {found:.3g} found by LearningRateFinder; {used:.3g} is used")
 
 
 class StepBar(ProgressBar):

@@ -21,13 +21,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import LearningRateFinder
 
 from gpt_lightning import report
 from gpt_lightning.callbacks import say
 from gpt_lightning.data import TextDataModule
-from gpt_lightning.errors import InputError
+from gpt_lightning.errors import InputError, format_bytes
 from gpt_lightning.module import BYTES_PER_WEIGHT, GPTModule
-from gpt_lightning.report import format_bytes
 from gpt_lightning.training import check_fit, keep_freed_memory, steps_of_epoch
 
 PROBED_STEPS = 3  # the first is not measured
@@ -109,7 +109,8 @@ def check(trainer: Trainer, module: GPTModule, data: TextDataModule, settings: A
         say(line)
 
     probe = Probe()
-    trainer.callbacks = [*trainer.callbacks, probe]  # type: ignore[attr-defined]
+    others = [one for one in trainer.callbacks if not isinstance(one, LearningRateFinder)]  # type: ignore[attr-defined]
+    trainer.callbacks = [*others, probe]  # type: ignore[attr-defined]
     trainer.loggers = []
     keep_freed_memory()
     seed_everything(settings["seed_everything"], workers=True, verbose=False)

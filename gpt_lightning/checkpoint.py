@@ -28,14 +28,13 @@ import numpy as np
 import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 
 import gpt_lightning
 from gpt_lightning.archive import FORMAT, WEIGHTS_PREFIX, check_schema, read_checkpoint, write_checkpoint
-from gpt_lightning.archive import _SummedZip as _SummedZip  # benchmarks/chaos.py has its writes fail
 from gpt_lightning.callbacks import EarlyStop, Progress, at_step_boundary, evaluation_is_due, run_ends
 from gpt_lightning.data import TextDataModule
-from gpt_lightning.errors import InputError, Stopped, warn
+from gpt_lightning.errors import DivergedError, InputError, Stopped, warn
 from gpt_lightning.module import GPTModule
 from gpt_lightning.runs import LAST, PREVIOUS, Run
 from gpt_lightning.stopping import StopOnSignal
@@ -96,6 +95,27 @@ def check_complete(checkpoint: dict[str, Any], name: str) -> None:
     for key, state in checkpoint["callbacks"].items():
         if not isinstance(key, str) or not isinstance(state, dict):
             raise InputError(f"{name}: callbacks.{key} must be a name and a state")
+    for part in ("state_dict", "optimizer_states"):
+        if (key := find_non_finite(checkpoint[part], part)) is not None:
+            raise InputError(f"{name}: {key} is not finite, so a run cannot go on from it")
+
+
+def find_non_finite(value: Any, name: str) -> str | None:
+    """The name of the first tensor with an infinity or a NaN in nested dicts and lists; None where there is none.
+
+    Args:
+        value: Tensors, plain data, and dicts and lists of them.
+        name: Of the value.
+    """
+    if isinstance(value, torch.Tensor):
+        return None if torch.isfinite(value).all() else name
+    if isinstance(value, dict):
+        parts = [(f"{name}.{key}", one) for key, one in value.items()]
+    elif isinstance(value, (list, tuple)):
+        parts = [(f"{name}[{i}]", one) for i, one in enumerate(value)]
+    else:
+        return None
+    return next((found for key, one in parts if (found := find_non_finite(one, key)) is not None), None)
 
 
 def check_same_text(data: TextDataModule, checkpoint: dict[str, Any], name: str, hint: str = "") -> None:
@@ -136,9 +156,8 @@ def load_weights(module: GPTModule, checkpoint: dict[str, Any], name: str) -> No
         InputError: A weight is missing, left over, of another shape or not finite.
     """
     state = checkpoint["state_dict"]
-    for key, tensor in state.items():
-        if not torch.isfinite(tensor).all():
-            raise InputError(f"{name}: contains non-finite weights ({key})")
+    if (key := find_non_finite(state, "state_dict")) is not None:
+        raise InputError(f"{name}: contains non-finite weights ({key})")
     layers = len({key.split(".")[2] for key in state if key.startswith(f"{WEIGHTS_PREFIX}trf_blocks.")})
     if layers != module.hparams["n_layers"]:  # before a network of any number of layers is built
         raise InputError(f"{name}: has weights of {layers} layers, its settings say {module.hparams['n_layers']}")
@@ -280,7 +299,7 @@ class RunCheckpoints(Checkpoint):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._rng_states = checkpoint["rng_states"]
-        self.saved_step = checkpoint["global_step"]
+        self.saved_step = checkpoint["global_step"] or -1  # 0: of a LearningRateFinder, which has removed it
         text, now = checkpoint["gpt_lightning"]["text"], self._describe(trainer, pl_module)["text"]
         self._has_new_text = any(text[name] != now[name] for name in ("sha256", "val_sha256"))
 
@@ -333,6 +352,10 @@ class RunCheckpoints(Checkpoint):
 
     def _save(self, trainer: Trainer) -> None:
         start = time.monotonic()
+        values = [*trainer.lightning_module.parameters(), *(list(one.state.values()) for one in trainer.optimizers)]
+        is_finite = find_non_finite(values, "") is None
+        if not trainer.strategy.reduce_boolean_decision(is_finite, all=True):  # a rank may hold a part of them
+            raise DivergedError(f"non-finite weights or optimizer state after step {trainer.global_step}, not saved")
         if self._best is not None:
             if trainer.is_global_zero:
                 trainer.strategy.checkpoint_io.save_checkpoint(self._best, self.run.best)
@@ -350,14 +373,17 @@ class RunCheckpoints(Checkpoint):
         return time.monotonic() + automatic if self.save_every is None else math.inf
 
     def _snapshot(self, trainer: Trainer, module: GPTModule) -> dict[str, Any]:
-        """The weights, copied, with everything that `predict` and `validate` need."""
+        """The weights that were evaluated, copied, with everything that `predict` and `validate` need."""
         data = trainer.datamodule  # type: ignore[attr-defined]
-        weights = trainer.strategy.lightning_module_state_dict()
+        content = {"state_dict": trainer.strategy.lightning_module_state_dict()}
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, WeightAveraging):  # has taken its averages out of the module again
+                callback.on_save_checkpoint(trainer, module, content)
         return {
             "epoch": trainer.current_epoch,
             "global_step": trainer.global_step,
             "pytorch-lightning_version": lightning.__version__,
-            "state_dict": {key: tensor.detach().to("cpu", copy=True) for key, tensor in weights.items()},
+            "state_dict": {key: tensor.detach().to("cpu", copy=True) for key, tensor in content["state_dict"].items()},
             module.CHECKPOINT_HYPER_PARAMS_KEY: dict(module.hparams),
             data.CHECKPOINT_HYPER_PARAMS_KEY: dict(data.hparams),
             "gpt_lightning": self._describe(trainer, module),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 import warnings
 from enum import Enum
 from functools import partial
@@ -40,6 +41,7 @@ from gpt_lightning.packing import pack
 from gpt_lightning.prompting import check_sources, predict
 from gpt_lightning.runs import launched_by_others
 from gpt_lightning.settings import (
+    LINKS,
     TEXT_SETTINGS,
     TYPED_ONLY,
     ConfigFile,
@@ -47,6 +49,7 @@ from gpt_lightning.settings import (
     explain_class_error,
     explain_parser_error,
     is_typed,
+    named_classes,
     prepare_arguments,
 )
 from gpt_lightning.text import absolute, short_name
@@ -97,11 +100,6 @@ FREE_ON_RESUME = {
 }
 # Of the weights that `predict` reads, by trainer.precision; float32 where it is another one.
 WEIGHTS = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
-LINKS = {
-    "model.context_length": "data.context_length",
-    "seed_everything": "data.seed",
-    "evaluate_batches": "data.evaluate_batches",
-}
 
 
 class ParserError(InputError):
@@ -266,10 +264,14 @@ class CLI(LightningCLI):
         settings = self.config[self.command]
         asked, own = settings["precision"], settings["trainer"]["precision"]
         require(asked in ("auto", *PRECISIONS), "precision", f"be one of auto, {', '.join(PRECISIONS)}", asked)
+        is_long_typed = is_typed(self.arguments, "--trainer.precision")
+        is_short_typed = is_typed(self.arguments, "--precision")
         if asked != "auto":
-            if own not in (None, asked) and self.checkpoint is None:
+            if is_long_typed and not is_short_typed:
+                asked = own
+            elif own not in (None, asked) and self.checkpoint is None and is_long_typed == is_short_typed:
                 raise InputError(f"precision is {asked}, trainer.precision {own}; give one of them")
-            settings["trainer"]["precision"] = asked
+            settings["precision"] = settings["trainer"]["precision"] = asked
         if self.command == "fit" and settings["init_from"] is not None:
             settings["init_from"] = absolute(settings["init_from"])
         data = settings["data"]
@@ -304,6 +306,9 @@ class CLI(LightningCLI):
                 warn(f"going on with {kept}, the text of {self.checkpoint_path}, not with {named}")
             for name in ("text", *TEXT_SETTINGS):
                 settings["data"][name] = own.get(f"data.{name}")
+        finds_rate = ("callbacks", "LearningRateFinder") in named_classes(settings["trainer"])
+        if finds_rate and not is_typed(self.arguments, "--model.learning_rate"):
+            settings["model"]["learning_rate"] = own.get("model.learning_rate")
         try:
             subparser.validate(settings)  # defaults are not
         except (TypeError, ValueError) as error:
@@ -382,6 +387,8 @@ class CLI(LightningCLI):
             require_number("peak_flops", settings["peak_flops"], "be above 0", lambda rate: rate > 0)
         if settings["save_minutes"] is not None:
             require_number("save_minutes", settings["save_minutes"], "be above 0", lambda minutes: minutes > 0)
+        if settings["data"]["val_text"] is not None and is_typed(self.arguments, "--data.train_ratio"):
+            raise InputError("data.train_ratio has no effect, because data.val_text is the validation text; give one")
         for prompt in settings["prompt"]:
             check_prompt(prompt)
         if self.command == "predict":
@@ -515,8 +522,15 @@ def checkpoint_settings(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return own | checkpoint["gpt_lightning"]["fit"]
 
 
+def _quiet_excepthook(arguments: threading.ExceptHookArgs) -> None:
+    """Says nothing of a full disk in the thread that writes TensorBoard's events: the next event raises it again."""
+    if not isinstance(arguments.exc_value, OSError):
+        threading.__excepthook__(arguments)
+
+
 def quiet_lightning() -> None:
-    """Leaves out what Lightning says of itself; a run's output is the run's."""
+    """Leaves out what Lightning and TensorBoard say of themselves; a run's output is the run's."""
+    threading.excepthook = _quiet_excepthook
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     for message in (
@@ -558,6 +572,12 @@ def run_command(command: str, arguments: list[str]) -> CLI:
         config_read_mode_fsspec_enabled=False,
         instantiate_subclass_spec_in_any=False,
         import_path_denylist=["*", *TAKING_CODE],
-        import_path_allowlist=["lightning.pytorch", "torch.optim", "gpt_lightning.data", *typed_modules(arguments)],
+        import_path_allowlist=[
+            "lightning.pytorch",
+            "lightning.fabric.plugins",
+            "torch.optim",
+            "gpt_lightning.data",
+            *typed_modules(arguments),
+        ],
     )
     return CLI(command, arguments)

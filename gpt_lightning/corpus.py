@@ -3,7 +3,7 @@
     <cache_dir>/<first 16 digits of the key>/
         tokens.bin      the ids of every document and, after each, <|endoftext|>; uint16 or uint32
         documents.npy   (2, documents) int64: where each document ends, in tokens and in characters
-        meta.json       the key and the numbers that the other two must have
+        meta.json       the key, and the numbers and checksums that the other two must have
 
 The key is made of the tokenizer, the cleaning and the names and bytes of the files, not of where they lie.
 """
@@ -33,8 +33,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from gpt_lightning.documents import Piece, batch_pieces, find_documents, naming
-from gpt_lightning.errors import InputError, MachineError, require, require_number, warn
+from gpt_lightning.documents import Piece, batch_pieces, find_documents
+from gpt_lightning.errors import InputError, MachineError, naming, require, require_number, warn
 from gpt_lightning.text import CLEANERS
 from gpt_lightning.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
 
@@ -99,6 +99,7 @@ def prepare(source: str, tokenizer_name: str, clean: str | None, cache_dir: Path
     if folder.exists():
         warn(f"{folder}: is damaged and is made anew")
     temporary = cache_dir / f"{folder.name}.tmp-{os.getpid()}"
+    missing = [path for path in (cache_dir, *cache_dir.parents) if not path.exists()]
     try:
         _remove_stale(cache_dir)
         shutil.rmtree(temporary, ignore_errors=True)  # of a dead process that had this number
@@ -108,13 +109,17 @@ def prepare(source: str, tokenizer_name: str, clean: str | None, cache_dir: Path
             raise InputError(f"{source}: holds nothing but white space ({len(files)} files)")
         if _make_key(files, tokenizer, clean) != key:
             raise InputError(f"{source}: a file was changed while it was read; start again when all are complete")
-        (temporary / "meta.json").write_text(json.dumps({"key": key, "files": len(files), **numbers}))
+        meta = {"key": key, "files": len(files), "sha256": _checksums(temporary), **numbers}
+        (temporary / "meta.json").write_text(json.dumps(meta))
         _publish(temporary, folder, key)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise MachineError(f"{cache_dir}: the corpus cannot be encoded there ({reason})") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(OSError):  # not empty, as it should be
+            for path in missing:
+                path.rmdir()
     if (corpus := _open_cache(folder, key)) is None:
         raise MachineError(f"{folder}: was changed as soon as it was written")
     return replace(corpus, path=Path(source).absolute())
@@ -248,6 +253,8 @@ def _open_cache(folder: Path, key: str) -> Corpus | None:
     """The corpus in a cache folder; None where that is damaged or not there."""
     try:
         meta = json.loads((folder / "meta.json").read_text())
+        if meta["sha256"] != _checksums(folder):
+            return None
         ends, character_ends = np.load(folder / "documents.npy")
         tokens = np.memmap(folder / "tokens.bin", meta["dtype"], mode="r")
         if (meta["key"], meta["tokens"], meta["documents"]) != (key, len(tokens), len(ends)) or ends[-1] != len(tokens):
@@ -255,6 +262,15 @@ def _open_cache(folder: Path, key: str) -> Corpus | None:
         return Corpus(tokens, ends, int(character_ends[-1]), character_ends, key, meta["files"], meta["documents"])
     except (OSError, EOFError, ValueError, LookupError, TypeError):
         return None
+
+
+def _checksums(folder: Path) -> list[str]:
+    """sha256 of the two files of numbers."""
+    checksums = []
+    for name in ("tokens.bin", "documents.npy"):
+        with open(folder / name, "rb") as file:
+            checksums.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return checksums
 
 
 def _make_key(files: list[Path], tokenizer: Tokenizer, clean: str | None) -> str:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from gpt_lightning.corpus import Corpus, prepare, split_documents
 from gpt_lightning.documents import is_corpus
-from gpt_lightning.errors import InputError, require, require_integer, require_number
+from gpt_lightning.errors import InputError, require, require_integer, require_number, warn
 from gpt_lightning.text import CLEANERS, Text, find_text, read_text, short_name, split_text
 from gpt_lightning.tokenizer import load_tokenizer
 from gpt_lightning.windows import Batch, TokenIds, TrainOrder, Windows
@@ -150,6 +150,8 @@ class TextDataModule(LightningDataModule):
         if self.hparams["val_text"] is not None:
             val = self._read("val_text")
             self.val_sha256 = val.sha256
+            if val.sha256 == self.source.sha256:
+                warn("data.val_text is the text that is trained on, so that its loss says nothing of other texts")
             self._add("training", self.source)
             self._add("validation", val)
         elif isinstance(self.source, Corpus):

@@ -6,7 +6,6 @@ Everything is read in chunks, so that the memory does not grow with a file.
 from __future__ import annotations
 
 import codecs
-import contextlib
 import glob
 import io
 import json
@@ -17,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from gpt_lightning.errors import InputError, MachineError, describe_os_error, warn
+from gpt_lightning.errors import InputError, MachineError, describe_os_error, naming, warn
 from gpt_lightning.text import remove_empty_lines
 
 SUFFIXES = (".txt", ".jsonl")
@@ -205,14 +204,3 @@ def _parse_line(line: bytes, place: str) -> str:
     except UnicodeEncodeError as error:
         raise InputError(f'{place}: "text" contains half a character (\\u{ord(text[error.start]):x})') from None
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-
-
-@contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Makes an InputError or MachineError that names the file of what the operating system says of it."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        message, code = describe_os_error(error)
-        raise (InputError if code == InputError.exit_code else MachineError)(message) from None

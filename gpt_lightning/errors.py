@@ -2,7 +2,7 @@
 
     InputError      2   the user: a setting, a text, a prompt, a checkpoint
     MachineError    1   the machine: permission, disk, network, memory
-    DivergedError   3   the training: a gradient that is no longer a number
+    DivergedError   3   the training: a gradient, loss or weight that is no longer a number
     anything else  70   this program: a bug; its traceback is written to a file
 
 `report_errors` turns each of them into one line on stderr. A line always names the setting or
@@ -15,10 +15,13 @@ import argparse
 import contextlib
 import math
 import os
+import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NoReturn
 
 PROGRAM = "gpt_lightning"
@@ -29,6 +32,7 @@ EXIT_DIVERGED = 3
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
+EXIT_TERMINATED = 143
 
 
 class InputError(ValueError):
@@ -44,7 +48,7 @@ class MachineError(RuntimeError):
 
 
 class DivergedError(RuntimeError):
-    """The training left the numbers: a gradient is infinite or not a number."""
+    """The training left the numbers: a gradient, a loss or a weight is infinite or not a number."""
 
     exit_code = EXIT_DIVERGED
 
@@ -59,6 +63,10 @@ class Stopped(Exception):
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by signal {signal_number}")
         self.exit_code = 128 + signal_number
+
+
+class Terminated(BaseException):
+    """SIGTERM where there is no step to finish: like `KeyboardInterrupt`, no `except Exception` is meant for it."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -112,6 +120,25 @@ def describe_os_error(error: OSError) -> tuple[str, int]:
     return (f"{name}: {what}" if name else what), EXIT_MACHINE
 
 
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Makes an InputError or MachineError that names the file of what the operating system says of it."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        message, code = describe_os_error(error)
+        raise (InputError if code == InputError.exit_code else MachineError)(message) from None
+
+
+def format_bytes(size: int) -> str:
+    """A size in GB, MB or kB."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if size >= 0.1 * unit:
+            return f"{size / unit:.1f} {name}"
+    return f"{size / 1e3:.1f} kB"
+
+
 def find_os_error(error: BaseException | None) -> OSError | None:
     """What the operating system said behind an error, or None.
 
@@ -149,6 +176,24 @@ def fail(message: str, exit_code: int) -> SystemExit:
 
 
 @contextlib.contextmanager
+def raising_on_sigterm() -> Iterator[None]:
+    """Has SIGTERM raise `Terminated`, so that what was begun is cleared away; `stopping.py` takes it over."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def terminate(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough, and clearing away is under way
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
 def report_errors(debug: bool = False) -> Iterator[None]:
     """Ends the program with one line and the right exit code, whatever goes wrong inside.
 
@@ -167,6 +212,8 @@ def report_errors(debug: bool = False) -> Iterator[None]:
         raise SystemExit(stopped.exit_code) from None
     except KeyboardInterrupt:
         raise fail("interrupted", EXIT_INTERRUPTED) from None
+    except Terminated:
+        raise fail("terminated", EXIT_TERMINATED) from None
     except Exception as error:
         if debug:
             raise

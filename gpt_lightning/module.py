@@ -233,11 +233,13 @@ class GPTModule(LightningModule):
         warmup_steps, least = self.hparams["warmup_steps"], self.hparams["min_learning_rate"]
         if warmup_steps == 0 and least is None:
             return optimizer
-        share = None if least is None else least / rate
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda updates: learning_rate_factor(updates, warmup_steps, self.total_steps, share)
-        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _learning_rate_factor(self, updates: int) -> float:
+        least = self.hparams["min_learning_rate"]
+        share = None if least is None else least / self.hparams["learning_rate"]
+        return learning_rate_factor(updates, self.hparams["warmup_steps"], self.total_steps, share)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         if not self.hparams["decay_matrices_only"]:
@@ -248,12 +250,12 @@ class GPTModule(LightningModule):
         return [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
 
     def on_train_start(self) -> None:
-        """Sets the next update's rate anew: a run that goes on may have been given another end."""
-        schedule = self.lr_schedulers()
+        """Sets the schedule anew: a run that goes on may have been given another end, a new one another rate."""
+        schedule, rate = self.lr_schedulers(), self.hparams["learning_rate"]
         if isinstance(schedule, torch.optim.lr_scheduler.LambdaLR):
-            factor = schedule.lr_lambdas[0](schedule.last_epoch)
+            schedule.base_lrs = [rate] * len(schedule.base_lrs)
             for group in schedule.optimizer.param_groups:
-                group["lr"] = self.hparams["learning_rate"] * factor
+                group["initial_lr"], group["lr"] = rate, rate * self._learning_rate_factor(schedule.last_epoch)
 
     def configure_gradient_clipping(
         self,
@@ -274,8 +276,7 @@ class GPTModule(LightningModule):
         self.gradient_norm = norm.item()
         if not math.isfinite(self.gradient_norm) and getattr(self.trainer.precision_plugin, "scaler", None) is None:
             raise DivergedError(
-                f"non-finite gradient at step {self.trainer.global_step + 1}, stopped before the update; "
-                "try a lower model.learning_rate, a warm-up or trainer.gradient_clip_val"
+                f"non-finite gradient at step {self.trainer.global_step + 1}; stopped before the update"
             )
         if gradient_clip_algorithm == "value":
             torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val or math.inf)

@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 
 from gpt_lightning.corpus import Corpus
 from gpt_lightning.data import Split, TextDataModule
-from gpt_lightning.errors import PROGRAM
+from gpt_lightning.errors import PROGRAM, format_bytes
 from gpt_lightning.module import BYTES_PER_WEIGHT, GPTModule
 from gpt_lightning.text import short_name
 
@@ -108,11 +108,6 @@ def resume_command(arguments: list[str]) -> str:
     """
     typed = arguments if "--resume" in arguments else [*arguments, "--resume"]
     return f"python -m {PROGRAM} fit {shlex.join(typed)}"
-
-
-def format_bytes(size: int) -> str:
-    """A size in GB or MB."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def describe_evaluation(name: str, loss: float, perplexity: float, tokens: int, part: Split) -> str:

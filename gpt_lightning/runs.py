@@ -23,10 +23,10 @@ import shutil
 from pathlib import Path
 from typing import IO, Any
 
-from gpt_lightning.errors import InputError, MachineError, describe_os_error, warn
+from gpt_lightning.errors import InputError, MachineError, describe_os_error, format_bytes, naming, warn
 
 RUNS = Path("runs")
-LAST, PREVIOUS = "last.ckpt", "prev.ckpt"
+BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "prev.ckpt"
 BY_TOKENS = "by_tokens/"  # TensorBoard: before the names of what is logged against tokens seen
 RUN_DIR_VARIABLE = "GPT_LIGHTNING_RUN_DIR"  # how rank 0 tells the ranks it starts
 
@@ -47,7 +47,7 @@ class Run:
         self.checkpoints = self.path / "checkpoints"
         self.last = self.checkpoints / LAST
         self.previous = self.checkpoints / PREVIOUS
-        self.best = self.checkpoints / "best.ckpt"
+        self.best = self.checkpoints / BEST
         self.metrics_file = self.path / "metrics.jsonl"
         self.samples_file = self.path / "samples.jsonl"
         self._lock: IO[str] | None = None
@@ -101,8 +101,8 @@ class Run:
         free = shutil.disk_usage(self.path).free + present
         if free < needed:
             raise MachineError(
-                f"{self.shown}: the run needs up to {needed / 1e9:.1f} GB for its checkpoints, "
-                f"the disk has {free / 1e9:.1f} GB free"
+                f"{self.shown}: the run needs up to {format_bytes(needed)} for its checkpoints, "
+                f"the disk has {format_bytes(free)} free"
             )
 
     @property
@@ -142,7 +142,7 @@ class Run:
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
     """Adds one line of JSON to a file."""
-    with open(path, "a") as file:
+    with naming(path), open(path, "a") as file:
         file.write(json.dumps(row) + "\n")
 
 
@@ -160,8 +160,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def replace_bytes(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all."""
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    with naming(path):
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
 
 
 def cut_events(path: Path, step: int, tokens_seen: int) -> None:

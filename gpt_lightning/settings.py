@@ -32,6 +32,13 @@ TYPED_ONLY = (
     "output",
     "interactive",
 )
+# Settings that are given as another one: source -> target.
+LINKS = {
+    "model.context_length": "data.context_length",
+    "seed_everything": "data.seed",
+    "evaluate_batches": "data.evaluate_batches",
+}
+TEXT_OPTIONS = ("--data.text", "--data.val_text", "--data.test_text")
 TEXT_LISTS = ("--prompt", "--sampling.stop_strings")
 # What belongs to one text: whoever names another text does not mean these.
 TEXT_SETTINGS = ("address", "sha256", "fallback_text", "text_source")
@@ -45,6 +52,20 @@ TYPE_WORDS = {
     "NoneType": "null",
 }
 CLASS_SETTINGS = ("trainer.callbacks", "trainer.logger", "trainer.plugins")
+# Classes of Lightning that a run cannot use, and why.
+REFUSED_CLASSES = {
+    "BatchSizeFinder": "changes data.batch_size when the steps of the run are counted; set data.batch_size, "
+    "whose memory `check` foretells",
+    "OnExceptionCheckpoint": "saves what a run cannot go on from exactly; last.ckpt serves",
+    "ModelPruning": "gives the weights other names than a checkpoint's, so that nothing could read one",
+    "ModelParallelStrategy": "needs a network that is written to be cut into parts; take ddp or fsdp",
+    "DeepSpeedStrategy": "writes checkpoints of its own, in folders; take ddp or fsdp",
+}
+# The ends of the names of others.
+REFUSED_KINDS = {
+    "Precision": "is chosen by the setting precision (64-true, 16-true, bf16-mixed ...), not as a plugin",
+    "CheckpointIO": "cannot be set: the program writes its checkpoints itself, each whole or not at all",
+}
 CLASS_ERRORS = {
     r"Importing '([\w.]+)' is not allowed": (
         "class_path '{}' is not allowed; only classes of Lightning that take no code may be named"
@@ -125,6 +146,10 @@ def read_config(path: str) -> dict[str, Any]:
     for name in SECTIONS:
         if not isinstance(config.get(name, {}), dict):
             raise InputError(f"{path}: {name} must hold settings (name: value), got {config[name]!r}")
+    for source, target in LINKS.items():
+        section, _, name = target.partition(".")
+        if name in config.get(section, {}):
+            raise InputError(f"{path}: {target} is given as {source}")
     return config
 
 
@@ -173,6 +198,7 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
     """
     prepared: list[str] = []
     texts: dict[str, list[str]] = {}
+    seen: set[str] = set()
     rest = iter(arguments)
     for argument in rest:
         name, has_value, value = argument.partition("=")
@@ -186,6 +212,9 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
                 check_prompt(value)
             texts.setdefault(name, []).append(value)
             continue
+        if name in TEXT_OPTIONS and name in seen:
+            raise InputError(f"{name} is given twice; many documents are a folder, a glob or a .jsonl file")
+        seen.add(name)
         if name == "--data.text":
             prepared += [f"--data.{one}=null" for one in TEXT_SETTINGS if not is_typed(arguments, f"--data.{one}")]
         prepared.append(argument)
@@ -225,6 +254,9 @@ def explain_parser_error(message: str, known: list[str]) -> str:
         if name == "trainer.precision":
             return f"{name} must be one of {', '.join(PRECISIONS)}; got '{value}'"
         if name in CLASS_SETTINGS:
+            for one in re.findall(r"'class_path': '(?:\w+\.)*(\w+)'", value):
+                if reason := why_refused(one):
+                    return f"{name}: {one} {reason}"
             return f"{name} must name a class of Lightning (class_path: NAME), not '{value}'"
         types = [TYPE_WORDS[one] for one in TYPE_WORDS if f"<class '{one}'>" in expected]
         if types:
@@ -282,4 +314,26 @@ def check_trainer(trainer: Any) -> None:
     strategy = trainer["strategy"]
     if isinstance(strategy, str) and any(word in strategy for word in ("spawn", "fork", "notebook")):
         raise InputError(f"trainer.strategy {strategy} cannot carry a run's open files to other processes; take ddp")
+    if isinstance(strategy, str) and strategy.startswith("deepspeed"):
+        raise InputError(f"trainer.strategy: {strategy} {REFUSED_CLASSES['DeepSpeedStrategy']}")
+    for setting, name in named_classes(trainer):
+        if reason := why_refused(name):
+            raise InputError(f"trainer.{setting}: {name} {reason}")
     check_device(trainer["accelerator"], trainer["devices"], trainer["precision"])
+
+
+def why_refused(name: str) -> str | None:
+    """Why a run cannot use a class of Lightning; None where it can."""
+    kinds = [reason for end, reason in REFUSED_KINDS.items() if name.endswith(end)]
+    return REFUSED_CLASSES.get(name, *kinds)
+
+
+def named_classes(trainer: Any) -> list[tuple[str, str]]:
+    """The settings that name classes, each with the name of one without its module."""
+    found = []
+    for setting in ("callbacks", "logger", "plugins", "profiler", "strategy"):
+        value = trainer[setting]
+        for one in value if isinstance(value, list) else [value]:
+            if path := getattr(one, "class_path", None):
+                found.append((setting, path.rpartition(".")[2]))
+    return found

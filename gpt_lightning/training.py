@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, LearningRateFinder
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from gpt_lightning import report
 from gpt_lightning.archive import WEIGHTS_PREFIX, read_checkpoint
-from gpt_lightning.callbacks import EarlyStop, Evaluation, Metrics, Progress, Samples, StepBar, Summary, say
+from gpt_lightning.callbacks import EarlyStop, Evaluation, FoundRate, Metrics, Progress, Samples, StepBar, Summary, say
 from gpt_lightning.checkpoint import (
     RunCheckpoints,
     check_epoch_end,
@@ -29,10 +29,13 @@ from gpt_lightning.checkpoint import (
     newest_checkpoint,
 )
 from gpt_lightning.data import TextDataModule
-from gpt_lightning.errors import InputError, MachineError, Stopped, describe_expected, warn
+from gpt_lightning.errors import DivergedError, InputError, MachineError, Stopped, describe_expected, naming, warn
 from gpt_lightning.hardware import allow_tf32, peak_flops
 from gpt_lightning.module import GPTModule
+from gpt_lightning.plotting import FORMATS, loss_figure, read_curve, save_figure
 from gpt_lightning.runs import (
+    BEST,
+    LAST,
     PREVIOUS,
     RUN_DIR_VARIABLE,
     RUNS,
@@ -165,9 +168,12 @@ def train(
             hint = "; --allow_data_change trains it on this one"
             check_same_text(data, choice.content, str(choice.checkpoint), hint)
         if limits_reached(choice.content, settings):
-            limits = "trainer.max_epochs, trainer.max_steps and early_stopping_patience"
-            say(f"{choice.folder}: finished; nothing is left to do within {limits}")
-            return Path(str(choice.folder)).absolute()
+            folder = Path(str(choice.folder))
+            if trainer.is_global_zero:
+                check_finished(folder)
+                limits = "trainer.max_epochs, trainer.max_steps and early_stopping_patience"
+                say(f"{folder}: finished; nothing is left to do within {limits}")
+            return folder.absolute()
     train_batches, val_batches = check_fit(trainer, module, data, settings)
     resumed_step = None if choice.content is None else choice.content["global_step"]
     with open_run(choice, resolved_config, module, trainer.is_global_zero) as run:
@@ -181,13 +187,18 @@ def train(
         hparams = {**module.hparams, **data.hparams}
         patience = settings["early_stopping_patience"]
         early_stop = [] if patience is None else [EarlyStop(patience)]
-        users_callbacks = list(trainer.callbacks)  # type: ignore[attr-defined]
+        users_callbacks = [
+            callback
+            for callback in trainer.callbacks  # type: ignore[attr-defined]
+            if choice.content is None or not isinstance(callback, LearningRateFinder)  # the run has its rate
+        ]
         trainer.callbacks = [  # type: ignore[attr-defined]
             progress,
             Metrics(run, progress, peak),
             Samples(run, data.tokenizer, settings["prompt"], settings["sampling"], settings["sample_every"]),
             *([StepBar(module.total_steps)] if show_bar else []),
             *users_callbacks,
+            FoundRate(),
             *early_stop,
             Summary(run, hparams),
             Evaluation(run, progress, settings["evaluate_every"], max_steps),
@@ -227,6 +238,14 @@ def train(
             if trainer.interrupted:  # Lightning turns Ctrl-C into exit(1)
                 raise KeyboardInterrupt from None
             raise
+        except DivergedError as error:
+            step = checkpoints.saved_step
+            saved = f"last.ckpt is of step {step}" if step >= 0 else "none was saved"
+            advice = "try a lower model.learning_rate, a warm-up or trainer.gradient_clip_val"
+            raise DivergedError(f"{error}, {saved}; {advice}") from None
+        except OSError:
+            with naming(run.path):  # a logger's has no name
+                raise
         except Exception as error:
             raise explain_error(error, users_callbacks, None if progress.started else choice.checkpoint) from error
         if progress.session_tokens == 0 and resumed_step is not None:
@@ -299,6 +318,23 @@ def check_saved(path: Path) -> None:
         read_checkpoint(path)
     except InputError as error:
         raise MachineError(f"{error}, though it was just written") from None
+
+
+def check_finished(folder: Path) -> None:
+    """Draws the figures of a finished run where it was killed before that.
+
+    Raises:
+        InputError: Its best.ckpt is missing or damaged.
+    """
+    try:
+        read_checkpoint(folder / "checkpoints" / BEST)
+    except InputError as error:
+        raise InputError(f"{folder}: finished, but {error}; its {LAST} is whole") from None
+    if not all((folder / f"loss.{one}").exists() for one in FORMATS):
+        try:
+            save_figure(loss_figure([read_curve(folder)]), folder / "loss")
+        except InputError as error:
+            warn(f"{error}, so the loss figure is not drawn")
 
 
 def keep_freed_memory() -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import math
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -251,3 +253,23 @@ def test_lightnings_loggers_work_beside_tensorboard(command: Command, config: Pa
     )
     assert "context_length: 64" in table.with_name("hparams.yaml").read_text()
     assert list(Path("run").glob("events.*"))
+
+
+def test_a_disk_that_is_full_for_tensorboard_is_said_in_one_line(
+    command: Command, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    write, written = RecordWriter.write, []
+
+    def full(self: RecordWriter, data: bytes) -> None:
+        written.append(len(data))
+        if len(written) > 20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, data)
+
+    monkeypatch.setattr(RecordWriter, "write", full)
+    result = command("fit", "--config", config, "--run_dir", "run", "--trainer.enable_progress_bar=false")
+
+    assert result.code == 1
+    assert result.err == f"gpt_lightning: error: {Path('run').absolute()}: no space left on device\n"

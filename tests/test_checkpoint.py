@@ -564,6 +564,7 @@ def test_a_kill_between_the_two_names_of_a_save_changes_nothing(
         (errno.ENOSPC, "no space left on device"),
         (errno.EIO, "input/output error"),
         (errno.EROFS, "read-only file system"),
+        (errno.EACCES, "permission denied"),
         (errno.EFBIG, "file too large"),
     ],
 )
@@ -664,3 +665,156 @@ def test_lost_metrics_are_said(command: Command, config: Path) -> None:
 
     assert result.code == 0
     assert "metrics.jsonl: has no row up to step 2; the curves begin there" in result.err
+
+
+# ---- numbers that are none
+
+
+@pytest.mark.parametrize("setting", ["--save_every=1", "--trainer.max_steps=1"])
+def test_a_run_that_left_the_numbers_saves_none_of_them(command: Command, config: Path, setting: str) -> None:
+    result = command("fit", "--config", config, "--run_dir", "run", "--model.learning_rate=1e38", setting)
+
+    assert result.code == 3
+    assert result.error.startswith("non-finite ")
+    assert ", none was saved; try a lower model.learning_rate, a warm-up or " in result.error
+    assert not list(Path("run/checkpoints").glob("*.ckpt"))
+
+
+def test_the_step_of_the_kept_checkpoint_is_said(
+    command: Command, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = GPTModule.training_step
+
+    def spoil(self: GPTModule, batch: Any, batch_idx: int) -> Any:
+        if self.trainer.global_step == 4:
+            with torch.no_grad():
+                self.model.final_norm.bias[0] = torch.inf
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(GPTModule, "training_step", spoil)
+    result = command("fit", "--config", config, "--run_dir", "run", "--save_every=3")
+
+    advice = "try a lower model.learning_rate, a warm-up or trainer.gradient_clip_val"
+    what = "non-finite gradient at step 5; stopped before the update, last.ckpt is of step 3"
+    assert (result.code, result.error) == (3, f"{what}; {advice}")
+
+
+def test_weights_that_no_evaluation_has_seen_are_not_saved_either(
+    command: Command, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated: dict[str, float] = {"train_eval_loss": 1.0, "val_loss": 1.0}
+    monkeypatch.setattr(GPTModule, "on_validation_epoch_end", lambda self: setattr(self, "evaluated", evaluated))
+
+    arguments = ("--trainer.max_steps=1", "--model.learning_rate=1e38")
+    result = command("fit", "--config", config, "--run_dir", "run", *arguments)
+
+    assert result.code == 3
+    assert "non-finite weights or optimizer state after step 1, not saved, none was saved; " in result.error
+
+
+@pytest.mark.parametrize("part", ["state_dict", "optimizer_states"])
+def test_a_newest_checkpoint_with_no_numbers_gives_way_to_the_one_before(
+    command: Command, config: Path, trained: Path, part: str
+) -> None:
+    arguments = ("fit", "--config", config, "--run_dir", "run", "--save_every=4")
+    command(*arguments, "--trainer.max_steps=8")
+    last = Path("run/checkpoints/last.ckpt")
+    content = torch.load(last)
+    if part == "state_dict":
+        content["state_dict"]["model.final_norm.bias"][3] = torch.nan
+        name = "state_dict.model.final_norm.bias"
+    else:
+        content["optimizer_states"][0]["state"][2]["exp_avg"][3] = torch.inf
+        name = "optimizer_states[0].state.2.exp_avg"
+    torch.save(content, last)
+
+    result = command(*arguments, "--resume")
+
+    assert result.code == 0, result.err
+    (warning,) = [line for line in result.err.splitlines() if "warning" in line]
+    assert warning == (
+        f"gpt_lightning: warning: run/checkpoints/last.ckpt: {name} is not finite, so a run cannot go on from it; "
+        "going on from prev.ckpt, the one before"
+    )
+    assert_equal_weights(trained, Path("run"))
+
+
+def test_the_best_weights_are_those_that_were_evaluated(command: Command, config: Path) -> None:
+    averaging = "--trainer.callbacks=[{class_path: EMAWeightAveraging, init_args: {decay: 0.8}}]"
+    command("fit", "--config", config, "--run_dir", "run", "--trainer.max_epochs=1", averaging)
+
+    shown = command("validate", "--ckpt_path", "run/checkpoints/best.ckpt")
+
+    best = min(row["val_loss"] for row in read_rows(Path("run/metrics.jsonl")) if "val_loss" in row)
+    assert f": loss {best:.6f} nats per token" in shown.out
+
+
+# ---- tuners
+
+
+FINDER = (
+    "--trainer.callbacks=[{class_path: LearningRateFinder, init_args: {num_training_steps: 14, min_lr: 1e-4}}]",
+    "--model.warmup_steps=2",
+    "--model.min_learning_rate=1e-5",
+)
+
+
+def test_a_run_goes_on_with_the_learning_rate_that_was_found(command: Command, config: Path) -> None:
+    whole = command("fit", "--config", config, "--run_dir", "whole", *FINDER)
+    first = command("fit", "--config", config, "--run_dir", "pieces", *FINDER, "--trainer.max_steps=7")
+    second = command("fit", "--config", config, "--run_dir", "pieces", *FINDER, "--resume")
+
+    assert (whole.code, first.code, second.code) == (0, 0, 0), whole.err + first.err + second.err
+    rate = read_checkpoint("whole/checkpoints/last.ckpt")["hyper_parameters"]["learning_rate"]
+    assert f"learning rate {rate:.3g} found by LearningRateFinder; {rate:.3g} is used\n" in whole.out
+    assert "found by" not in second.out
+    rates = [row["learning_rate"] for row in read_rows(Path("whole/metrics.jsonl")) if "learning_rate" in row]
+    expected = [rate * learning_rate_factor(step, 2, 15, 1e-5 / rate) for step in range(15)]
+    assert rates == pytest.approx(expected, rel=1e-12)
+    resumed = torch.load("pieces/checkpoints/last.ckpt")
+    assert resumed["hyper_parameters"]["learning_rate"] == rate
+    typed = command("fit", "--config", config, "--run_dir", "pieces", *FINDER, "--resume", "--model.learning_rate=0.5")
+    assert f"has model.learning_rate {rate}, the settings say 0.5" in typed.error
+    assert sorted(os.listdir()) == ["pieces", "tiny.yaml", "whole"]
+
+
+def test_check_does_not_look_for_a_learning_rate(command: Command, config: Path) -> None:
+    result = command("check", "--config", config, *FINDER)
+
+    assert (result.code, os.listdir()) == (0, ["tiny.yaml"]), result.err
+
+
+# ---- finished runs
+
+
+def test_a_finished_run_that_was_killed_before_its_figures_gets_them(
+    command: Command, config: Path, trained: Path
+) -> None:
+    shutil.copytree(trained, "run")
+    for name in ("loss.pdf", "loss.png"):
+        Path("run", name).unlink()
+
+    result = command("fit", "--config", config, "--run_dir", "run", "--resume")
+
+    assert (result.code, result.out) == (
+        0,
+        "run: finished; nothing is left to do within trainer.max_epochs, "
+        "trainer.max_steps and early_stopping_patience\n",
+    )
+    assert Path("run/loss.pdf").read_bytes() == (trained / "loss.pdf").read_bytes()
+    assert Path("run/loss.png").read_bytes() == (trained / "loss.png").read_bytes()
+
+
+def test_a_finished_run_without_its_best_weights_does_not_end_with_0(
+    command: Command, config: Path, trained: Path
+) -> None:
+    shutil.copytree(trained, "run")
+    best = Path("run/checkpoints/best.ckpt")
+    flip_a_bit(best)
+    damaged = command("fit", "--config", config, "--run_dir", "run", "--resume")
+    best.unlink()
+    missing = command("fit", "--config", config, "--run_dir", "run", "--resume")
+
+    assert (damaged.code, missing.code) == (2, 2)
+    assert damaged.error == f"run: finished, but {best}: checksum mismatch; its last.ckpt is whole"
+    assert missing.error == f"run: finished, but {best}: no such file; its last.ckpt is whole"

@@ -261,6 +261,51 @@ BAD_SETTINGS = [
     ("--trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches must be an int of at least 1, got 0"),
     ("--trainer.limit_train_batches=0", "trainer.limit_train_batches must be an int of at least 1 or a share above 0"),
     ("--trainer.limit_val_batches=0.1", "trainer.limit_val_batches (0.1) leaves none of the 1 batches"),
+    (
+        "--trainer.callbacks=[{class_path: BatchSizeFinder}]",
+        "trainer.callbacks: BatchSizeFinder changes data.batch_size when the steps of the run are counted; set data.",
+    ),
+    (
+        "--trainer.callbacks=[{class_path: OnExceptionCheckpoint, init_args: {dirpath: .}}]",
+        "trainer.callbacks: OnExceptionCheckpoint saves what a run cannot go on from exactly; last.ckpt serves",
+    ),
+    (
+        "--trainer.callbacks=[{class_path: ModelPruning, init_args: {pruning_fn: l1_unstructured}}]",
+        "trainer.callbacks: ModelPruning gives the weights other names than a checkpoint's",
+    ),
+    (
+        "--trainer.plugins=[{class_path: lightning.pytorch.plugins.DoublePrecision}]",
+        "trainer.plugins: DoublePrecision is chosen by the setting precision (64-true, 16-true, bf16-mixed ...), not",
+    ),
+    (
+        "--trainer.plugins=[{class_path: lightning.fabric.plugins.XLAPrecision, init_args: {precision: 32-true}}]",
+        "trainer.plugins: XLAPrecision is chosen by the setting precision",
+    ),
+    (
+        "--trainer.plugins=[{class_path: lightning.pytorch.plugins.AsyncCheckpointIO}]",
+        "trainer.plugins: AsyncCheckpointIO cannot be set: the program writes its checkpoints itself, each whole or",
+    ),
+    (
+        "--trainer.plugins=[{class_path: lightning.fabric.plugins.TorchCheckpointIO}]",
+        "trainer.plugins: TorchCheckpointIO cannot be set: the program writes its checkpoints itself",
+    ),
+    (
+        "--trainer.strategy={class_path: lightning.pytorch.strategies.ModelParallelStrategy}",
+        "trainer.strategy: ModelParallelStrategy needs a network that is written to be cut into parts",
+    ),
+    (
+        "--trainer.strategy={class_path: lightning.pytorch.strategies.DeepSpeedStrategy}",
+        "trainer.strategy: DeepSpeedStrategy writes checkpoints of its own, in folders; take ddp or fsdp",
+    ),
+    ("--trainer.strategy=deepspeed_stage_2", "trainer.strategy: deepspeed_stage_2 writes checkpoints of its own"),
+    (
+        ("--data.text=tiny.yaml", "--data.text=other.yaml"),
+        "--data.text is given twice; many documents are a folder, a glob or a .jsonl file",
+    ),
+    (
+        ("--data.val_text=tiny.yaml", "--data.train_ratio=0.5"),
+        "data.train_ratio has no effect, because data.val_text is the validation text; give one",
+    ),
     ("--trainer.callbacks=nope.Callback", "class_path 'nope.Callback' is not allowed; only classes of Lightning that"),
     ("--trainer.callbacks=[{class_path: os.system}]", "class_path 'os.system' is not allowed"),
     ("--trainer.callbacks=[{class_path: EarlyStopping}]", "trainer.callbacks: option 'monitor' is missing"),
@@ -303,12 +348,12 @@ BAD_SETTINGS = [
 
 @pytest.mark.parametrize(("setting", "message"), BAD_SETTINGS)
 def test_bad_settings_get_one_line_and_leave_nothing_behind(
-    command: Command, config: Path, setting: str, message: str
+    command: Command, config: Path, setting: str | tuple[str, ...], message: str
 ) -> None:
     if torch.cuda.is_available() and ("cuda" in setting or "16" in setting):
         pytest.skip("this machine has what the test says is missing")
 
-    result = command("fit", "--config", config, setting)
+    result = command("fit", "--config", config, *([setting] if isinstance(setting, str) else setting))
 
     assert result.code == 2
     assert message in result.error
@@ -386,6 +431,9 @@ def test_a_run_that_trains_nothing_does_not_end_well(command: Command, config: P
         ("seed_everything: 2024-13-45\n", "bad.yaml: not valid YAML: month must be in 1..12"),
         ("? [a]\n: 3\n", "bad.yaml:1: not valid YAML: a name must be a plain word"),
         ("model: {<<: {n_layers: 1}}\n", "bad.yaml:1: not valid YAML: a name must be a plain word"),
+        ("data: {context_length: 16}\n", "bad.yaml: data.context_length is given as model.context_length"),
+        ("data: {seed: 7}\n", "bad.yaml: data.seed is given as seed_everything"),
+        ("data: {evaluate_batches: 7}\n", "bad.yaml: data.evaluate_batches is given as evaluate_batches"),
         ("run_dir: here\n", "bad.yaml: run_dir is given on the command line only (--run_dir)"),
     ],
 )

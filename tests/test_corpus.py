@@ -627,3 +627,26 @@ def test_a_part_is_read_without_a_copy(stories: Path) -> None:
     assert np.shares_memory(made.tokens[val], made.tokens)
     assert [*made.tokens[train], *made.tokens[val]] == made.tokens.tolist()
     assert not made.tokens[train].flags.writeable
+
+
+@pytest.mark.parametrize("token_id", [65, 60000])
+def test_a_cache_with_other_tokens_is_made_anew(
+    stories: Path, token_id: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = stories.parent / "cache"
+    tokens = prepare(str(stories), "bytes", None, cache).tokens.tolist()
+    (folder,) = cache.iterdir()
+    damaged = np.array([token_id] * len(tokens), np.uint16)
+    (folder / "tokens.bin").write_bytes(damaged.tobytes())
+
+    assert prepare(str(stories), "bytes", None, cache).tokens.tolist() == tokens
+    assert capsys.readouterr().err == f"gpt_lightning: warning: {folder}: is damaged and is made anew\n"
+
+
+def test_a_refused_corpus_leaves_no_folders(in_tmp: Path) -> None:
+    Path("bad.jsonl").write_text("{}\n")
+
+    with pytest.raises(InputError, match="bad.jsonl:1: has no string under"):
+        prepare("bad.jsonl", "bytes", None, Path("data/cache"))
+
+    assert os.listdir() == ["bad.jsonl"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Result
+from conftest import STORY, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -260,3 +260,14 @@ def test_a_run_on_documents_is_evaluated_and_goes_on_with_the_same_ones(config: 
     assert "tokens in 4 documents of 3 files" in started.out
     assert validated.out.startswith("validation split of docs: loss ")
     assert "docs: is not the text that run/checkpoints/last.ckpt was trained on" in changed.error
+
+
+def test_a_validation_text_that_is_the_text_gets_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    data = TextDataModule(text=str(STORY), val_text=str(STORY), tokenizer="bytes", context_length=64)
+
+    data.setup("fit")
+
+    assert capsys.readouterr().err == (
+        "gpt_lightning: warning: data.val_text is the text that is trained on, so that its loss says nothing of other "
+        "texts\n"
+    )

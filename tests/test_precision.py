@@ -100,3 +100,22 @@ def test_precisions_that_are_refused(command: Command, auto: Path, arguments: li
     assert result.code == 2
     assert result.error.startswith(error)
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("typed", ["--precision=bf16-mixed", "--trainer.precision=bf16-mixed"])
+def test_the_typed_precision_wins_over_the_other_name_in_yaml(command: Command, config: Path, typed: str) -> None:
+    settings = yaml.safe_load(config.read_text())
+    del settings["trainer"]["precision"]
+    if typed.startswith("--precision"):
+        settings["trainer"]["precision"] = "32-true"
+    else:
+        settings["precision"] = "32-true"
+    config.write_text(yaml.safe_dump(settings))
+
+    result = command("fit", "--config", config, "--run_dir", "run", "--trainer.max_steps=1", typed)
+
+    assert result.code == 0, result.err
+    resolved = yaml.safe_load(Path("run/tiny.yaml").read_text())
+    assert resolved["trainer"]["precision"] == "bf16-mixed"
+    assert resolved["precision"] in ("auto", "bf16-mixed")
+    assert command("check", "--config", "run/tiny.yaml").code == 0

@@ -17,7 +17,7 @@ from conftest import ROOT, Result
 
 from gpt_lightning import runs
 from gpt_lightning.errors import InputError, MachineError
-from gpt_lightning.runs import Run, read_rows
+from gpt_lightning.runs import Run, append_row, read_rows
 from gpt_lightning.training import choose_run
 
 Command = Callable[..., Result]
@@ -167,7 +167,7 @@ def test_too_little_space_is_said_before_the_first_step(
     result = command("fit", "--config", config, "--run_dir", "run")
 
     assert result.code == 1
-    assert "run: the run needs up to 0.0 GB for its checkpoints, the disk has 0.0 GB free" in result.error
+    assert "run: the run needs up to 0.5 MB for its checkpoints, the disk has 0.2 MB free" in result.error
 
 
 def test_a_folder_that_cannot_be_made_is_the_machines_fault(command: Command, config: Path) -> None:
@@ -250,3 +250,10 @@ def test_a_forked_process_does_not_keep_the_lock(tmp_path: Path) -> None:
         os.close(readable)
         os.close(writable)
         again.close()
+
+
+def test_a_full_disk_is_named_by_the_file_that_it_has_no_room_for(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+
+    with pytest.raises(MachineError, match="metrics.jsonl: no space left on device$"):
+        append_row(tmp_path / "metrics.jsonl", {"step": 1})

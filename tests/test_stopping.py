@@ -13,9 +13,10 @@ from typing import Any, cast
 
 import pytest
 import torch
-from conftest import Result
+from conftest import STORY, Result
 from lightning.pytorch import Trainer
 
+from gpt_lightning import corpus
 from gpt_lightning.callbacks import Progress
 from gpt_lightning.stopping import StopOnSignal
 from gpt_lightning.verify import compare_runs, first_difference
@@ -175,3 +176,25 @@ def test_a_signal_while_the_ranks_decide_waits_for_the_next_step() -> None:
 
     trainer = cast(Trainer, SimpleNamespace(world_size=2, strategy=SimpleNamespace(reduce_boolean_decision=decide)))
     assert [stop.is_asked(trainer), stop.is_asked(trainer)] == [False, True]
+
+
+def test_a_sigterm_while_documents_are_encoded_leaves_nothing_behind(
+    command: Command, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tokens = corpus._write_tokens
+
+    def terminated(folder: Path, *arguments: Any) -> Any:
+        write_tokens(folder, *arguments)
+        assert list(Path("data/cache").iterdir()) == [folder]
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(corpus, "_write_tokens", terminated)
+    Path("docs").mkdir()
+    for name in "ab":
+        Path("docs", f"{name}.txt").write_text(STORY.read_text())
+
+    result = command("fit", "--config", config, "--data.text", "docs")
+
+    assert (result.code, result.err) == (143, "gpt_lightning: error: terminated\n")
+    assert sorted(os.listdir()) == ["docs", "tiny.yaml"]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
