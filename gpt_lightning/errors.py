@@ -178,7 +178,8 @@ def fail(message: str, exit_code: int) -> SystemExit:
 @contextlib.contextmanager
 def raising_on_sigterm() -> Iterator[None]:
     """Has SIGTERM raise `Terminated`, so that what was begun is cleared away; `stopping.py` takes it over."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+    before = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or before == signal.SIG_IGN:
         yield
         return
 
@@ -190,7 +191,7 @@ def raising_on_sigterm() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
