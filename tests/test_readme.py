@@ -77,6 +77,31 @@ def test_every_command_of_ours_runs(clone: Path, command: Command, monkeypatch: 
         assert result.out or "--output completions.jsonl" in line
 
 
+def test_the_readmes_output_has_the_lines_that_a_run_prints(clone: Path, command: Command) -> None:
+    """Each line of a run, its numbers left out, is in the README in the same words."""
+    settings = tiny_settings()
+    del settings["trainer"]["precision"]  # auto, as in verdict.yaml
+    settings["data"]["batch_size"] = 50
+    (clone / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    printed = command("fit", "--config", clone / "tiny.yaml", "--run_dir", clone / "run").out
+    (block,) = [one for one in re.findall(r"```text\n(.*?)```", README, re.DOTALL) if one.startswith("text  ")]
+
+    for start in (
+        "device  ",
+        "run folder  ",
+        "Untrained ",
+        "Training completed ",
+        r"[\d,]+ tokens seen",
+        "best.ckpt is ",
+    ):
+        shapes = []
+        for text in (block, printed):
+            (line,) = re.findall(rf"^{start}.*$", text, re.MULTILINE)
+            line = re.sub(r"folder  .*?;|\((no CUDA|as|bf16|matrix) .*?\)", "()", line)  # of the machine and the run
+            shapes.append(re.sub(r"[\d.,]*\d|[GM]B\b|threads?|bf16-mixed|32-true", "#", line))
+        assert shapes[0] == shapes[1]
+
+
 def test_the_python_in_the_readme_runs(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(clone)
     (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
