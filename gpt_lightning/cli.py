@@ -387,7 +387,8 @@ class CLI(LightningCLI):
             require_number("peak_flops", settings["peak_flops"], "be above 0", lambda rate: rate > 0)
         if settings["save_minutes"] is not None:
             require_number("save_minutes", settings["save_minutes"], "be above 0", lambda minutes: minutes > 0)
-        if settings["data"]["val_text"] is not None and is_typed(self.arguments, "--data.train_ratio"):
+        both_typed = all(is_typed(self.arguments, f"--data.{name}") for name in ("val_text", "train_ratio"))
+        if both_typed and settings["data"]["val_text"] is not None:
             raise InputError("data.train_ratio has no effect, because data.val_text is the validation text; give one")
         for prompt in settings["prompt"]:
             check_prompt(prompt)

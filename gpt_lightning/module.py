@@ -40,6 +40,19 @@ def learning_rate_factor(updates: int, warmup_steps: int, total_steps: float, le
     return least + (1 - least) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def total_norm(gradients: list[Tensor]) -> Tensor:
+    """The root of the sum of all squares, from the norms of the rows.
+
+    `torch.nn.utils.get_total_norm` adds up the squares of a whole matrix at once, in float32: with the 38 million of
+    GPT-2's embedding its norm is a thousandth too small on a CPU, and takes longer.
+    """
+    norms = []
+    for gradient in gradients:
+        dtype = torch.promote_types(gradient.dtype, torch.float32)
+        norms.append(torch.linalg.vector_norm(gradient, dim=-1, dtype=dtype).flatten())
+    return torch.linalg.vector_norm(torch.cat(norms))
+
+
 class GPTModule(LightningModule):
     """Trains and evaluates a GPT on windows of token ids.
 
@@ -272,7 +285,7 @@ class GPTModule(LightningModule):
             DivergedError: The norm is infinite or not a number; the weights are still those before.
         """
         parameters = [parameter for parameter in self.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        norm = total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
         self.gradient_norm = norm.item()
         if not math.isfinite(self.gradient_norm) and getattr(self.trainer.precision_plugin, "scaler", None) is None:
             raise DivergedError(

@@ -17,7 +17,7 @@ from torch import Tensor
 from gpt_lightning.errors import InputError
 from gpt_lightning.loss import cross_entropy
 from gpt_lightning.model import GPT
-from gpt_lightning.module import GPTModule, learning_rate_factor
+from gpt_lightning.module import GPTModule, learning_rate_factor, total_norm
 
 Command = Callable[..., Result]
 
@@ -277,3 +277,12 @@ def test_a_freed_tensors_memory_serves_the_next() -> None:
 
     # An aligned tensor may need a little more room than the one before it left, so one or two are mapped anew.
     assert sum(map(int, done.stdout.split()[1:])) < 8 * (64_000_000 // 4096) // 2
+
+
+def test_the_norm_of_large_gradients_is_right() -> None:
+    """To the digits of float32, where summing all squares of a matrix in one go is not."""
+    draws = torch.Generator().manual_seed(1)
+    gradients = [torch.randn(4000, 768, generator=draws), torch.randn(9, generator=draws).double()]
+
+    exact = math.sqrt(sum(one.double().square().sum().item() for one in gradients))
+    assert total_norm(gradients).item() == pytest.approx(exact, rel=1e-6)
