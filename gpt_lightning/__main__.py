@@ -46,6 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     if sys.stdout is None or sys.stderr is None:  # closed by the shell's >&-
         nowhere = open(os.devnull, "w")  # noqa: SIM115  open until the end
         sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115  open until the end
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal that cannot show a character
     # `--prompt --debug` is a text.
     flags = [i for i, one in enumerate(arguments) if one == "--debug" and arguments[i - 1] != "--prompt"]

@@ -493,7 +493,8 @@ class CLI(LightningCLI):
         model.to(self.trainer.strategy.root_device, WEIGHTS.get(self.trainer.precision))
         pack(model.model, sampling.batch_size)
         completer = partial(complete_all, model.model, tokenizer, sampling=sampling)
-        predict(completer, self.settings, Path(str(self.checkpoint_path)))
+        weight = model.model.pos_emb.weight
+        predict(completer, self.settings, Path(str(self.checkpoint_path)), f"{weight.dtype} {weight.device.type}")
 
 
 def plain(value: Any) -> Any:

@@ -97,6 +97,8 @@ class TextStream:
 
 def check_prompt(prompt: str) -> None:
     """Raises `InputError` for a prompt that no model can continue."""
+    if not isinstance(prompt, str):
+        raise InputError(f"prompt must be a text, got {prompt!r}")
     if not prompt:
         raise InputError(f"prompt is empty; to start from nothing give {END_OF_TEXT}")
     try:
@@ -176,9 +178,8 @@ def complete_all(
         if show is not None:
             show(streams[0].text[shown:])
         for (prompt, sample), stream, one in zip(batch, streams, completions, strict=True):
-            yield CompletedText(
-                prompt, stream.text, one.token_ids, one.log_probs, one.finish_reason, sampling.seed + sample
-            )
+            reason = "stop" if stream.is_stopped else one.finish_reason
+            yield CompletedText(prompt, stream.text, one.token_ids, one.log_probs, reason, sampling.seed + sample)
 
 
 def _checked(prompts: Iterable[str]) -> Iterator[str]:

@@ -34,6 +34,7 @@ from gpt_lightning.errors import InputError, require, require_integer, require_n
 from gpt_lightning.model import GPT
 
 GREEDY_BELOW = 1e-6  # a smaller temperature is 0: dividing by it would leave the range of float32
+LEVEL_ABOVE = 1e30  # a larger one changes nothing more, and would leave that range as well
 MOST_SAMPLES = 10_000
 
 
@@ -90,19 +91,20 @@ class Sampling:
             require_number("sampling.top_p", self.top_p, "be above 0 and at most 1", lambda share: 0 < share <= 1)
         if self.min_p is not None:
             require_number("sampling.min_p", self.min_p, "be from 0 to 1", lambda share: 0 <= share <= 1)
-        must = "be a finite number above 0"
-        require_number("sampling.repetition_penalty", self.repetition_penalty, must, lambda number: number > 0)
+        must = "be from 1e-6 to 1e6"
+        require_number("sampling.repetition_penalty", self.repetition_penalty, must, lambda by: 1e-6 <= by <= 1e6)
         if self.no_repeat_ngram_size is not None:
             require_integer("sampling.no_repeat_ngram_size", self.no_repeat_ngram_size, 1)
-        for text in self.stop_strings:
-            require(bool(text), "sampling.stop_strings", "hold no empty text", self.stop_strings)
+        texts = self.stop_strings if isinstance(self.stop_strings, list) else [None]
+        are_texts = all(isinstance(text, str) and text for text in texts)
+        require(are_texts, "sampling.stop_strings", "be a list of texts, none of them empty", self.stop_strings)
         require_integer("sampling.num_samples", self.num_samples, 1, MOST_SAMPLES)
         if self.num_samples > 1 and self.is_greedy:
             raise InputError(
                 f"sampling.num_samples ({self.num_samples}) needs a sampling.temperature above 0: at 0 all are the same"
             )
         require_integer("sampling.seed", self.seed, 0, 2**63 - 1)
-        require_integer("sampling.batch_size", self.batch_size, 1)
+        require_integer("sampling.batch_size", self.batch_size, 1, MOST_SAMPLES)
 
     @property
     def is_greedy(self) -> bool:
@@ -223,7 +225,7 @@ def next_token_probs(logits: Tensor, sampling: Sampling) -> Tensor:
     """
     if sampling.top_k is not None:
         logits = keep_top_k(logits, sampling.top_k)
-    logits = logits / sampling.temperature
+    logits = logits / min(sampling.temperature, LEVEL_ABOVE)
     if sampling.top_p is not None:
         logits = keep_top_p(logits, sampling.top_p)
     if sampling.min_p is not None:

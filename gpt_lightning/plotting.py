@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +114,7 @@ def bar_figure(names: Sequence[str], series: Mapping[str, Sequence[float]], titl
     for number, (label, probabilities) in enumerate(series.items()):
         offset = (number - (len(series) - 1) / 2) * width
         axes.bar([place + offset for place in range(len(names))], probabilities, width, label=label)
-    axes.set_xticks(range(len(names)), names, rotation=90)
+    axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
     axes.set_ylabel("Probability")
     axes.set_title(title)
     axes.legend()
@@ -128,7 +129,9 @@ def save_figure(figure: Figure, stem: str | Path) -> list[Path]:
         path = Path(f"{stem}.{suffix}")
         path.parent.mkdir(parents=True, exist_ok=True)
         content = io.BytesIO()
-        figure.savefig(content, format=suffix, dpi=150, metadata=METADATA[suffix])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of a token, shown as a box
+            figure.savefig(content, format=suffix, dpi=150, metadata=METADATA[suffix])
         replace_bytes(path, content.getvalue())
         written.append(path)
     return written

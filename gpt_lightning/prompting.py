@@ -25,6 +25,7 @@ from gpt_lightning.errors import InputError
 from gpt_lightning.generation import Sampling
 
 STANDARD_INPUT = "-"
+ROW_START = b'{"prompt": "'
 Completer = Callable[..., Iterator[CompletedText]]  # `complete_all` of a model
 
 
@@ -38,7 +39,7 @@ def read_prompts(path: str) -> Iterator[str]:
         InputError: No such file, none in it, not UTF-8; or a line that is no prompt, by its number.
     """
     name = "standard input" if path == STANDARD_INPUT else path
-    if path != STANDARD_INPUT and not os.path.isfile(path):
+    if path != STANDARD_INPUT and (os.path.isdir(path) or not os.path.exists(path)):
         raise InputError(f"{path}: {'is a folder' if os.path.isdir(path) else 'no such file'}")
     opened = contextlib.nullcontext(sys.stdin.buffer) if path == STANDARD_INPUT else open(path, "rb")  # noqa: SIM115
     number = 0
@@ -69,21 +70,27 @@ def _prompt_of_json(line: str) -> str:
 
 
 def count_lines(path: str) -> int | None:
-    """Lines of a file; None for standard input."""
-    if path == STANDARD_INPUT:
+    """Lines of a file; None for standard input and others that can be read only once."""
+    if path == STANDARD_INPUT or not os.path.isfile(path):
         return None
     with open(path, "rb") as file:
         return sum(1 for _ in file)
 
 
-def job_name(checkpoint: Path, sampling: Sampling) -> str:
-    """What two jobs share that give the same completions of the same prompts: 12 hexadecimal digits."""
+def job_name(checkpoint: Path, sampling: Sampling, weights: str) -> str:
+    """What two jobs share that give the same completions of the same prompts: 12 hexadecimal digits.
+
+    Args:
+        checkpoint: The file.
+        sampling: All settings.
+        weights: Their type and device.
+    """
     with open(checkpoint, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return hashlib.sha256(json.dumps([sha256, asdict(sampling)], sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps([sha256, asdict(sampling), weights], sort_keys=True).encode()).hexdigest()[:12]
 
 
-def open_output(path: Path, resume: bool, job: str) -> tuple[IO[str], int]:
+def open_output(path: Path, resume: bool, job: str) -> tuple[IO[str], list[str]]:
     """Opens a file of completions to append to.
 
     Args:
@@ -92,31 +99,52 @@ def open_output(path: Path, resume: bool, job: str) -> tuple[IO[str], int]:
         job: Of these completions.
 
     Returns:
-        The file, and how many completions it holds.
+        The file, and the prompts of the completions that it holds.
 
     Raises:
         InputError: It is there and `resume` is false, or it is another job's.
     """
-    done = 0
+    done: list[str] = []
     if path.exists():
         if not resume:
             raise InputError(f"{path}: exists; --resume goes on with it")
         with open(path, "r+b") as old:
             end = 0
-            for line in old:
-                if not line.endswith(b"\n"):
-                    break
-                done, end = done + 1, end + len(line)
+            for number, line in enumerate(old, start=1):
                 try:
-                    other = json.loads(line)["job"]
-                except (ValueError, TypeError, KeyError):
-                    raise InputError(f"{path}:{done}: is no completion that predict wrote") from None
+                    if not line.endswith(b"\n") and line.startswith(ROW_START[: len(line)]):
+                        break  # cut short
+                    row = json.loads(line)
+                    prompt, other = str(row["prompt"]), row["job"]
+                except (ValueError, TypeError, KeyError, RecursionError):
+                    raise InputError(f"{path}:{number}: is no completion that predict wrote") from None
+                end += len(line)
+                done.append(prompt)
                 if other != job:
                     raise InputError(
-                        f"{path}:{done}: is of another checkpoint or other settings (job {other}, not {job})"
+                        f"{path}:{number}: is of another checkpoint or other settings (job {other}, not {job})"
                     )
             old.truncate(end)
     return open(path, "a", encoding="utf-8"), done
+
+
+def check_done(prompts: Iterable[str], done: list[str], samples: int, path: Path) -> Iterator[str]:
+    """The prompts again; raises `InputError` where those that were done are others.
+
+    Args:
+        prompts: Of the job.
+        done: A prompt for each completion in the file.
+        samples: Completions of each prompt.
+        path: Of the file.
+    """
+    rows = 0
+    for prompt in prompts:
+        if rows < len(done) and done[rows] != prompt:
+            raise InputError(f"{path}:{rows + 1}: is of another prompt than the job's")
+        rows += samples
+        yield prompt
+    if rows < len(done):
+        raise InputError(f"{path}: holds {len(done)} completions, the job has {rows}")
 
 
 def write_rows(
@@ -175,6 +203,7 @@ def converse(completer: Completer, context: str) -> None:
         completer: Makes one completion each.
         context: What to begin with, may be empty.
     """
+    sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
     asks = sys.stdin.isatty()
     while True:
         if asks:
@@ -192,13 +221,14 @@ def converse(completer: Completer, context: str) -> None:
         _show("\n")
 
 
-def predict(completer: Completer, settings: Any, checkpoint: Path) -> None:
+def predict(completer: Completer, settings: Any, checkpoint: Path, weights: str) -> None:
     """What the command does.
 
     Args:
         completer: `complete_all` of the checkpoint's model.
         settings: All settings of the command; see `check_sources`.
         checkpoint: The file.
+        weights: Their type and device.
     """
     typed, path = settings["prompt"], settings["prompts_file"]
     sampling: Sampling = settings["sampling"]
@@ -209,15 +239,18 @@ def predict(completer: Completer, settings: Any, checkpoint: Path) -> None:
     if not settings["jsonl"] and settings["output"] is None:
         write_texts(completer, prompts, len(typed) * sampling.num_samples == 1)
         return
-    job = job_name(checkpoint, sampling)
+    job = job_name(checkpoint, sampling, weights)
     count = len(typed) if path is None else count_lines(path)
     total = None if count is None else count * sampling.num_samples
     if settings["output"] is None:
+        sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]  # JSON is
         write_rows(completer, prompts, sys.stdout, job, 0, sampling.batch_size, total)
         return
-    file, done = open_output(Path(settings["output"]), settings["resume"], job)
+    output = Path(settings["output"])
+    file, done = open_output(output, settings["resume"], job)
     with file:
-        write_rows(completer, prompts, file, job, done, sampling.batch_size, total)
+        all_prompts = check_done(prompts, done, sampling.num_samples, output)
+        write_rows(completer, all_prompts, file, job, len(done), sampling.batch_size, total)
 
 
 def check_sources(settings: Any) -> None:

@@ -274,13 +274,14 @@ def test_a_temperature_near_0_is_greedy(temperature: float) -> None:
         ("top_p", 0.0, "sampling.top_p must be above 0 and at most 1, got 0.0"),
         ("top_p", 1.5, "sampling.top_p must be above 0 and at most 1, got 1.5"),
         ("min_p", -0.1, "sampling.min_p must be from 0 to 1, got -0.1"),
-        ("repetition_penalty", 0.0, "sampling.repetition_penalty must be a finite number above 0, got 0.0"),
+        ("repetition_penalty", 0.0, "sampling.repetition_penalty must be from 1e-6 to 1e6, got 0.0"),
         ("no_repeat_ngram_size", 0, "sampling.no_repeat_ngram_size must be an int of at least 1, got 0"),
         ("min_new_tokens", 51, r"sampling.min_new_tokens \(51\) must be at most sampling.max_new_tokens \(50\)"),
-        ("stop_strings", ["a", ""], "sampling.stop_strings must hold no empty text"),
+        ("stop_strings", ["a", ""], "sampling.stop_strings must be a list of texts, none of them empty"),
+        ("stop_strings", "END", "sampling.stop_strings must be a list of texts, none of them empty, got 'END'"),
         ("num_samples", 0, "sampling.num_samples must be an int from 1 to 10000, got 0"),
         ("num_samples", 2, r"sampling.num_samples \(2\) needs a sampling.temperature above 0"),
-        ("batch_size", 0, "sampling.batch_size must be an int of at least 1, got 0"),
+        ("batch_size", 0, "sampling.batch_size must be an int from 1 to 10000, got 0"),
         ("seed", -1, "sampling.seed must be an int from 0 to 9223372036854775807, got -1"),
     ],
 )
@@ -474,3 +475,18 @@ def test_completions_at_the_beginning_can_be_left_out(model: GPT) -> None:
     rest = list(complete_all(model, BYTES, ["a", "b", "c"], sampling, skip=3))
 
     assert [(one.text, one.seed) for one in rest] == [(one.text, one.seed) for one in everything[3:]]
+
+
+def test_a_temperature_beyond_float32_draws_evenly_from_what_top_k_keeps() -> None:
+    probs = next_token_probs(torch.tensor([[1.0, 5.0, 3.0, -2.0]]), Sampling(temperature=1e300, top_k=2))
+
+    assert probs.tolist() == [[0.0, 0.5, 0.5, 0.0]]
+
+
+def test_half_a_character_can_be_a_stop_string(model: GPT) -> None:
+    free = complete(model, "ab", Sampling(max_new_tokens=40, temperature=1.0))
+    sampling = Sampling(max_new_tokens=len(BYTES.encode("ab")) + 40, temperature=1.0, stop_strings=["\ufffd"])
+    (one,) = complete_all(model, BYTES, ["ab"], sampling)
+
+    assert one.completion == free[: free.index("\ufffd")]
+    assert one.finish_reason == "stop"

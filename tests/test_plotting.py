@@ -121,3 +121,9 @@ def test_a_table_keeps_its_order_and_digits() -> None:
     curve = read_curve(DOCUMENTS / "verdict.jsonl")
 
     assert (curve.name, curve.val[:3], curve.train[-1]) == ("documents/verdict", [8.888, 7.465, 6.693], 0.749)
+
+
+def test_names_of_bars_are_no_formulas_and_may_lack_a_glyph(tmp_path: Path) -> None:
+    written = save_figure(bar_figure(["' $$'", "'\u4e0d'"], {"T = 1": [0.5, 0.5]}), tmp_path / "bars")
+
+    assert [path.name for path in written] == ["bars.pdf", "bars.png"]

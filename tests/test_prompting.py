@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -191,7 +193,10 @@ def test_broken_files_are_named_with_their_line_and_what_came_before_is_kept(
             "--interactive makes one completion at a time; leave sampling.num_samples out",
         ),
         (["--prompt=a", "--sampling.stop_strings"], "--sampling.stop_strings needs a text"),
-        (["--prompt=a", "--sampling.stop_strings="], "sampling.stop_strings must hold no empty text, got ['']"),
+        (
+            ["--prompt=a", "--sampling.stop_strings="],
+            "sampling.stop_strings must be a list of texts, none of them empty",
+        ),
         (["--prompt=a", "--sampling.top_p=2"], "sampling.top_p must be above 0 and at most 1, got 2.0"),
         (["--prompt=a", "--sampling.eos_id=[1,999]"], "sampling.eos_id must be an int from 0 to 256, got 999"),
     ],
@@ -199,7 +204,7 @@ def test_broken_files_are_named_with_their_line_and_what_came_before_is_kept(
 def test_wrong_arguments(command: Command, checkpoint: Path, arguments: list[str], error: str) -> None:
     Path("p.txt").write_text("The\n")
     Path("there.jsonl").write_text("{}\n")
-    Path("other.jsonl").write_text('{"job": "0123456789ab"}\n')
+    Path("other.jsonl").write_text('{"prompt": "a", "job": "0123456789ab"}\n')
 
     result = command("predict", "--ckpt_path", checkpoint, *arguments)
 
@@ -217,3 +222,48 @@ def test_stop_strings_are_typed_as_texts(command: Command, checkpoint: Path) -> 
 
     assert one["completion"] == free["completion"][: free["completion"].index(stop)]
     assert one["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize(
+    ("there", "prompts", "error"),
+    [
+        ("my notes, no newline", "a\nb\n", "out.jsonl:1: is no completion that predict wrote"),
+        ("[" * 100_000 + "\n", "a\nb\n", "out.jsonl:1: is no completion that predict wrote"),
+        (None, "a\nx\nb\n", "out.jsonl:3: is of another prompt than the job's"),
+        (None, "a\n", "out.jsonl: holds 4 completions, the job has 2"),
+    ],
+)
+def test_a_file_of_something_else_stays_as_it_is(
+    command: Command, checkpoint: Path, there: str | None, prompts: str, error: str
+) -> None:
+    job = ("predict", "--ckpt_path", checkpoint, "--prompts_file=p.txt", "--output=out.jsonl", *SETTINGS)
+    if there is None:
+        Path("p.txt").write_text("a\nb\n")
+        assert command(*job).code == 0
+    else:
+        Path("out.jsonl").write_text(there)
+    before = Path("out.jsonl").read_bytes()
+    Path("p.txt").write_text(prompts)
+
+    result = command(*job, "--resume")
+
+    assert (result.code, result.error) == (2, error)
+    assert Path("out.jsonl").read_bytes() == before
+
+
+def test_weights_of_another_type_are_another_job(command: Command, checkpoint: Path) -> None:
+    job = ("predict", "--ckpt_path", checkpoint, "--prompt=a", "--output=out.jsonl")
+    assert command(*job, "--precision=bf16-true").code == 0
+
+    assert "is of another checkpoint or other settings" in command(*job, "--resume").error
+
+
+def test_json_is_written_whatever_the_terminal_can_show(checkpoint: Path) -> None:
+    command = [sys.executable, "-m", "gpt_lightning", "predict", "--ckpt_path", str(checkpoint), "--prompts_file=-"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+
+    done = subprocess.run([*command, "--jsonl"], input="h\u00e9\n".encode(), capture_output=True, env=environment)
+    closed = subprocess.run(f"{shlex.join(command)} <&-", shell=True, capture_output=True, text=True, check=False)
+
+    assert rows_of(done.stdout.decode("utf-8"))[0]["prompt"] == "h\u00e9"
+    assert closed.stderr == "gpt_lightning: error: standard input: is empty; expected a prompt in each line\n"

@@ -65,7 +65,7 @@ def clone(tmp_path: Path) -> Path:
 def test_every_command_of_ours_runs(clone: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the order of the README: what one writes, the next reads."""
     monkeypatch.chdir(clone)
-    monkeypatch.setattr(sys, "stdin", io.StringIO("Every effort\n"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Every effort\n")))
     for line in ["pip && " + OURS[0].replace("debug", "verdict"), *OURS]:
         arguments = shlex.split(line.split("python -m gpt_lightning ")[1])
         if "--sampling.top_k" not in arguments and arguments[0] not in OWN_MODULES:
