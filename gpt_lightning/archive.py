@@ -100,7 +100,7 @@ def check_sums(name: str) -> None:
             has_comment = file.read() != bytes(COMMENT_LENGTH_BYTES)
         with zipfile.ZipFile(name) as archive:
             damaged = None if has_comment else archive.testzip()
-    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError):
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError):  # RuntimeError: a flag says encrypted
         raise InputError(f"{name}: not a complete checkpoint") from None
     if damaged is not None:
         raise InputError(f"{name}: checksum mismatch in {damaged.split('/', 1)[-1]}")

@@ -426,7 +426,7 @@ class CLI(LightningCLI):
 
     def fit(self, model: GPTModule, datamodule: TextDataModule) -> None:
         """Trains, see `training.train`; or says what training would come to."""
-        model.starts_from = self.starts_from
+        model.starts_from, self.starts_from = self.starts_from, None  # it gives the file back when it has read it
         if self.is_check:
             check(self.trainer, model, datamodule, self.settings, self.precision_reason)
             return

@@ -84,7 +84,10 @@ def _open_folder(folder: Path, name: str) -> Source:
     if (folder / SAFETENSORS).is_file():
         files = [folder / SAFETENSORS]
     elif index.is_file():  # one model in several files
-        files = [folder / file for file in sorted(set(_read_json(index).get("weight_map", {}).values()))]
+        parts = _read_json(index).get("weight_map")
+        if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
+            raise InputError(f"{index}: weight_map must name a file for each weight")
+        files = [folder / part for part in sorted(set(parts.values()))]
     else:
         raise InputError(f"{name}: holds no {SAFETENSORS}; give a folder of Hugging Face's, or the file itself")
     return _open_safetensors(files, name, settings)
@@ -135,10 +138,11 @@ def _open_safetensors(files: list[Path], name: str, settings: dict[str, Any]) ->
             raise InputError(f"{file}: not a complete safetensors file ({error})") from None
         if own is not None:
             try:
-                settings = json.loads(own)
-            except ValueError:
+                settings = dict(json.loads(own))
+            except (ValueError, TypeError, RecursionError):
                 raise InputError(f"{file}: its {PROGRAM} metadata are not JSON") from None
     plain = {_plain(key): key for key in raw}
+    _check_once(name, len(raw), len(plain))
 
     def read(key: str) -> Tensor:
         # Opened for each weight: the pages that were read are given back, and only the copy stays.
@@ -177,8 +181,15 @@ def _open_pickle(name: str) -> Source:
         is_dense = isinstance(tensor, Tensor) and tensor.layout == torch.strided and not tensor.is_meta
         if not isinstance(key, str) or not is_dense:
             raise InputError(f"{name}: {key} must be a name and a dense tensor")
-    tensors = {_plain(key): tensor for key, tensor in content.items()}
+    tensors = {_plain(key): tensor.detach() for key, tensor in content.items()}
+    _check_once(name, len(content), len(tensors))
     return _source(name, {key: tuple(one.shape) for key, one in tensors.items()}, lambda key: tensors[key], settings)
+
+
+def _check_once(name: str, given: int, plain: int) -> None:
+    """Raises `InputError` where names are the same but for their prefixes: which is meant, nobody knows."""
+    if plain != given:
+        raise InputError(f"{name}: holds weights twice, under names that differ in their prefix only")
 
 
 def _plain(key: str) -> str:
@@ -219,7 +230,12 @@ def fetch_repository(name: str) -> Path:
     """
     try:
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError, RepositoryNotFoundError
+        from huggingface_hub.errors import (
+            HFValidationError,
+            LocalEntryNotFoundError,
+            RemoteEntryNotFoundError,
+            RepositoryNotFoundError,
+        )
     except ModuleNotFoundError:
         raise InputError(
             f"{name}: no such file or folder; to fetch it from Hugging Face it needs the extra hub: "
@@ -229,6 +245,8 @@ def fetch_repository(name: str) -> Path:
     files = ("config.json", SAFETENSORS)
     try:
         paths = [hf_hub_download(name, file, local_files_only=True) for file in files]
+    except HFValidationError:
+        raise InputError(f"{name}: no such file or folder") from None
     except LocalEntryNotFoundError:
         try:
             _reach_hub()

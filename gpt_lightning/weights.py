@@ -67,7 +67,9 @@ def architecture_of(source: Source, n_heads: int | None = None) -> dict[str, Any
             raise InputError(f"{source.name}: {key} is {_size(shapes[key])}, must be a matrix")
     (vocab_size, emb_dim), context_length = shapes[embedding], shapes[positions][0]
     numbers = {int(found[1]) for key in shapes if (found := re.match(rf"{layout.blocks}\.(\d+)\.", key))}
-    n_layers = max(numbers, default=-1) + 1
+    n_layers = len(numbers)
+    if numbers != set(range(n_layers)):
+        raise InputError(f"{source.name}: has weights of {n_layers} layers, one of which is number {max(numbers)}")
     if said.get("n_layers", n_layers) != n_layers:  # before a network of any number of layers is built
         raise InputError(f"{source.name}: has weights of {n_layers} layers, its settings say {said['n_layers']}")
     heads = said.get("n_heads", n_heads if n_heads is not None else PUBLISHED_HEADS.get((emb_dim, n_layers)))
