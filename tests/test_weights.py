@@ -794,3 +794,21 @@ def test_a_file_that_cannot_be_read(in_tmp: Path, monkeypatch: pytest.MonkeyPatc
 
     with pytest.raises(MachineError, match="model.pth: permission denied"):
         sources.open_source("model.pth")
+
+
+def test_weights_that_are_there_twice_are_refused(tmp_path: Path) -> None:
+    torch.save({"tok_emb.weight": torch.ones(3, 2), "module.tok_emb.weight": torch.zeros(3, 2)}, tmp_path / "two.pth")
+
+    with pytest.raises(InputError, match="two.pth: holds weights twice, under names that differ in their prefix only"):
+        sources.open_source(str(tmp_path / "two.pth"))
+
+
+@pytest.mark.parametrize(("offset", "bit"), [(10, 8), (8, 1)])
+def test_a_flipped_bit_in_a_plain_files_directory_is_seen(tmp_path: Path, offset: int, bit: int) -> None:
+    torch.save({"tok_emb.weight": torch.ones(3, 2)}, tmp_path / "model.pth")
+    data = bytearray((tmp_path / "model.pth").read_bytes())
+    data[data.find(b"PK\x01\x02") + offset] ^= bit
+    (tmp_path / "model.pth").write_bytes(data)
+
+    with pytest.raises(InputError, match="model.pth: not a complete checkpoint"):
+        sources.open_source(str(tmp_path / "model.pth"))
