@@ -117,7 +117,7 @@ def bar_figure(names: Sequence[str], series: Mapping[str, Sequence[float]], titl
     axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
     axes.set_ylabel("Probability")
     axes.set_title(title)
-    axes.legend()
+    axes.legend(loc="upper right")
     return figure
 
 
