@@ -89,7 +89,7 @@ def loss_figure(curves: Sequence[Curve]) -> Figure:
     axes.set_xlabel("Epochs")
     axes.set_ylabel("Loss (nats per token)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=max(curve.epochs[-1] for curve in curves) > 1))
-    axes.legend(fontsize="small" if len(curves) == 1 else "x-small")
+    axes.legend(loc="upper right", fontsize="small" if len(curves) == 1 else "x-small")
     rates = [curve.tokens[-1] / curve.epochs[-1] for curve in curves]
     if max(rates) - min(rates) <= 0.01 * max(rates):
         left, right = axes.get_xlim()
