@@ -61,15 +61,7 @@ def read_checkpoint(path: str | os.PathLike[str], *, mmap: bool = True) -> dict[
         raise InputError(f"{name}: is a folder, not a checkpoint")
     if not os.path.isfile(name):  # a pipe or a device, which may never end
         raise InputError(f"{name}: must be a regular file")
-    check_sums(name)
-    try:
-        checkpoint = torch.load(name, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError:
-        raise InputError(f"{name}: refused, contains more than tensors and plain data") from None
-    except (OSError, MemoryError):
-        raise
-    except Exception:  # whatever the pickle machine runs into in bytes that are no pickle
-        raise InputError(f"{name}: not a checkpoint") from None
+    checkpoint = load_plain(name, "a checkpoint", mmap)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("gpt_lightning"), dict):
         raise InputError(f"{name}: not a checkpoint of gpt_lightning")
     content = checkpoint["gpt_lightning"]
@@ -86,6 +78,28 @@ def read_checkpoint(path: str | os.PathLike[str], *, mmap: bool = True) -> dict[
             if not isinstance(key, str) or not isinstance(value, PLAIN):
                 raise InputError(f"{name}: setting {key} must be a name and plain data")
     return checkpoint
+
+
+def load_plain(name: str, kind: str, mmap: bool) -> Any:
+    """What a file of `torch.save` holds, on the CPU: tensors and plain data, or it is refused.
+
+    Args:
+        name: Of the file.
+        kind: What it should be, for the error.
+        mmap: Whether the file stays the memory of its tensors.
+
+    Raises:
+        InputError: Damaged, more than plain data, or something else.
+    """
+    check_sums(name)
+    try:
+        return torch.load(name, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError:
+        raise InputError(f"{name}: refused, contains more than tensors and plain data") from None
+    except (OSError, MemoryError):
+        raise
+    except Exception:  # whatever the pickle machine runs into in bytes that are no pickle
+        raise InputError(f"{name}: not {kind}") from None
 
 
 def check_sums(name: str) -> None:

@@ -432,8 +432,9 @@ def generate(
                 rows = zip(logits, running, strict=True)
                 choices = torch.stack([adjust_logits(one, texts[row], new_tokens, sampling) for one, row in rows])
             new_ids = sample_next_token(choices, sampling, [generators[row] for row in running])[:, None]  # (B, 1)
-            chances = choices.gather(-1, new_ids.to(logits.device))[:, 0].tolist()
-            log_probs = (logits.gather(-1, new_ids.to(logits.device))[:, 0] - logits.logsumexp(-1)).tolist()
+            new_ids = new_ids.to(logits.device)
+            chances = choices.gather(-1, new_ids)[:, 0].tolist()
+            log_probs = (logits.gather(-1, new_ids)[:, 0] - logits.logsumexp(-1)).tolist()
             for row, token_id, chance, log_prob in zip(
                 running, new_ids[:, 0].tolist(), chances, log_probs, strict=True
             ):

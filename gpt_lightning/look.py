@@ -13,6 +13,7 @@ temperature with each top-k.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -59,14 +60,12 @@ def grid(gpt: TrainedGPT, prompt: str, temperatures: list[float], top_ks: list[i
         prompt: Any text.
         temperatures: 0 and above.
         top_ks: None for no top-k.
-        sampling: Its max_new_tokens and seed hold for all.
+        sampling: What else holds for all.
     """
     rows = []
     for temperature in temperatures:
         for top_k in top_ks:
-            one = Sampling(
-                max_new_tokens=sampling.max_new_tokens, temperature=temperature, top_k=top_k, seed=sampling.seed
-            )
+            one = replace(sampling, temperature=temperature, top_k=top_k)
             (completed,) = complete_all(gpt.model, gpt.tokenizer, [prompt], one)
             rows.append([f"{temperature:g}", "all" if top_k is None else f"{top_k}", repr(completed.completion)])
     print(f"{prompt!r} goes on, from seed {sampling.seed}:")

@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import os
-import pickle
 import re
 import urllib.error
 import urllib.request
@@ -19,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gpt_lightning.archive import check_sums
+from gpt_lightning.archive import load_plain
 from gpt_lightning.errors import PROGRAM, InputError, MachineError, describe_os_error
 from gpt_lightning.layouts import BOOK, HUGGING_FACE, NANOGPT, OURS, Layout
 
@@ -154,15 +153,7 @@ def _open_safetensors(files: list[Path], name: str, settings: dict[str, Any]) ->
 
 def _open_pickle(name: str) -> Source:
     """A file of `torch.save`: a state dict, or one inside what the book and nanoGPT save."""
-    check_sums(name)
-    try:
-        content = torch.load(name, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError:
-        raise InputError(f"{name}: refused, contains more than tensors and plain data") from None
-    except (OSError, MemoryError):
-        raise
-    except Exception:  # whatever the pickle machine runs into in bytes that are no pickle
-        raise InputError(f"{name}: not a file of torch.save") from None
+    content = load_plain(name, "a file of torch.save", mmap=True)
     if not isinstance(content, dict):
         raise InputError(f"{name}: must hold weights by their names, holds a {type(content).__name__}")
     if PROGRAM in content:
