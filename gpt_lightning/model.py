@@ -31,6 +31,7 @@ ARCHITECTURE = (  # the settings that make a network
     "tie_weights",
     "init",
 )
+QUERIES = 128  # queries that `attend` takes at a time
 
 
 class Cache(Protocol):
@@ -129,15 +130,21 @@ class Dropout(nn.Module):
 def attend(queries: Tensor, keys: Tensor, values: Tensor, drop_rate: float) -> Tensor:
     """Causal attention with dropout on its weights, each step in the open: (B, H, T, K), three times -> the same.
 
-    softmax(queries keys^T / sqrt(K)), where what comes later has no weight, times the values. Where it can,
-    the model uses PyTorch's fused attention instead, which on CPUs is of no help with dropout.
+    softmax(queries keys^T / sqrt(K)), where what comes later has no weight, times the values; for some queries at a
+    time, so that little is computed that the mask then hides. Where it can, the model uses PyTorch's fused attention
+    instead, which on CPUs is of no help with dropout.
     """
     B, H, T, K = queries.shape
     queries, keys, values = (x.reshape(B * H, T, K) for x in (queries, keys, values))
-    later = torch.full((T, T), -math.inf, dtype=queries.dtype).triu(1)
-    weights = torch.baddbmm(later, queries, keys.transpose(1, 2), alpha=K**-0.5).softmax(-1)  # (B H, T, T)
-    mask, scale = keep_mask(weights.shape, drop_rate)
-    return torch.bmm(torch.where(mask, weights, 0), values * scale).view(B, H, T, K)
+    attended = []
+    for start in range(0, T, QUERIES):
+        end = min(start + QUERIES, T)
+        later = torch.full((end - start, end), -math.inf, dtype=queries.dtype).triu(start + 1)
+        scores = torch.baddbmm(later, queries[:, start:end], keys[:, :end].transpose(1, 2), alpha=K**-0.5)
+        weights = scores.softmax(-1)  # (B H, end - start, end)
+        mask, scale = keep_mask(weights.shape, drop_rate)
+        attended.append(torch.bmm(torch.where(mask, weights, 0), values[:, :end] * scale))
+    return torch.cat(attended, dim=1).view(B, H, T, K)
 
 
 class CausalSelfAttention(nn.Module):
@@ -275,5 +282,10 @@ class GPT(nn.Module):
         return self.final_norm(x)
 
     def forward(self, token_ids: Tensor, cache: Cache | None = None) -> Tensor:
-        """Logits of the next token after each token: (B, T) int64 -> (B, T, V). See `features`."""
-        return self.out_head(self.features(token_ids, cache))
+        """Logits of the next token after each token: (B, T) int64 -> (B, T, V). See `features`.
+
+        They are the head's product with the features in the order (V, B T): GPT-2's V is odd, and rows of an odd
+        length are what processors multiply slowest with, forward and twice backward.
+        """
+        x = self.features(token_ids, cache)
+        return (self.out_head.weight @ x.flatten(0, 1).T).T.view(*x.shape[:2], -1)

@@ -14,27 +14,29 @@ from gpt_lightning.loss import cross_entropy
 
 
 def theirs(logits: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view(targets.shape)
+    """PyTorch's, in float64."""
+    return F.cross_entropy(logits.flatten(0, 1).double(), targets.flatten(), reduction="none").view(targets.shape)
 
 
 @given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 9), st.integers(1, 40), st.sampled_from([0.1, 1, 50, 1e4]))
 def test_losses_and_gradients_are_pytorchs(rows: int, tokens: int, vocab: int, block: int, size: float) -> None:
     logits = (torch.randn(rows, tokens, vocab) * size).requires_grad_()
+    by_vocabulary = logits.flatten(0, 1).T.contiguous().T.unflatten(0, (rows, tokens))  # as the model's lie in memory
     targets = torch.randint(vocab, (rows, tokens))
     scales = torch.randn(rows, tokens)
     expected = theirs(logits, targets)
-    (gradient,) = torch.autograd.grad(expected, logits, scales)
+    (gradient,) = torch.autograd.grad(expected, logits, scales.double())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loss, "BLOCK", block)
-        found = cross_entropy(logits * 1, targets)
-        (ours,) = torch.autograd.grad(cross_entropy(logits * 1, targets), logits, scales)
+        patch.setattr(loss, "CPU_BLOCK", block)
+        for given in (logits, by_vocabulary):
+            found = cross_entropy(given * 1, targets)
+            (ours,) = torch.autograd.grad(found, logits, scales, retain_graph=True)
+            torch.testing.assert_close(found.double(), expected, rtol=2e-7, atol=1e-6)
+            torch.testing.assert_close(ours, gradient, rtol=2e-6, atol=1e-6)
 
-    assert torch.equal(found, expected)
-    torch.testing.assert_close(ours, gradient, rtol=1e-6, atol=1e-7)
 
-
-def test_bf16_gradients_are_rounded_once() -> None:
+def test_losses_of_bf16_logits_are_float32_and_only_gradients_are_rounded() -> None:
     logits = torch.randn(2, 8, 99, dtype=torch.bfloat16, requires_grad=True)
     targets = torch.randint(99, (2, 8))
     losses = cross_entropy(logits * 1, targets)
@@ -42,6 +44,7 @@ def test_bf16_gradients_are_rounded_once() -> None:
     (gradient,) = torch.autograd.grad(theirs(logits, targets).mean(), logits)
 
     assert losses.dtype == torch.float32
+    torch.testing.assert_close(losses.double(), theirs(logits, targets), rtol=1e-6, atol=1e-6)
     assert ours.dtype == torch.bfloat16
     torch.testing.assert_close(ours, gradient, rtol=2**-7, atol=0)
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from gpt_lightning.errors import InputError
 from gpt_lightning.generation import KVCache
-from gpt_lightning.model import GPT, Dropout, attend
+from gpt_lightning.model import GPT, QUERIES, Dropout, attend
 
 
 def tiny(**settings: Any) -> GPT:
@@ -163,8 +163,9 @@ def test_dropout_draws_anew_and_from_the_seed() -> None:
     assert neighbours[0, 1].abs() < 4 / 999**0.5
 
 
-def test_attention_in_the_open_is_pytorchs_fused_attention() -> None:
-    shape = (2, 3, 7, 4)
+@pytest.mark.parametrize("tokens", [1, 7, 2 * QUERIES, 2 * QUERIES + 1])
+def test_attention_in_the_open_is_pytorchs_fused_attention(tokens: int) -> None:
+    shape = (2, 3, tokens, 4)
     one = [torch.randn(shape, requires_grad=True) for _ in range(3)]
     other = [x.detach().clone().requires_grad_() for x in one]
     upstream = torch.randn(shape)
@@ -176,7 +177,7 @@ def test_attention_in_the_open_is_pytorchs_fused_attention() -> None:
 
     torch.testing.assert_close(ours, theirs)
     for x, y in zip(one, other, strict=True):
-        torch.testing.assert_close(x.grad, y.grad)
+        torch.testing.assert_close(x.grad, y.grad, rtol=1e-5, atol=1e-5)
 
 
 def test_dropout_of_attention_weights_keeps_the_mean() -> None:
@@ -191,7 +192,11 @@ def test_forward_is_the_head_applied_to_features() -> None:
     model = tiny().eval()
     token_ids = torch.randint(11, (2, 5))
 
-    assert torch.equal(model(token_ids), model.out_head(model.features(token_ids)))
+    logits = model(token_ids)
+
+    torch.testing.assert_close(logits, model.out_head(model.features(token_ids)), rtol=1e-6, atol=1e-6)
+    assert logits.shape == (2, 5, 11)
+    assert logits.flatten(0, 1).T.is_contiguous()  # in memory, the vocabulary comes first
 
 
 def test_logits_with_a_cache_equal_those_without() -> None:
