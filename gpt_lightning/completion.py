@@ -107,6 +107,13 @@ def check_prompt(prompt: str) -> None:
         raise InputError(f"prompt is not UTF-8 text (at character {error.start})") from None
 
 
+def warn_of_length(tokens: int, context_length: int) -> bool:
+    """Warns where a prompt has more tokens than a model can look at; returns whether it has."""
+    if tokens > context_length:
+        warn(f"prompt has {tokens} tokens; the model reads the last {context_length}")
+    return tokens > context_length
+
+
 def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
     """Lists of `size` items, the last as short as it comes; where getting an item fails, after those before it."""
     batch: list[T] = []
@@ -132,10 +139,11 @@ def complete_all(
     sampling: Sampling,
     show: Callable[[str], None] | None = None,
     skip: int = 0,
+    warns: bool = True,
 ) -> Iterator[CompletedText]:
     """Continues texts, `sampling.batch_size` at a time, in order; each prompt's samples one after the other.
 
-    Of a prompt longer than the context only the last context_length tokens are read, with a warning for the first.
+    Of a prompt longer than the context only the last context_length tokens are read.
 
     Args:
         model: Any mode; it is put back.
@@ -144,21 +152,18 @@ def complete_all(
         sampling: See there.
         show: Is called with the text of each batch's first completion, piece by piece as it comes.
         skip: Completions at the beginning to leave out.
+        warns: Whether to warn of the first prompt that is longer than the context.
 
     Raises:
         InputError: A prompt is empty or not UTF-8, after those before it; or a setting does not fit the vocabulary.
     """
     sampling.check_vocabulary(model.vocab_size)
-    too_long = False
     rows = ((prompt, sample) for prompt in _checked(prompts) for sample in range(sampling.num_samples))
     for _ in range(skip):
         next(rows, None)
     for batch in in_batches(rows, sampling.batch_size):
         prompt_ids = [tokenizer.encode(prompt) for prompt, _ in batch]
-        longest = max(map(len, prompt_ids))
-        if longest > model.context_length and not too_long:
-            warn(f"prompt has {longest} tokens; the model reads the last {model.context_length}")
-            too_long = True
+        warns = warns and not warn_of_length(max(map(len, prompt_ids)), model.context_length)
         streams = [TextStream(tokenizer, sampling.stop_strings) for _ in batch]
         shown = 0
 

@@ -134,7 +134,7 @@ def naming(path: Path) -> Iterator[None]:
 def format_bytes(size: int) -> str:
     """A size in GB, MB or kB."""
     for unit, name in ((1e9, "GB"), (1e6, "MB")):
-        if size >= 0.1 * unit:
+        if size >= unit:
             return f"{size / unit:.1f} {name}"
     return f"{size / 1e3:.1f} kB"
 

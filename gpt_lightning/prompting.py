@@ -216,7 +216,7 @@ def converse(completer: Completer, context: str) -> None:
             context += ("\n" if context else "") + line
         if not context:
             continue
-        for one in completer([context], show=_show):
+        for one in completer([context], show=_show, warns=False):
             context += one.completion
         _show("\n")
 

@@ -58,11 +58,23 @@ def test_a_grid_of_completions(command: Command, trained: Path) -> None:
             assert next(lines).split(maxsplit=2) == [f"{temperature:g}", str(top_k or "all"), repr(completion)]
 
 
+@pytest.mark.parametrize("arguments", [["--draws=1"], ["--grid", "--max_new_tokens=1"]])
+def test_a_long_prompt_gets_one_warning(command: Command, trained: Path, arguments: list[str]) -> None:
+    length = load(trained / "checkpoints/last.ckpt").model.context_length
+    prompt = "a" * (length + 1)
+    result = command("look", "--ckpt_path", trained / "checkpoints/last.ckpt", "--prompt", prompt, *arguments)
+
+    assert result.code == 0
+    assert result.err == f"gpt_lightning: warning: prompt has {length + 1} tokens; the model reads the last {length}\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
         (["--temperature=0"], "--temperature must be above 0: at 0 nothing is drawn; --grid takes 0 as well"),
-        (["--grid", "--output=x"], "--output: a grid of completions has no figure"),
+        (["--grid", "--output=x"], "--output does not go with --grid; leave it out"),
+        (["--grid", "--draws=9"], "--draws does not go with --grid; leave it out"),
+        (["--max_new_tokens=9"], "--max_new_tokens goes only with --grid; leave it out"),
         (["--draws=0"], "--draws must be an int from 1 to 100000, got 0"),
         (["--candidates=258"], "--candidates must be an int from 1 to 257, got 258"),
         (["--top_k=258"], "sampling.top_k must be an int from 1 to 257, got 258"),

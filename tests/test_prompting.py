@@ -139,6 +139,18 @@ def test_a_conversation_keeps_what_was_said(
     assert result.out == f"{first}\n{second}\n{third}\n"
 
 
+def test_a_conversation_longer_than_the_context_goes_on_without_a_word(
+    command: Command, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", Stdin(b"a" * 300 + b"\nb\n"))
+
+    result = command("predict", "--ckpt_path", checkpoint, "--interactive", "--sampling.max_new_tokens=2")
+
+    assert load(checkpoint).model.context_length < 300
+    assert (result.code, result.err) == (0, "")
+    assert len(result.out.splitlines()) >= 2
+
+
 @pytest.mark.parametrize(
     ("name", "content", "error", "kept"),
     [

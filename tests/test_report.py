@@ -69,3 +69,4 @@ def test_which_device_is_chosen(monkeypatch: pytest.MonkeyPatch, cuda: int, mps:
 def test_sizes_are_shown_in_decimal_units() -> None:
     assert format_bytes(2_598_715_392) == "2.6 GB"
     assert format_bytes(6_245_376) == "6.2 MB"
+    assert format_bytes(437_600_000) == "437.6 MB"
