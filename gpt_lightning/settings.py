@@ -57,6 +57,8 @@ REFUSED_CLASSES = {
     "BatchSizeFinder": "changes data.batch_size when the steps of the run are counted; set data.batch_size, "
     "whose memory `check` foretells",
     "OnExceptionCheckpoint": "saves what a run cannot go on from exactly; last.ckpt serves",
+    "StochasticWeightAveraging": "neither saves its averages as weights nor goes on with the same learning "
+    "rates; take EMAWeightAveraging",
     "ModelPruning": "gives the weights other names than a checkpoint's, so that nothing could read one",
     "ModelParallelStrategy": "needs a network that is written to be cut into parts; take ddp or fsdp",
     "DeepSpeedStrategy": "writes checkpoints of its own, in folders; take ddp or fsdp",

@@ -270,6 +270,11 @@ BAD_SETTINGS = [
         "trainer.callbacks: OnExceptionCheckpoint saves what a run cannot go on from exactly; last.ckpt serves",
     ),
     (
+        "--trainer.callbacks=[{class_path: StochasticWeightAveraging, init_args: {swa_lrs: 0.01}}]",
+        "trainer.callbacks: StochasticWeightAveraging neither saves its averages as weights nor goes on with the same "
+        "learning rates; take EMAWeightAveraging",
+    ),
+    (
         "--trainer.callbacks=[{class_path: ModelPruning, init_args: {pruning_fn: l1_unstructured}}]",
         "trainer.callbacks: ModelPruning gives the weights other names than a checkpoint's",
     ),
@@ -382,7 +387,7 @@ def test_a_model_larger_than_the_memory_is_refused_before_it_is_built(command: C
                 "length_fn": "gpt_lightning.data.tokens_in_batch",
             },
         },
-        {"StochasticWeightAveraging": {"swa_lrs": 0.01}, "GradientAccumulationScheduler": {"scheduling": {1: 2}}},
+        {"WeightAveraging": {}, "GradientAccumulationScheduler": {"scheduling": {1: 2}}},
     ],
 )
 def test_callbacks_of_lightning_work_from_yaml_and_from_the_runs_own_settings(
