@@ -6,16 +6,17 @@ training mode or the order of the data: a run's weights are the same with and wi
 
 from __future__ import annotations
 
+import contextlib
 import html
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder, ProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder, ProgressBar, WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from tqdm import tqdm
@@ -57,6 +58,19 @@ def run_ends(trainer: Trainer) -> bool:
 def evaluation_is_due(trainer: Trainer) -> bool:
     """Whether Lightning will evaluate after the current batch; `Evaluation` decides it."""
     return trainer.val_check_batch == 1 or trainer.should_stop
+
+
+@contextlib.contextmanager
+def averages_in(trainer: Trainer, module: LightningModule) -> Iterator[None]:
+    """Has the averages of a WeightAveraging, which are what is evaluated and saved, be the module's weights."""
+    averaging = [one for one in trainer.callbacks if isinstance(one, WeightAveraging)]  # type: ignore[attr-defined]
+    for callback in averaging:
+        callback.on_validation_epoch_start(trainer, module)
+    try:
+        yield
+    finally:
+        for callback in averaging:
+            callback.on_validation_epoch_end(trainer, module)
 
 
 class Progress(Callback):
@@ -230,7 +244,8 @@ class Metrics(Callback):
 class Samples(Callback):
     """Prints what the model makes of each prompt, after each epoch and every N optimizer steps.
 
-    Newlines are printed as spaces. It is the text that `predict` writes from the same weights.
+    Newlines are printed as spaces. It is the text that `predict` writes from a checkpoint of that step: it has to
+    come after the callbacks that average weights.
 
     Args:
         run: Where samples.jsonl is.
@@ -264,7 +279,9 @@ class Samples(Callback):
         self._sampled_step = step
         assert isinstance(module, GPTModule)
         epoch = trainer.current_epoch + 1
-        for one in complete_all(module.model, self.tokenizer, self.prompts, self.sampling):
+        with averages_in(trainer, module):
+            completed = list(complete_all(module.model, self.tokenizer, self.prompts, self.sampling))
+        for one in completed:
             say(" ".join(one.text.splitlines()))
             row = {"step": step, "epoch": epoch, "prompt": one.prompt, "completion": one.completion}
             append_row(self.run.samples_file, row)

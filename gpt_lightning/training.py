@@ -195,9 +195,9 @@ def train(
         trainer.callbacks = [  # type: ignore[attr-defined]
             progress,
             Metrics(run, progress, peak),
-            Samples(run, data.tokenizer, settings["prompt"], settings["sampling"], settings["sample_every"]),
             *([StepBar(module.total_steps)] if show_bar else []),
             *users_callbacks,
+            Samples(run, data.tokenizer, settings["prompt"], settings["sampling"], settings["sample_every"]),
             FoundRate(),
             *early_stop,
             Summary(run, hparams),
@@ -288,6 +288,13 @@ def check_fit(trainer: Trainer, module: GPTModule, data: TextDataModule, setting
         if monitor is not None and monitor not in MONITORED:
             known = ", ".join(MONITORED)
             raise InputError(f"trainer.callbacks: {type(callback).__name__} cannot monitor {monitor!r}, only {known}")
+        epoch = getattr(callback, "update_starting_at_epoch", None)
+        if epoch is not None:
+            raise InputError(
+                f"trainer.callbacks: {type(callback).__name__}'s update_starting_at_epoch ({epoch}) averages after "
+                "the evaluation at the end of an epoch, so that other weights would be saved; give "
+                "update_starting_at_step"
+            )
     if module.starts_from is not None:
         start_from(module, *module.starts_from)
     return train_batches, val_batches

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from conftest import Result
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gpt_lightning.callbacks import samples_table
 from gpt_lightning.runs import read_rows
+from gpt_lightning.verify import first_difference
 
 Command = Callable[..., Result]
 
@@ -107,6 +109,31 @@ def test_samples_are_what_predict_writes(command: Command, config: Path) -> None
     table = rows("run", "samples")
     assert [" ".join((row["prompt"] + row["completion"]).splitlines()) for row in table] == samples
     assert predict.out == "".join(row["prompt"] + row["completion"] + "\n" for row in table[-2:])
+
+
+@pytest.mark.parametrize("limit", ["--trainer.max_epochs=1", "--trainer.max_steps=4"])
+def test_samples_are_of_the_averages_that_are_saved(command: Command, config: Path, limit: str) -> None:
+    averaging = "--trainer.callbacks=[{class_path: EMAWeightAveraging, init_args: {decay: 0.8}}]"
+    sampling = ("--sampling.max_new_tokens=40", "--sampling.temperature=1")
+    prompt = "Every effort"
+    assert command("fit", "--config", config, "--run_dir", "plain", limit, "--sample_every=2", *sampling).code == 0
+    fit = command("fit", "--config", config, "--run_dir", "run", limit, "--sample_every=2", *sampling, averaging)
+
+    predicted = command("predict", "--ckpt_path", "run/checkpoints/last.ckpt", "--prompt", prompt, *sampling)
+
+    sample = rows("run", "samples")[-1]
+    assert predicted.out == f"{prompt}{sample['completion']}\n", fit.err
+    assert sample["completion"] != rows("plain", "samples")[-1]["completion"]
+
+
+def test_sampling_from_averages_leaves_the_weights(command: Command, config: Path) -> None:
+    averaging = "--trainer.callbacks=[{class_path: EMAWeightAveraging, init_args: {decay: 0.8}}]"
+    command("fit", "--config", config, "--run_dir", "plain")
+    command("fit", "--config", config, "--run_dir", "averaged", averaging, "--sample_every=1")
+
+    plain, averaged = (torch.load(f"{run}/checkpoints/last.ckpt") for run in ("plain", "averaged"))
+    assert first_difference(plain["state_dict"], averaged["current_model_state"], "weights") is None
+    assert first_difference(plain["state_dict"], averaged["state_dict"], "weights") is not None
 
 
 def test_samples_also_come_every_n_steps_once(command: Command, config: Path) -> None:

@@ -275,6 +275,10 @@ BAD_SETTINGS = [
         "learning rates; take EMAWeightAveraging",
     ),
     (
+        "--trainer.callbacks=[{class_path: EMAWeightAveraging, init_args: {update_starting_at_epoch: 1}}]",
+        "trainer.callbacks: EMAWeightAveraging's update_starting_at_epoch (1) averages after the evaluation at the end",
+    ),
+    (
         "--trainer.callbacks=[{class_path: ModelPruning, init_args: {pruning_fn: l1_unstructured}}]",
         "trainer.callbacks: ModelPruning gives the weights other names than a checkpoint's",
     ),
