@@ -9,7 +9,8 @@
 
 Every start is the program's own `main(["fit", ...])` in a process of its own, forked from one that has
 imported everything, so that a start takes a fraction of a second. The runs have dropout, accumulation over
-2 batches, clipping, warm-up and cosine, evaluations inside the epoch and samples.
+2 batches, clipping, warm-up and cosine, evaluations inside the epoch and samples; every fifth is one of two
+processes, started as torchrun would.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import mmap
 import random
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -75,9 +77,17 @@ SETTINGS: dict[str, Any] = {
 }
 VARIANTS = {
     "fp32": ["--save_every=2"],
+    "gloo": ["--save_every=2", "--data.batch_size=18", "--trainer.devices=2", "--trainer.strategy=ddp"],
     "bf16": ["--save_every=1", "--trainer.precision=bf16-mixed"],
     "workers": ["--save_every=3", "--data.num_workers=2"],
     "minutes": ["--save_minutes=0.002"],
+}
+TORCHRUN = {
+    "TORCHELASTIC_RUN_ID": "chaos",
+    "WORLD_SIZE": "2",
+    "LOCAL_WORLD_SIZE": "2",
+    "GROUP_RANK": "0",
+    "MASTER_ADDR": "127.0.0.1",
 }
 PHASES = ("start-up", "step", "save", "evaluation", "sampling", "epoch end", "after the last step")
 PHASE = mmap.mmap(-1, 1)  # shared with the processes that are forked
@@ -143,6 +153,7 @@ def start(arguments: list[str], before: Callable[[], object] = lambda: None) -> 
     output = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    second = fork_second() if "--trainer.devices=2" in arguments else None
     code = 70
     try:
         before()
@@ -153,7 +164,23 @@ def start(arguments: list[str], before: Callable[[], object] = lambda: None) -> 
     finally:
         with contextlib.suppress(Exception):
             sys.stdout.flush()
+        if second and (finish(second) == 0) != (code == 0):  # where one is stopped, so is the other
+            code = 70
         os._exit(code)
+
+
+def fork_second() -> int:
+    """Makes this process the first of two, as torchrun would; returns the number of the second, in the second 0."""
+    global PHASE
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        os.environ |= {**TORCHRUN, "MASTER_PORT": str(free.getsockname()[1])}
+    second = os.fork()
+    rank = "0" if second else "1"
+    os.environ |= {"RANK": rank, "LOCAL_RANK": rank}
+    if not second:
+        PHASE = mmap.mmap(-1, 1)  # the first says what the run is doing
+    return second
 
 
 def ended(child: int) -> int | None:
@@ -309,20 +336,24 @@ def steps() -> bool:
 
 
 def signals(runs: int, seed: int) -> bool:
-    """SIGTERM and SIGINT, half of the runs each, at a random moment after start-up."""
+    """SIGTERM and SIGINT, half of the runs each, at a random moment after start-up.
+
+    To all processes of the run, as from a terminal, and in every other round of the variants to the first alone.
+    """
     seconds = make_references(list(VARIANTS)[: (runs + 1) // 2])
     draw = random.Random(seed)
     different: list[str] = []
     codes: Counter[str] = Counter()
     for number in range(runs):
         variant = list(VARIANTS)[number // 2 % len(VARIANTS)]
+        send = (kill_group, os.kill)[number // (2 * len(VARIANTS)) % 2]
         sent = (signal.SIGTERM, signal.SIGINT)[number % 2]
         run = f"run-{number}"
         child = start(fit(run, variant))
         while PHASE[0] == 0 and ended_soon(child) is None:
             time.sleep(0.001)
         time.sleep(draw.uniform(0, seconds[variant] / 2))
-        kill_group(child, sent)
+        send(child, sent)
         code = finish(child)
         codes[f"{sent.name} {code}"] += 1
         if code not in (0, 128 + sent):
