@@ -245,7 +245,7 @@ class Samples(Callback):
     """Prints what the model makes of each prompt, after each epoch and every N optimizer steps.
 
     Newlines are printed as spaces. It is the text that `predict` writes from a checkpoint of that step: it has to
-    come after the callbacks that average weights.
+    come after the callbacks that average weights and before the one that saves them.
 
     Args:
         run: Where samples.jsonl is.
@@ -267,6 +267,10 @@ class Samples(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if self.every is not None and at_step_boundary(trainer) and trainer.global_step % self.every == 0:
+            self._sample(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.should_stop:  # a run that ends inside of an epoch is saved before the epoch's end
             self._sample(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -197,11 +197,11 @@ def train(
             Metrics(run, progress, peak),
             *([StepBar(module.total_steps)] if show_bar else []),
             *users_callbacks,
-            Samples(run, data.tokenizer, settings["prompt"], settings["sampling"], settings["sample_every"]),
             FoundRate(),
             *early_stop,
             Summary(run, hparams),
             Evaluation(run, progress, settings["evaluate_every"], max_steps),
+            Samples(run, data.tokenizer, settings["prompt"], settings["sampling"], settings["sample_every"]),
             stop,
             checkpoints,
         ]

@@ -749,6 +749,28 @@ def test_the_best_weights_are_those_that_were_evaluated(command: Command, config
     assert f": loss {best:.6f} nats per token" in shown.out
 
 
+@pytest.mark.parametrize("ending", ["--trainer.max_steps=3", "--early_stopping_patience=1"])
+def test_a_run_that_ends_inside_an_epoch_has_its_sample_when_it_is_saved(
+    command: Command, config: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    save = AtomicCheckpointIO.save_checkpoint
+    sampled = []  # when last.ckpt is whole: a kill then leaves a finished run
+
+    def recording(self: AtomicCheckpointIO, content: dict[str, Any], *rest: Any, **named: Any) -> None:
+        save(self, content, *rest, **named)
+        sampled.append((content["global_step"], [row["step"] for row in read_rows(Path("run/samples.jsonl"))]))
+
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", recording)
+    result = command(
+        "fit", "--config", config, "--run_dir", "run", "--model.learning_rate=1", "--evaluate_every=3", ending
+    )
+
+    assert result.code == 0, result.err
+    step, steps = sampled[-1]
+    assert step % 5 != 0
+    assert steps[-1] == step
+
+
 # ---- tuners
 
 
