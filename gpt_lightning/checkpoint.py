@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
+from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationScheduler, WeightAveraging
 
 import gpt_lightning
 from gpt_lightning.archive import FORMAT, WEIGHTS_PREFIX, check_schema, read_checkpoint, write_checkpoint
@@ -316,6 +316,9 @@ class RunCheckpoints(Checkpoint):
                 self._check_best(dict(pl_module.hparams))
             best = (self.best_val_loss, self.best_step)
             self.best_val_loss, self.best_step = trainer.strategy.broadcast(best)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, GradientAccumulationScheduler):
+                callback.on_train_epoch_start(trainer)  # which Lightning leaves out inside of an epoch
         set_rng_states(self._rng_states)
         self._rng_states = None
 

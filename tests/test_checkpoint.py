@@ -274,6 +274,16 @@ def test_a_run_in_pieces_equals_the_run_in_one(command: Command, config: Path, t
     assert pieces["gpt_lightning"]["progress"] == whole["gpt_lightning"]["progress"]
 
 
+def test_a_run_in_pieces_keeps_to_its_schedule_of_accumulation(command: Command, config: Path) -> None:
+    schedule = "--trainer.callbacks=[{class_path: GradientAccumulationScheduler, init_args: {scheduling: {1: 2}}}]"
+    command("fit", "--config", config, "--run_dir", "whole", schedule, "--trainer.max_epochs=2")
+    for steps in (4, 5, 6, 7, 8):  # of 5 in the first epoch and 3 in the second
+        command("fit", "--config", config, "--run_dir", "run", "--resume", schedule, f"--trainer.max_steps={steps}")
+
+    assert [row["step"] for row in read_rows(Path("whole/metrics.jsonl")) if "train_loss" in row] == list(range(1, 9))
+    assert_equal_weights(Path("whole"), Path("run"))
+
+
 def test_a_run_with_more_epochs_follows_the_longer_schedule(command: Command, config: Path) -> None:
     schedule = ("--model.warmup_steps=2", "--model.min_learning_rate=0.001")
     command("fit", "--config", config, "--run_dir", "run", "--trainer.max_epochs=1", *schedule)
