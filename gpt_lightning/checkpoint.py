@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationScheduler, WeightAveraging
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, GradientAccumulationScheduler, WeightAveraging
 
 import gpt_lightning
 from gpt_lightning.archive import FORMAT, WEIGHTS_PREFIX, check_schema, read_checkpoint, write_checkpoint
@@ -319,6 +319,8 @@ class RunCheckpoints(Checkpoint):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, GradientAccumulationScheduler):
                 callback.on_train_epoch_start(trainer)  # which Lightning leaves out inside of an epoch
+            elif isinstance(callback, EarlyStopping) and callback.wait_count >= callback.patience:
+                trainer.should_stop = True  # as it was when the run was saved
         set_rng_states(self._rng_states)
         self._rng_states = None
 

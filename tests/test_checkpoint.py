@@ -343,6 +343,20 @@ def test_a_run_that_its_time_ended_is_finished(command: Command, config: Path) -
     assert "finished; trainer.max_time or a callback ends it before its next step" in result.out
 
 
+@pytest.mark.parametrize("monitor", ["train_loss", "val_loss"])
+def test_a_run_that_a_callback_ended_is_finished(command: Command, config: Path, monitor: str) -> None:
+    stopping = f"--trainer.callbacks=[{{class_path: EarlyStopping, init_args: {{monitor: {monitor}, patience: 1}}}}]"
+    arguments = ("--run_dir", "run", stopping, "--model.learning_rate=1", "--evaluate_every=3")
+    first = command("fit", "--config", config, *arguments, "--trainer.max_epochs=9")
+    before = Path("run/checkpoints/last.ckpt").read_bytes()
+
+    again = command("fit", "--config", config, *arguments, "--trainer.max_epochs=9", "--resume")
+
+    assert (first.code, again.code) == (0, 0), first.err + again.err
+    assert again.out.endswith("run: finished; trainer.max_time or a callback ends it before its next step\n")
+    assert Path("run/checkpoints/last.ckpt").read_bytes() == before
+
+
 def test_a_finished_run_goes_on_when_it_is_given_more_epochs(command: Command, config: Path, trained: Path) -> None:
     command("fit", "--config", config, "--run_dir", "run", "--trainer.max_epochs", 2)
 
