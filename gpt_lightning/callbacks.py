@@ -309,7 +309,7 @@ def samples_table(rows: list[dict[str, Any]]) -> str:
 
 
 class Summary(Callback):
-    """At the end of a run: the loss figure, and its settings beside its last losses.
+    """At the end of a run: its settings beside its last losses, before the last save, and the loss figure.
 
     Args:
         run: Where the figure goes.
@@ -319,24 +319,41 @@ class Summary(Callback):
     def __init__(self, run: Run, settings: dict[str, Any]) -> None:
         self.run = run
         self.settings = settings
+        self._logged_step = -1
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        rows = [row for row in read_rows(self.run.metrics_file) if "val_loss" in row and row["step"] > 0]
-        if not trainer.is_global_zero or not rows:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._log_at_the_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._log_at_the_end(trainer, pl_module)
+
+    def _log_at_the_end(self, trainer: Trainer, module: LightningModule) -> None:
+        step = trainer.global_step
+        if not run_ends(trainer) or not trainer.is_global_zero or step == self._logged_step:
             return
-        last, step = rows[-1], trainer.global_step
+        self._logged_step = step
+        rows = self._evaluations()
+        if not rows:  # a callback may end a run before its first evaluation
+            return
         final = {
-            "final/train_eval_loss": last["train_eval_loss"],
-            "final/val_loss": last["val_loss"],
+            "final/train_eval_loss": rows[-1]["train_eval_loss"],
+            "final/val_loss": rows[-1]["val_loss"],
             "final/best_val_loss": min(row["val_loss"] for row in rows),
         }
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                found = {"learning_rate": pl_module.hparams["learning_rate"]}  # perhaps by a LearningRateFinder
+                found = {"learning_rate": module.hparams["learning_rate"]}  # perhaps by a LearningRateFinder
                 logger.log_hyperparams(self.settings | found, final, step)
+                logger.save()
             else:
                 logger.log_metrics(final, step)
-        draw_losses(self.run, trainer)
+
+    def _evaluations(self) -> list[dict[str, Any]]:
+        return [row for row in read_rows(self.run.metrics_file) if "val_loss" in row and row["step"] > 0]
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and self._evaluations():
+            draw_losses(self.run, trainer)
 
 
 def draw_losses(run: Run, trainer: Trainer) -> None:

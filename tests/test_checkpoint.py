@@ -774,15 +774,16 @@ def test_the_best_weights_are_those_that_were_evaluated(command: Command, config
 
 
 @pytest.mark.parametrize("ending", ["--trainer.max_steps=3", "--early_stopping_patience=1"])
-def test_a_run_that_ends_inside_an_epoch_has_its_sample_when_it_is_saved(
+def test_a_run_that_ends_inside_an_epoch_has_its_sample_and_summary_when_it_is_saved(
     command: Command, config: Path, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
     save = AtomicCheckpointIO.save_checkpoint
-    sampled = []  # when last.ckpt is whole: a kill then leaves a finished run
+    sampled, summed_up = [], []  # when last.ckpt is whole: a kill then leaves a finished run
 
     def recording(self: AtomicCheckpointIO, content: dict[str, Any], *rest: Any, **named: Any) -> None:
         save(self, content, *rest, **named)
         sampled.append((content["global_step"], [row["step"] for row in read_rows(Path("run/samples.jsonl"))]))
+        summed_up.append(any(b"final/best_val_loss" in path.read_bytes() for path in Path("run").glob("events.*")))
 
     monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", recording)
     result = command(
@@ -793,6 +794,7 @@ def test_a_run_that_ends_inside_an_epoch_has_its_sample_when_it_is_saved(
     step, steps = sampled[-1]
     assert step % 5 != 0
     assert steps[-1] == step
+    assert summed_up[-1]
 
 
 # ---- tuners
