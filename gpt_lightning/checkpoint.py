@@ -294,8 +294,12 @@ class RunCheckpoints(Checkpoint):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["gpt_lightning"] = self._describe(trainer, pl_module)
         checkpoint["rng_states"] = get_rng_states()
-        # Lightning counts the step for its monitors' axes only after the hook that most saves are made in.
-        checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"] = trainer.global_step
+        # Lightning counts the step, for its monitors' axes, after the hooks that most saves are made in; a run that
+        # goes on counts it where the batch was not completed.
+        loops = checkpoint["loops"]["fit_loop"]
+        batches = loops["epoch_loop.batch_progress"]["total"]
+        if batches["completed"] == batches["processed"]:
+            loops["epoch_loop.state_dict"]["_batches_that_stepped"] = trainer.global_step
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._rng_states = checkpoint["rng_states"]

@@ -19,6 +19,7 @@ from conftest import STORY, Result
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch import Trainer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import gpt_lightning
 from gpt_lightning import verify
@@ -282,6 +283,19 @@ def test_a_run_in_pieces_keeps_to_its_schedule_of_accumulation(command: Command,
 
     assert [row["step"] for row in read_rows(Path("whole/metrics.jsonl")) if "train_loss" in row] == list(range(1, 9))
     assert_equal_weights(Path("whole"), Path("run"))
+
+
+@pytest.mark.parametrize("steps", [2, 3])
+def test_monitors_of_lightning_keep_to_the_steps(command: Command, config: Path, steps: int) -> None:
+    arguments = ("fit", "--config", config, "--run_dir", "run", "--evaluate_every=3", "--save_every=1")
+    monitor = "--trainer.callbacks=[{class_path: LearningRateMonitor, init_args: {logging_interval: step}}]"
+    command(*arguments, f"--trainer.max_steps={steps + 1}")
+    os.replace("run/checkpoints/prev.ckpt", "run/checkpoints/last.ckpt")  # saved after a batch, or an evaluation
+
+    command(*arguments, monitor, "--resume", "--trainer.max_epochs=2")
+
+    rates = EventAccumulator("run").Reload().Scalars("lr-AdamW")
+    assert [one.step for one in rates] == list(range(steps, 10))
 
 
 def test_a_run_with_more_epochs_follows_the_longer_schedule(command: Command, config: Path) -> None:
