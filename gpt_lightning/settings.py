@@ -79,10 +79,36 @@ CLASS_ERRORS = {
 # ---- YAML files
 
 NO_NAMES = ("tag:yaml.org,2002:merge", "tag:yaml.org,2002:null")
+TEXT, SEQUENCE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:seq"
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which a key may stand only once."""
+    """Safe YAML in which a key may stand only once, and prompts are texts as they are written: 1.50 is "1.50"."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        for option in TEXT_LISTS:
+            self._make_texts(node, option.removeprefix("--").split("."))
+        return node
+
+    def _make_texts(self, node: yaml.Node | None, path: list[str]) -> None:
+        """Makes a list of texts of the setting at a path, or of the one text that stands there."""
+        if not isinstance(node, yaml.MappingNode):
+            return
+        for i, (key, value) in enumerate(node.value):
+            if key.value == path[0] and len(path) > 1:
+                self._make_texts(value, path[1:])
+            elif key.value == path[0] and isinstance(value, yaml.SequenceNode):
+                texts = [self._make_text(item) for item in value.value]
+                node.value[i] = key, yaml.SequenceNode(value.tag, texts, value.start_mark)
+            elif key.value == path[0] and isinstance(value, yaml.ScalarNode):
+                node.value[i] = key, yaml.SequenceNode(SEQUENCE, [self._make_text(value)], value.start_mark)
+
+    def _make_text(self, node: yaml.Node) -> yaml.Node:
+        if not isinstance(node, yaml.ScalarNode):
+            return node
+        untagged = self.resolve(yaml.ScalarNode, node.value, (True, False))  # type: ignore[no-untyped-call]
+        return yaml.ScalarNode(TEXT, node.value, node.start_mark, style='"') if node.tag in (TEXT, untagged) else node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -96,9 +122,18 @@ class _Loader(yaml.SafeLoader):
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        value = super().construct_scalar(node)
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise yaml.constructor.ConstructorError(None, None, "half a character", node.start_mark)
+        return value
 
-def read_config(path: str) -> dict[str, Any]:
+
+def read_config(path: str) -> tuple[dict[str, Any], str]:
     """Reads a YAML file of settings.
+
+    Returns:
+        The settings; and the same in YAML that leaves no doubt of what is a text.
 
     Raises:
         InputError: No such file, a folder, empty, too large, not UTF-8, not YAML, not a mapping, a key
@@ -106,7 +141,7 @@ def read_config(path: str) -> dict[str, Any]:
         MachineError: It cannot be read.
     """
     if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
-        raise InputError(f"{path}: must be a regular file")  # it is read twice, and a pipe may never end
+        raise InputError(f"{path}: must be a regular file")  # a pipe may never end
     try:
         data = Path(path).read_bytes()
     except OSError as error:
@@ -152,7 +187,7 @@ def read_config(path: str) -> dict[str, Any]:
         section, _, name = target.partition(".")
         if name in config.get(section, {}):
             raise InputError(f"{path}: {target} is given as {source}")
-    return config
+    return config, yaml.serialize(node, explicit_start=True)
 
 
 def _count_nodes(node: yaml.Node, counted: dict[int, int]) -> int:
@@ -171,11 +206,12 @@ def _count_nodes(node: yaml.Node, counted: dict[int, int]) -> int:
 
 
 class ConfigFile(ActionConfigFile):
-    """`--config FILE`: checked by `read_config` before jsonargparse applies it."""
+    """`--config FILE`: read by `read_config`; jsonargparse applies what that returns."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        config = read_config(values)
-        super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
+        config, content = read_config(values)
+        super().__call__(parser, cfg, content, option_string)  # type: ignore[no-untyped-call]
+        cfg[self.dest][-1] = values  # the name of the file, for that of the run
         data = config.get("data")
         if isinstance(data, dict) and "text" in data:
             for name in TEXT_SETTINGS:
@@ -232,7 +268,7 @@ def explain_parser_error(message: str, known: list[str]) -> str:
         message: What jsonargparse says.
         known: The names of all settings.
     """
-    message = " ".join(message.split())
+    message = " ".join(message.split()).removeprefix('Parser key "config": ')
     if stray := re.search(r"[Uu]nrecognized arguments: (?!-)(\S+)", message):
         return f"'{stray[1]}' belongs to no option; options begin with --"
     if section := re.search(r"Parser key \"(\w+)\": Unable to load config ['\"](.*?)['\"]", message):
@@ -246,9 +282,11 @@ def explain_parser_error(message: str, known: list[str]) -> str:
         name = next(group for group in unknown.groups() if group)
         close = difflib.get_close_matches(name, known, 1)
         return f"unknown setting '{name}'" + (f"; did you mean '{close[0]}'?" if close else "")
-    wrong_type = re.search(r'Parser key "([\w.]+)": (.*?)(?:Got|Given) value(?: type: .*?Given value)?: (.*)', message)
+    wrong_type = re.search(r'Parser key "([\w.]+)": (.*)Given value type: .*Given value:(.*)', message) or re.search(
+        r'Parser key "([\w.]+)": (.*?)(?:Got|Given) value:(.*)', message
+    )
     if wrong_type:
-        name, expected, value = wrong_type.groups()
+        name, expected, value = (group.strip() for group in wrong_type.groups())
         for pattern, words in CLASS_ERRORS.items():
             if found := re.search(pattern, expected):
                 return f"{name}: {words.format(found[1])}"

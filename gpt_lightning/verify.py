@@ -141,7 +141,7 @@ def _read_setting(arguments: list[str], section: str, name: str, default: int) -
         option, has_value, given = argument.partition("=")
         given = given if has_value else "".join(arguments[i + 1 : i + 2])
         if option in ("--config", "-c"):
-            value = read_config(given).get(section, {}).get(name, value)
+            value = read_config(given)[0].get(section, {}).get(name, value)
         elif option == f"--{section}.{name}":
             typed = given
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -221,6 +222,22 @@ def test_a_mistyped_text_is_not_replaced_by_the_configs(command: Command, in_tmp
     assert (result.code, result.error) == (2, "typo.txt: no such file")
 
 
+@pytest.mark.parametrize("typed", [(), ("--prompt", "123", "--prompt", "null", "--prompt", "a: b")])
+def test_prompts_are_texts_and_stay_so_in_the_run_folder(
+    command: Command, config: Path, typed: tuple[str, ...]
+) -> None:
+    written = "[1.50]" if typed else "[123, null, 'a: b']"
+    Path("more.yaml").write_text(f"prompt: {written}\ntrainer: {{max_steps: 1}}\n")
+
+    first = command("fit", "--config", config, "--config", "more.yaml", "--run_dir", "first", *typed)
+    again = command("fit", "--config", "first/tiny.yaml", "--run_dir", "again")
+
+    assert (first.code, again.code) == (0, 0), first.err + again.err
+    for run in ("first", "again"):
+        rows = [json.loads(line) for line in Path(run, "samples.jsonl").read_text().splitlines()]
+        assert [row["prompt"] for row in rows] == ["123", "null", "a: b"]
+
+
 # ---- bad input
 
 BAD_SETTINGS = [
@@ -231,6 +248,7 @@ BAD_SETTINGS = [
     ("--model.emb_dim=15", "model.emb_dim (15) must be divisible by model.n_heads (2)"),
     ("--model.vocab_size=0", "model.vocab_size must be an int of at least 1, got 0"),
     ("--model.vocab_size=100", "model.vocab_size (100) is smaller than the tokenizer's 257"),
+    ("--model.vocab_size=true", "model.vocab_size must be an int or null, not 'true'"),
     ("--model.learning_rate=-0.1", "model.learning_rate must be a finite number above 0, got -0.1"),
     ("--model.learning_rate=fast", "model.learning_rate must be a number, not 'fast'"),
     ("--model.learning_rate=nan", "model.learning_rate must be a number, not 'nan'"),
@@ -434,6 +452,9 @@ def test_a_run_that_trains_nothing_does_not_end_well(command: Command, config: P
     [
         ("modle: {n_layers: 2}\n", "unknown setting 'modle.n_layers'; did you mean 'model.n_layers'?"),
         ("model: {n_layers: two}\n", "model.n_layers must be an int, not 'two'"),
+        ("prompt: [[1, 2]]\n", "prompt must be a text, not '[1, 2]'"),
+        ("prompt: {a: 1}\n", "prompt must be a list, not '{'a': 1}'"),
+        ("prompt:\n", "prompt is empty; to start from nothing give <|endoftext|>"),
         ("trainer: {max_epoch: 3}\n", "unknown setting 'trainer.max_epoch'; did you mean 'trainer.max_epochs'?"),
         ("model: {n_layers: 2, n_layers: 3}\n", "bad.yaml:1: not valid YAML: key 'n_layers' stands twice"),
         ("", "bad.yaml: is empty"),

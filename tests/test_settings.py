@@ -3,15 +3,25 @@ from __future__ import annotations
 import math
 import string
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 
 from gpt_lightning.errors import InputError, MachineError
-from gpt_lightning.settings import explain_parser_error, is_typed, prepare_arguments, read_config
+from gpt_lightning.settings import (
+    SECTIONS,
+    TYPED_ONLY,
+    ConfigFile,
+    explain_parser_error,
+    is_typed,
+    prepare_arguments,
+    read_config,
+)
 
 
 @pytest.mark.parametrize(
@@ -27,6 +37,8 @@ from gpt_lightning.settings import explain_parser_error, is_typed, prepare_argum
         ("__path__: x\n", "a.yaml: unknown setting '__path__'"),
         ("a: 1\na: 2\n", "a.yaml:2: not valid YAML: key 'a' stands twice"),
         ("model: !!python/object/apply:os.getcwd []\n", "a.yaml:1: not valid YAML: could not determine a constructor"),
+        ("prompt: !text abc\n", "a.yaml:1: not valid YAML: could not determine a constructor for the tag '!text'"),
+        ('prompt: "\\ud800"\n', "a.yaml:1: not valid YAML: half a character"),
         ("model: 3\n", r"a.yaml: model must hold settings \(name: value\), got 3"),
         ("resume: true\n", r"a.yaml: resume is given on the command line only \(--resume\)"),
         ("a: " + "x" * 1_000_000, "a.yaml: too large for a config"),
@@ -43,7 +55,7 @@ def test_files_that_are_no_settings_are_refused(in_tmp: Path, content: str, mess
     Path("a.yaml").write_text(content)
 
     if message is None:
-        assert isinstance(read_config("a.yaml"), dict)
+        assert isinstance(read_config("a.yaml")[0], dict)
     else:
         with pytest.raises(InputError, match=message):
             read_config("a.yaml")
@@ -64,14 +76,12 @@ def test_files_that_cannot_be_read(in_tmp: Path) -> None:
 
 @given(st.dictionaries(st.text(string.ascii_letters, min_size=1), st.integers() | st.text()))
 def test_what_yaml_holds_is_what_is_read(tmp_path_factory: pytest.TempPathFactory, content: dict[str, Any]) -> None:
-    import yaml
-
-    names = {"run_dir", "resume", "ckpt_path", "config", "model", "data", "sampling", "trainer"}
-    content = {key: value for key, value in content.items() if key not in names}
+    others = {*SECTIONS, *TYPED_ONLY, "prompt"}
+    content = {key: value for key, value in content.items() if key not in others}
     path = tmp_path_factory.mktemp("yaml") / "a.yaml"
     path.write_text(yaml.safe_dump({"one": 1, **content}))
 
-    assert read_config(str(path)) == {"one": 1, **content}
+    assert read_config(str(path))[0] == {"one": 1, **content}
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=3))
@@ -87,6 +97,74 @@ def test_prompts_are_texts_whatever_they_look_like(prompts: list[str]) -> None:
     except InputError:  # a blank one
         return
     assert parser.parse_args(prepared).prompt == prompts
+
+
+def parse_yaml(folder: Path, content: str) -> Any:
+    """What jsonargparse makes of a YAML file."""
+    (folder / "a.yaml").write_text(content, encoding="utf-8")
+    parser = ArgumentParser()
+    parser.add_argument("--config", action=ConfigFile)
+    parser.add_argument("--prompt", type=list[str])
+    parser.add_argument("--evaluate_every", type=int)
+    parser.add_argument("--sampling.stop_strings", type=list[str])
+    return parser.parse_args(["--config", str(folder / "a.yaml")])
+
+
+@pytest.mark.parametrize(
+    ("written", "prompts"),
+    [
+        ("[123, null, 'a: b']", ["123", "null", "a: b"]),
+        ("abc", ["abc"]),
+        ("1.50", ["1.50"]),
+        ("null", ["null"]),
+        ("'[1, 2]'", ["[1, 2]"]),
+        ("\n- 0x10\n- 1e-3\n- ~\n- no\n- 2024-13-45\n- =\n- <<", ["0x10", "1e-3", "~", "no", "2024-13-45", "=", "<<"]),
+        ("|\n  two\n  lines", ["two\nlines"]),
+        ("[]", []),
+    ],
+)
+def test_what_yaml_holds_for_a_prompt_is_a_text(tmp_path: Path, written: str, prompts: list[str]) -> None:
+    settings = parse_yaml(tmp_path, f"prompt: {written}")
+
+    assert settings.prompt == prompts
+    assert (
+        parse_yaml(tmp_path, "sampling:\n" + indent(f"stop_strings: {written}", "  ")).sampling.stop_strings == prompts
+    )
+    assert settings.config == [str(tmp_path / "a.yaml")]
+
+
+def test_an_alias_in_a_prompt_leaves_the_setting_that_it_stands_for(tmp_path: Path) -> None:
+    settings = parse_yaml(tmp_path, "{evaluate_every: &a 3, prompt: [*a]}")
+
+    assert (settings.evaluate_every, settings.prompt) == (3, ["3"])
+
+
+LOOKS_LIKE_YAML = [
+    "1",
+    "-1.5",
+    "1e3",
+    "null",
+    "~",
+    "yes",
+    "2024-01-01",
+    "12:30:45",
+    "a: b",
+    "- a",
+    "#",
+    "'",
+    '"',
+    "\n",
+    "<<",
+]
+TEXTS = st.text(st.characters(exclude_categories=["Cs"])) | st.lists(st.sampled_from(LOOKS_LIKE_YAML)).map("".join)
+
+
+@given(st.lists(TEXTS))
+@example(["\U0001f600 \x85\u2028\ufeff\0", " ", "\r\n"])
+def test_prompts_that_a_run_kept_are_read_again(tmp_path_factory: pytest.TempPathFactory, prompts: list[str]) -> None:
+    kept = yaml.safe_dump({"prompt": prompts, "evaluate_every": 3}, sort_keys=False)  # as CLI writes it
+
+    assert parse_yaml(tmp_path_factory.mktemp("yaml"), kept).prompt == prompts
 
 
 def test_a_typed_text_stands_for_itself() -> None:
