@@ -238,6 +238,10 @@ class CLI(LightningCLI):
         """Parses; where there is a checkpoint, again with its settings as defaults."""
         self._parse(parser, args)
         settings = self.config[self.command]
+        try:
+            self._parser(self.command).validate(settings, skip_unset=False)  # a null of YAML is let through until here
+        except TypeError as error:
+            raise InputError(explain_parser_error(str(error), self._setting_names())) from None
         if self.is_check and settings["resume"]:
             raise InputError("check looks at new runs; leave --resume out")
         if self.command == "fit":
