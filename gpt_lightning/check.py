@@ -10,7 +10,6 @@ say about it, and what is wrong or has no effect. It writes nothing.
 from __future__ import annotations
 
 import math
-import os
 import resource
 import shutil
 import sys
@@ -26,9 +25,9 @@ from lightning.pytorch.callbacks import LearningRateFinder
 from gpt_lightning import report
 from gpt_lightning.callbacks import say
 from gpt_lightning.data import TextDataModule
-from gpt_lightning.errors import InputError, format_bytes
+from gpt_lightning.errors import InputError, format_bytes, memory_bytes
 from gpt_lightning.module import BYTES_PER_WEIGHT, GPTModule
-from gpt_lightning.training import check_fit, keep_freed_memory, steps_of_epoch
+from gpt_lightning.training import check_fit, keep_freed_memory, naming_batch, steps_of_epoch
 
 PROBED_STEPS = 3  # the first is not measured
 SHOWN_CHARACTERS = 200
@@ -114,7 +113,8 @@ def check(trainer: Trainer, module: GPTModule, data: TextDataModule, settings: A
     trainer.loggers = []
     keep_freed_memory()
     seed_everything(settings["seed_everything"], workers=True, verbose=False)
-    trainer.fit(module, data)
+    with naming_batch(data):
+        trainer.fit(module, data)
 
     vocab_size = module.hparams["vocab_size"]
     word = "untrained" if module.starts_from is None else "at first"
@@ -190,7 +190,7 @@ def find_problems(
             f"{different:.2g} tokens per parameter (about {ENOUGH_TOKENS} make the best of a training): it will learn "
             "the text by heart; take more text or a smaller model (model.n_layers, model.emb_dim)"
         )
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = memory_bytes()
     if peak > 0.9 * memory and not torch.cuda.is_available():
         yield (
             f"{format_bytes(peak)} of memory are close to the machine's {format_bytes(memory)}; lower data.batch_size "

@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import math
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -151,17 +152,32 @@ def find_os_error(error: BaseException | None) -> OSError | None:
     return None
 
 
+def memory_bytes() -> int:
+    """Of this machine, whatever uses it."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def why_out_of_memory(error: BaseException) -> str | None:
+    """What was asked for and what is there; None where the error is another one."""
+    message = str(error)
+    # torch has a class for a GPU's memory only; on a CPU its allocator's name is all there is.
+    by_torch = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in message
+    if not isinstance(error, MemoryError) and not by_torch:
+        return None
+    there = f"this machine has {format_bytes(memory_bytes())}"
+    if asked := re.search(r"tried to allocate (\d+) bytes", message):
+        return f"{format_bytes(int(asked[1]))} were asked for at once, {there}"
+    return message or there  # a GPU's names its own numbers
+
+
 def describe_expected(error: BaseException) -> tuple[str, int] | None:
     """The line and exit code of an expected error; None for a bug."""
     if isinstance(error, (InputError, MachineError, DivergedError)):
         return str(error), error.exit_code
     if isinstance(error, OSError):
         return describe_os_error(error)
-    # torch has a class for a GPU's memory only; on a CPU its allocator's name is all there is.
-    out_of_memory = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
-    if isinstance(error, MemoryError) or out_of_memory:
-        reason = str(error).partition("DefaultCPUAllocator: ")[2] or str(error)
-        return f"out of memory: lower data.batch_size, model.context_length or the model ({reason})", EXIT_MACHINE
+    if (reason := why_out_of_memory(error)) is not None:
+        return f"out of memory ({reason}); lower the batch, model.context_length or the model", EXIT_MACHINE
     if isinstance(error, ModuleNotFoundError):  # of what Lightning needs for some of its classes, or of ours
         return f"{error}; install what is missing with pip", EXIT_INPUT
     if type(error).__name__ == "MisconfigurationException":  # by name: Lightning is not imported here

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
-import os
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from gpt_lightning.errors import DivergedError, InputError, MachineError, require_integer, require_number
+from gpt_lightning.errors import (
+    DivergedError,
+    InputError,
+    MachineError,
+    memory_bytes,
+    require_integer,
+    require_number,
+)
 from gpt_lightning.loss import cross_entropy, perplexity
 from gpt_lightning.model import ARCHITECTURE, GPT, check_architecture, count_parameters
 from gpt_lightning.windows import Batch
@@ -154,7 +160,7 @@ class GPTModule(LightningModule):
     def check_memory(self) -> None:
         """Raises `MachineError` where this machine's memory could not hold the weights alone."""
         parameters = self.count_parameters()
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        memory = memory_bytes()
         if BYTES_PER_WEIGHT * parameters > memory:
             raise MachineError(
                 f"out of memory: the {parameters:,} weights of model.emb_dim ({self.hparams['emb_dim']}) and "

@@ -29,7 +29,16 @@ from gpt_lightning.checkpoint import (
     newest_checkpoint,
 )
 from gpt_lightning.data import TextDataModule
-from gpt_lightning.errors import DivergedError, InputError, MachineError, Stopped, describe_expected, naming, warn
+from gpt_lightning.errors import (
+    DivergedError,
+    InputError,
+    MachineError,
+    Stopped,
+    describe_expected,
+    naming,
+    warn,
+    why_out_of_memory,
+)
 from gpt_lightning.hardware import allow_tf32, peak_flops
 from gpt_lightning.module import GPTModule
 from gpt_lightning.plotting import FORMATS, loss_figure, read_curve, save_figure
@@ -226,7 +235,8 @@ def train(
         keep_freed_memory()
         seed_everything(settings["seed_everything"], workers=True, verbose=False)
         try:
-            trainer.fit(module, data, ckpt_path=choice.checkpoint, weights_only=True)
+            with naming_batch(data):
+                trainer.fit(module, data, ckpt_path=choice.checkpoint, weights_only=True)
         except Stopped:
             if trainer.is_global_zero:
                 say(f"Stopped after step {checkpoints.saved_step}, which is saved. To go on:")
@@ -354,6 +364,21 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, 1 << 30)
         mallopt(M_TRIM_THRESHOLD, -1)
+
+
+@contextlib.contextmanager
+def naming_batch(data: TextDataModule) -> Iterator[None]:
+    """Makes a `MachineError` that names the batch's size where it is too large for the memory."""
+    try:
+        yield
+    except Exception as error:
+        reason = why_out_of_memory(error)
+        if reason is None:
+            raise
+        raise MachineError(
+            f"out of memory ({reason}): lower data.batch_size ({data.hparams['batch_size']}), model.context_length "
+            f"({data.hparams['context_length']}) or the model, or set model.activation_checkpointing"
+        ) from error
 
 
 def explain_error(error: Exception, callbacks: list[Callback], checkpoint: Path | None) -> Exception:

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 import gpt_lightning
 from gpt_lightning.__main__ import main
 from gpt_lightning.model import GPT
+from gpt_lightning.module import GPTModule
 
 Command = Callable[..., Result]
 
@@ -395,6 +396,19 @@ def test_a_model_larger_than_the_memory_is_refused_before_it_is_built(command: C
     weights = 257 * 16 * 2 + 64 * 16 + 10**9 * (12 * 256 + 10 * 16) + 2 * 16
     assert (result.code, os.listdir()) == (1, ["tiny.yaml"])
     assert result.error.startswith(f"out of memory: the {weights:,} weights of model.emb_dim (16) and model.n_layers (")
+
+
+@pytest.mark.parametrize("name", ["fit", "check"])
+def test_a_batch_larger_than_the_memory_is_named(
+    command: Command, config: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(GPTModule, "training_step", lambda *_: torch.empty(10**18, dtype=torch.int8))
+
+    result = command(name, "--config", config)
+
+    assert result.code == 1
+    assert result.error.startswith("out of memory (1000000000.0 GB were asked for at once, this machine has ")
+    assert "): lower data.batch_size (56), model.context_length (64) or the model, or set model.act" in result.error
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import errno
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from gpt_lightning.errors import (
     report_errors,
     require,
     require_integer,
+    why_out_of_memory,
 )
 
 
@@ -33,7 +36,7 @@ class MisconfigurationException(Exception):  # Lightning's is known by this name
         (MisconfigurationException("no such strategy"), 2, "no such strategy"),
         (ModuleNotFoundError("needs psutil"), 2, "needs psutil; install what is missing with pip"),
         (KeyboardInterrupt(), 130, "interrupted"),
-        (MemoryError("4 GB"), 1, "out of memory: lower data.batch_size, model.context_length or the model (4 GB)"),
+        (MemoryError("4 GB"), 1, "out of memory (4 GB); lower the batch, model.context_length or the model"),
     ],
 )
 def test_errors_become_one_line_and_a_code(
@@ -46,12 +49,22 @@ def test_errors_become_one_line_and_a_code(
     assert capsys.readouterr().err == f"gpt_lightning: error: {line}\n"
 
 
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="compares with what Linux says of its memory")
 def test_a_cpu_without_memory_is_the_machines_fault(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended, report_errors():
-        torch.empty(2**60, dtype=torch.int8)
+        torch.empty(10**18, dtype=torch.int8)
 
+    kilobytes = int(Path("/proc/meminfo").read_text().split()[1])  # of memory in all, as Linux says it
     assert ended.value.code == 1
-    assert "out of memory" in capsys.readouterr().err
+    assert capsys.readouterr().err == (
+        "gpt_lightning: error: out of memory (1000000000.0 GB were asked for at once, "
+        f"this machine has {kilobytes * 1024 / 1e9:.1f} GB); lower the batch, model.context_length or the model\n"
+    )
+
+
+def test_no_memory_and_no_words() -> None:
+    assert re.fullmatch(r"this machine has [\d.]+ GB", why_out_of_memory(MemoryError()) or "")
+    assert why_out_of_memory(RuntimeError("other")) is None
 
 
 def test_a_full_disk_is_found_behind_torchs_error() -> None:
