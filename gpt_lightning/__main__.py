@@ -10,7 +10,7 @@ import signal
 import sys
 
 from gpt_lightning import __version__
-from gpt_lightning.errors import PROGRAM, InputError, raising_on_sigterm, report_errors
+from gpt_lightning.errors import PROGRAM, InputError, MachineError, raising_on_sigterm, report_errors
 
 # Command -> what it is for. Those of OWN_MODULES load a module of their own, the others Lightning.
 COMMANDS = {
@@ -68,6 +68,8 @@ def _dispatch(arguments: list[str]) -> None:
         close = difflib.get_close_matches(arguments[0], COMMANDS, 1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise InputError(f"expected one of {', '.join(COMMANDS)}; got {arguments[0]!r}{hint}")
+    elif not _current_folder_exists():
+        raise MachineError("the current folder was deleted; change to one that is there (cd)")
     elif arguments[0] in OWN_MODULES:
         module = importlib.import_module(f"{PROGRAM}.{OWN_MODULES[arguments[0]]}")
         name = arguments[0].replace("-", "_")
@@ -76,6 +78,14 @@ def _dispatch(arguments: list[str]) -> None:
         from gpt_lightning.cli import run_command  # loads Lightning: seconds
 
         run_command(arguments[0], arguments[1:])
+
+
+def _current_folder_exists() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -569,6 +569,18 @@ def test_a_prompt_may_be_the_flag(command: Command, trained: Path) -> None:
     assert (result.code, result.out[:7]) == (0, "--debug")
 
 
+@pytest.mark.parametrize(("name", "code"), [("fit", 1), ("plot", 1), ("--help", 0)])
+def test_a_folder_that_was_deleted_is_said(tmp_path: Path, name: str, code: int) -> None:
+    line = f"mkdir gone && cd gone && rmdir ../gone && {sys.executable} -m gpt_lightning {name}"
+
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+
+    said = "gpt_lightning: error: the current folder was deleted; change to one that is there (cd)\n" if code else ""
+    assert (done.returncode, done.stderr) == (code, said)
+
+
 def test_a_closed_pipe_is_silent() -> None:
     line = f"(sleep 0.2; {sys.executable} -m gpt_lightning --help) | true; echo ${{PIPESTATUS[0]}}"
 
