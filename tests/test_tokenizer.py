@@ -80,6 +80,20 @@ def test_without_package_cache_and_network_one_line_says_what_to_do(monkeypatch:
         load_tokenizer("gpt2")
 
 
+def test_a_damaged_copy_of_a_vocabulary_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = "https://openaipublic.blob.core.windows.net/encodings/p50k_base.tiktoken"
+    copy = tmp_path / hashlib.sha1(address.encode()).hexdigest()
+    copy.write_bytes(b"IQ== 0\n")
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    for variable, value in (("HTTPS_PROXY", "http://127.0.0.1:1"), ("NO_PROXY", ""), ("no_proxy", "")):
+        monkeypatch.setenv(variable, value)  # no network
+
+    with pytest.raises(MachineError, match=f"^{copy}: has another checksum than .* p50k_base, .*delete the file"):
+        load_tokenizer("p50k_base")
+    with pytest.raises(MachineError, match="tokenizer p50k_base is not cached and cannot be downloaded"):  # it is gone
+        load_tokenizer("p50k_base")
+
+
 def test_without_the_package_tiktokens_own_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     own = tiktoken.Encoding(
         "gpt2", pat_str=".", mergeable_ranks={bytes([i]): i for i in range(256)}, special_tokens={"<|endoftext|>": 256}
