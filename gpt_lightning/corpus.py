@@ -33,13 +33,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from gpt_lightning.documents import Piece, batch_pieces, find_documents
-from gpt_lightning.errors import InputError, MachineError, naming, require, require_number, warn
+from gpt_lightning.documents import PIECE, Piece, batch_pieces, find_documents
+from gpt_lightning.errors import InputError, MachineError, format_bytes, naming, require, require_number, warn
 from gpt_lightning.text import CLEANERS
 from gpt_lightning.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
 
 FORMAT = 1  # of the cache
 MAX_WORKERS = 8
+LONG_TOKEN = 8  # bytes; the tokens of hardly any text have so many in the mean
 IN_PROCESS_BYTES = 16_000_000  # below, the workers take longer to start than to encode
 
 
@@ -87,11 +88,12 @@ def prepare(source: str, tokenizer_name: str, clean: str | None, cache_dir: Path
 
     Raises:
         InputError: No files, a file that is no text or no JSON lines, nothing but blank documents.
-        MachineError: A file cannot be read, the cache cannot be written.
+        MachineError: A file cannot be read, the cache cannot be written or the disk has no room for it.
     """
     require(clean is None or clean in CLEANERS, "data.clean", f"be null or {', '.join(CLEANERS)}", clean)
     files = find_documents(source)
     tokenizer = load_tokenizer(tokenizer_name)
+    _check_space(source, files, tokenizer, cache_dir)
     key = _make_key(files, tokenizer, clean)
     folder = cache_dir / key[:16]
     if (corpus := _open_cache(folder, key)) is not None:
@@ -195,20 +197,33 @@ def _start_worker() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
+def _check_space(source: str, files: list[Path], tokenizer: Tokenizer, cache_dir: Path) -> None:
+    """Raises `MachineError` where the tokens would fill the disk, counted to which is what the cache holds.
+
+    Of JSON lines it is not known how much is text.
+    """
+    characters = 0
+    for path in files:
+        with naming(path):
+            characters += path.stat().st_size if path.suffix != ".jsonl" else 0
+    needed = _token_type(tokenizer).itemsize * characters // (1 if tokenizer.name == "bytes" else LONG_TOKEN)
+    disk = next(path for path in (cache_dir.absolute(), *cache_dir.absolute().parents) if path.exists())
+    free = shutil.disk_usage(disk).free
+    for path in cache_dir.glob("*/*"):
+        with contextlib.suppress(FileNotFoundError):  # another process's, just now
+            free += path.stat().st_size
+    if needed > free:
+        raise MachineError(
+            f"{source}: {format_bytes(characters)} of text make at least {format_bytes(needed)} of tokens, "
+            f"data.cache_dir ({cache_dir}) has room for {format_bytes(free)}; name a folder on another disk"
+        )
+
+
 def _write_tokens(folder: Path, files: list[Path], tokenizer: Tokenizer, clean: str | None) -> dict[str, int | str]:
     """Writes tokens.bin and documents.npy; returns what meta.json says of them."""
     size = sum(path.stat().st_size for path in files)
     workers = 1 if size < IN_PROCESS_BYTES else min(MAX_WORKERS, os.cpu_count() or 1)
-    bar = tqdm(
-        total=size,
-        desc="encoding",
-        unit="B",
-        unit_scale=True,
-        dynamic_ncols=True,
-        mininterval=0.1 if sys.stderr.isatty() else 30,  # a log file needs no animation
-        file=sys.stderr,
-        disable=size < IN_PROCESS_BYTES,
-    )
+    bar = _make_bar("encoding", size)
     ends = [np.zeros((2, 0), np.int64)]
     total = np.zeros((2, 1), np.int64)  # tokens, characters
     batches = encode_batches(batch_pieces(files, clean, bar.update), tokenizer.name, workers)
@@ -222,6 +237,21 @@ def _write_tokens(folder: Path, files: list[Path], tokenizer: Tokenizer, clean: 
     np.save(buffer, documents)
     (folder / "documents.npy").write_bytes(buffer.getbuffer())
     return {"dtype": _token_type(tokenizer).name, "tokens": int(total[0, 0]), "documents": documents.shape[1]}
+
+
+def _make_bar(what: str, size: int, delay: float = 0) -> tqdm[Any]:
+    """A progress bar over so many bytes, on stderr, from a delay in seconds on; none where they are few."""
+    return tqdm(
+        total=size,
+        desc=what,
+        unit="B",
+        unit_scale=True,
+        dynamic_ncols=True,
+        mininterval=0.1 if sys.stderr.isatty() else 30,  # a log file needs no animation
+        file=sys.stderr,
+        delay=delay,
+        disable=size < IN_PROCESS_BYTES,
+    )
 
 
 def _publish(temporary: Path, folder: Path, key: str) -> None:
@@ -276,9 +306,16 @@ def _checksums(folder: Path) -> list[str]:
 def _make_key(files: list[Path], tokenizer: Tokenizer, clean: str | None) -> str:
     """sha256 of all that decides the tokens."""
     digests = []
-    for path in files:
-        with naming(path), open(path, "rb") as file:
-            digests.append([path.name, hashlib.file_digest(file, "sha256").hexdigest()])
+    with _make_bar("reading", sum(path.stat().st_size for path in files), delay=1) as bar:
+        for path in files:
+            digest = hashlib.sha256()
+            with naming(path), open(path, "rb") as file:
+                while block := file.read(PIECE):
+                    if b"\0" in block:  # a large file that is no text need not be read to its end
+                        raise InputError(f"{path}: contains NUL bytes; not a text file")
+                    digest.update(block)
+                    bar.update(len(block))
+            digests.append([path.name, digest.hexdigest()])
     return hashlib.sha256(
         json.dumps([FORMAT, tokenizer.name, tokenizer.vocab_size, clean, digests]).encode()
     ).hexdigest()

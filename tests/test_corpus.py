@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -196,10 +196,9 @@ def test_a_line_without_end_is_refused(in_tmp: Path, monkeypatch: pytest.MonkeyP
 def test_what_the_system_refuses_names_the_file(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(in_tmp / "a.txt", "x")
 
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(hashlib, "file_digest", refuse)
+    broken = mock.mock_open()
+    broken.return_value.read.side_effect = OSError(errno.EIO, "Input/output error")
+    monkeypatch.setattr(corpus, "open", broken, False)
     with pytest.raises(MachineError, match=f"^{path}: input/output error$"):
         prepare(str(path), "bytes", None, in_tmp / "cache")
     denied = PermissionError(errno.EACCES, "Denied", "a.txt")
@@ -506,6 +505,35 @@ def test_a_cache_that_cannot_be_made_is_the_machines_fault(stories: Path) -> Non
 
     with pytest.raises(MachineError, match=r"^cache: the corpus cannot be encoded there \((file exists|not a dir)"):
         prepare(str(stories), "bytes", None, Path("cache"))
+
+
+@pytest.mark.parametrize(("name", "tokens"), [("bytes", "120.0 GB"), ("gpt2", "15.0 GB")])
+def test_a_text_whose_tokens_the_disk_cannot_hold_is_refused_before_it_is_read(
+    in_tmp: Path, monkeypatch: pytest.MonkeyPatch, name: str, tokens: str
+) -> None:
+    with open("huge.txt", "wb") as file:
+        file.truncate(60 * 10**9)  # a hole, no bytes
+    write(Path("cache/0123456789abcdef/tokens.bin"), b"1" * 10**6)
+    usage = shutil.disk_usage(in_tmp)._replace(free=14 * 10**9)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage if path == in_tmp / "cache" else None)
+    monkeypatch.setattr(corpus, "open", mock.Mock(side_effect=AssertionError), False)
+
+    message = (
+        f"huge.txt: 60.0 GB of text make at least {tokens} of tokens, data.cache_dir (cache) has room for 14.0 GB; "
+        "name a folder on another disk"
+    )
+    with pytest.raises(MachineError, match=f"^{re.escape(message)}$"):
+        prepare("huge.txt", name, None, Path("cache"))
+
+
+def test_a_large_file_that_is_no_text_is_not_read_to_its_end(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("huge.txt", "wb") as file:
+        file.truncate(60 * 10**9)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: mock.Mock(free=10**12))
+
+    with pytest.raises(InputError, match="^huge.txt: contains NUL bytes; not a text file$"):
+        prepare("huge.txt", "bytes", None, Path("cache"))
+    assert names(in_tmp) == ["huge.txt"]
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(stories: Path, monkeypatch: pytest.MonkeyPatch) -> None:
