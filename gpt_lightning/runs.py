@@ -76,7 +76,12 @@ class Run:
             self._lock.truncate(0)
             self._lock.write(str(os.getpid()))
             self._lock.flush()
-            for left_over in (*self.checkpoints.glob("*.tmp-*"), *self.path.glob("*.tmp-*")):
+            temporary = (
+                *self.checkpoints.glob("*.tmp-*"),
+                *self.path.glob("*.tmp-*"),
+                *self.path.glob(".lr_find_*.ckpt"),
+            )
+            for left_over in temporary:
                 left_over.unlink()
             probe = self.checkpoints / f"write.tmp-{os.getpid()}"
             probe.write_bytes(b"x")

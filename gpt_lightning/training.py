@@ -186,6 +186,8 @@ def train(
     train_batches, val_batches = check_fit(trainer, module, data, settings)
     resumed_step = None if choice.content is None else choice.content["global_step"]
     with open_run(choice, resolved_config, module, trainer.is_global_zero) as run:
+        # Where a LearningRateFinder keeps the weights that it starts from; a public name is only Trainer's argument.
+        trainer._default_root_dir = str(run.path)  # type: ignore[attr-defined]
         progress = Progress()
         show_bar = settings["trainer"]["enable_progress_bar"] is not False and not trainer.progress_bar_callback
         kept = {name: settings[name] for name in KEPT_SETTINGS}

@@ -18,6 +18,7 @@ from lightning.pytorch import Trainer
 
 from gpt_lightning import corpus
 from gpt_lightning.callbacks import Progress
+from gpt_lightning.module import GPTModule
 from gpt_lightning.stopping import StopOnSignal
 from gpt_lightning.verify import compare_runs, first_difference
 
@@ -176,6 +177,39 @@ def test_a_signal_while_the_ranks_decide_waits_for_the_next_step() -> None:
 
     trainer = cast(Trainer, SimpleNamespace(world_size=2, strategy=SimpleNamespace(reduce_boolean_decision=decide)))
     assert [stop.is_asked(trainer), stop.is_asked(trainer)] == [False, True]
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")  # Lightning's, as it puts the weights back
+@pytest.mark.parametrize(("number", "word"), [(signal.SIGTERM, "terminated"), (signal.SIGINT, "interrupted")])
+def test_a_signal_while_the_learning_rate_is_looked_for_leaves_nothing_behind(
+    command: Command, config: Path, monkeypatch: pytest.MonkeyPatch, number: int, word: str
+) -> None:
+    finder = "--trainer.callbacks=[{class_path: LearningRateFinder, init_args: {num_training_steps: 8}}]"
+    step, kept = GPTModule.training_step, []
+
+    def signalling(self: GPTModule, *arguments: Any) -> Any:
+        kept.append([str(path.parent) for path in Path().rglob(".lr_find_*.ckpt")])
+        if len(kept) == 3:
+            signal.raise_signal(number)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(GPTModule, "training_step", signalling)
+
+    result = command("fit", "--config", config, "--run_dir", "run", finder)
+
+    assert result.code == 128 + number
+    assert result.err.endswith(f"gpt_lightning: error: {word}\n")  # after Lightning's bar
+    assert kept == [["run"]] * 3
+    assert os.listdir() == ["tiny.yaml"]
+
+
+def test_what_a_killed_search_for_the_learning_rate_left_is_cleared_away(command: Command, config: Path) -> None:
+    Path("run").mkdir()
+    for name in (".lr_find_ab-12.ckpt", ".lr_find_ab-12.ckpt.tmp-99"):
+        Path("run", name).write_bytes(b"half")
+
+    assert command("fit", "--config", config, "--run_dir", "run", "--trainer.max_steps=1").code == 0
+    assert list(Path("run").glob(".lr_find*")) == []
 
 
 def test_a_sigterm_while_documents_are_encoded_leaves_nothing_behind(
