@@ -87,8 +87,9 @@ def prepare(source: str, tokenizer_name: str, clean: str | None, cache_dir: Path
         cache_dir: Where encoded corpora are kept; made if it is missing.
 
     Raises:
-        InputError: No files, a file that is no text or no JSON lines, nothing but blank documents.
-        MachineError: A file cannot be read, the cache cannot be written or the disk has no room for it.
+        InputError: No files, a file that is no text or no JSON lines, nothing but blank documents, more text than
+            the disk has room for as tokens.
+        MachineError: A file cannot be read, the cache cannot be written.
     """
     require(clean is None or clean in CLEANERS, "data.clean", f"be null or {', '.join(CLEANERS)}", clean)
     files = find_documents(source)
@@ -198,7 +199,7 @@ def _start_worker() -> None:
 
 
 def _check_space(source: str, files: list[Path], tokenizer: Tokenizer, cache_dir: Path) -> None:
-    """Raises `MachineError` where the tokens would fill the disk, counted to which is what the cache holds.
+    """Raises `InputError` where the tokens would fill the disk, counted to which is what the cache holds.
 
     Of JSON lines it is not known how much is text.
     """
@@ -213,7 +214,7 @@ def _check_space(source: str, files: list[Path], tokenizer: Tokenizer, cache_dir
         with contextlib.suppress(FileNotFoundError):  # another process's, just now
             free += path.stat().st_size
     if needed > free:
-        raise MachineError(
+        raise InputError(
             f"{source}: {format_bytes(characters)} of text make at least {format_bytes(needed)} of tokens, "
             f"data.cache_dir ({cache_dir}) has room for {format_bytes(free)}; name a folder on another disk"
         )

@@ -522,7 +522,7 @@ def test_a_text_whose_tokens_the_disk_cannot_hold_is_refused_before_it_is_read(
         f"huge.txt: 60.0 GB of text make at least {tokens} of tokens, data.cache_dir (cache) has room for 14.0 GB; "
         "name a folder on another disk"
     )
-    with pytest.raises(MachineError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         prepare("huge.txt", name, None, Path("cache"))
 
 
