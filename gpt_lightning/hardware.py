@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -60,6 +61,8 @@ def check_device(accelerator: Any, devices: Any, precision: Any) -> None:
             raise InputError("trainer.accelerator is mps but this machine has no MPS device")
         if accelerator == "gpu" and device == "gpu":
             raise InputError("trainer.accelerator is gpu but this machine has neither a CUDA nor an MPS device")
+        if accelerator == "tpu" and find_spec("torch_xla") is None:
+            raise InputError("trainer.accelerator is tpu but torch_xla is not installed")
     count = torch.cuda.device_count() if device == "cuda" else 1 if device == "mps" else (os.cpu_count() or 1)
     if isinstance(devices, str) and re.fullmatch(r"-?\d+", devices):
         devices = int(devices)

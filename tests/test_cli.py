@@ -271,6 +271,7 @@ BAD_SETTINGS = [
     ("--trainer.precision=16-mixed", "trainer.precision 16-mixed does not run on cpu"),
     ("--trainer.accelerator=gpuu", "trainer.accelerator must be one of auto, cpu,"),
     ("--trainer.accelerator=cuda", "trainer.accelerator is cuda but this machine has no CUDA device"),
+    ("--trainer.accelerator=tpu", "trainer.accelerator is tpu but torch_xla is not installed"),
     ("--trainer.devices=0", "trainer.devices must be an int of at least 1, got 0"),
     ("--trainer.devices=9999", "trainer.devices asks for 9999, this machine has "),
     ("--trainer.devices=many", "trainer: `devices` selected with `CPUAccelerator` should be an int > 0."),
