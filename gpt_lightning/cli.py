@@ -470,8 +470,9 @@ class CLI(LightningCLI):
 
     def _evaluate(self, model: GPTModule, data: TextDataModule, stage: str, split: str, metric: str) -> None:
         assert self.checkpoint is not None
+        data.is_compared = stage == "validate" and not data.whole_text
         data.setup(stage)
-        if stage == "validate" and not data.whole_text:
+        if data.is_compared:
             check_same_text(data, self.checkpoint, str(self.checkpoint_path))
         load_weights(model, self.checkpoint, str(self.checkpoint_path))
         getattr(self.trainer, stage)(model, data, verbose=False)

@@ -169,6 +169,7 @@ def train(
     start = time.monotonic()
     max_steps = settings["trainer"]["max_steps"]
     data.trainer = trainer
+    data.is_compared = choice.content is not None and not settings["allow_data_change"]
     data.setup("fit")
     if choice.content is not None:
         if settings["allow_data_change"]:

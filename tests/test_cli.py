@@ -174,15 +174,18 @@ def test_fit_and_validate_agree(command: Command, trained: Path) -> None:
     )
 
 
-def test_validate_refuses_another_text_under_the_same_name(command: Command, config: Path) -> None:
+def test_another_text_under_the_same_name_is_refused_in_one_line(command: Command, config: Path) -> None:
     Path("own.txt").write_text(STORY.read_text())
     command("fit", "--config", config, "--run_dir", "run", "--data.text", "own.txt", "--trainer.max_steps=1")
     Path("own.txt").write_text(STORY.read_text() + "More.")
 
-    result = command("validate", "--ckpt_path", "run/checkpoints/last.ckpt")
+    validated = command("validate", "--ckpt_path", "run/checkpoints/last.ckpt")
+    resumed = command("fit", "--config", config, "--run_dir", "run", "--resume")
 
-    assert result.code == 2
-    assert "own.txt: is not the text that run/checkpoints/last.ckpt was trained on" in result.error
+    for result in (validated, resumed):
+        assert result.code == 2
+        assert "own.txt: is not the text that run/checkpoints/last.ckpt was trained on" in result.error
+        assert len([line for line in result.err.splitlines() if "own.txt: is not" in line]) == 1
 
 
 def test_typed_settings_win_over_the_checkpoints(command: Command, trained: Path) -> None:
