@@ -81,7 +81,7 @@ def test_what_a_run_prints(trained: Path, command: Command, config: Path) -> Non
     assert lines[5].startswith(
         "device      cpu (as trainer.accelerator says), precision 32-true (as the settings say), "
     )
-    assert lines[6].startswith("run folder  run; checkpoints take 0.4 MB when done, up to 0.5 MB while it runs")
+    assert lines[6].startswith("run folder  run; checkpoints take 350.3 kB when done, up to 500.5 kB while it runs")
     assert re.fullmatch(
         r"Untrained \(Step 000000\): Train loss \d\.\d{3}, Val loss \d\.\d{3}; a blind guess, ln 257 = 5.549", lines[7]
     )

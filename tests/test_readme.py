@@ -98,7 +98,7 @@ def test_the_readmes_output_has_the_lines_that_a_run_prints(clone: Path, command
         for text in (block, printed):
             (line,) = re.findall(rf"^{start}.*$", text, re.MULTILINE)
             line = re.sub(r"folder  .*?;|\((no CUDA|as|bf16|matrix) .*?\)", "()", line)  # of the machine and the run
-            shapes.append(re.sub(r"[\d.,]*\d|[GM]B\b|threads?|bf16-mixed|32-true", "#", line))
+            shapes.append(re.sub(r"[\d.,]*\d|[GMk]B\b|threads?|bf16-mixed|32-true", "#", line))
         assert shapes[0] == shapes[1]
 
 

@@ -167,7 +167,7 @@ def test_too_little_space_is_said_before_the_first_step(
     result = command("fit", "--config", config, "--run_dir", "run")
 
     assert result.code == 1
-    assert "run: the run needs up to 0.5 MB for its checkpoints, the disk has 0.2 MB free" in result.error
+    assert "run: the run needs up to 500.5 kB for its checkpoints, the disk has 200.2 kB free" in result.error
 
 
 def test_a_folder_that_cannot_be_made_is_the_machines_fault(command: Command, config: Path) -> None:
