@@ -76,13 +76,9 @@ class Run:
             self._lock.truncate(0)
             self._lock.write(str(os.getpid()))
             self._lock.flush()
-            temporary = (
-                *self.checkpoints.glob("*.tmp-*"),
-                *self.path.glob("*.tmp-*"),
-                *self.path.glob(".lr_find_*.ckpt"),
-            )
-            for left_over in temporary:
-                left_over.unlink()
+            for pattern in ("*.tmp-*", "checkpoints/*.tmp-*", ".lr_find_*.ckpt"):  # the last is a LearningRateFinder's
+                for left_over in self.path.glob(pattern):
+                    left_over.unlink()
             probe = self.checkpoints / f"write.tmp-{os.getpid()}"
             probe.write_bytes(b"x")
             probe.unlink()
