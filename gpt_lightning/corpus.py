@@ -199,15 +199,15 @@ def _start_worker() -> None:
 
 
 def _check_space(source: str, files: list[Path], tokenizer: Tokenizer, cache_dir: Path) -> None:
-    """Raises `InputError` where the tokens would fill the disk, counted to which is what the cache holds.
+    """Raises `InputError` where the disk has no room for the tokens: what is free, and what the cache holds by now.
 
-    Of JSON lines it is not known how much is text.
+    Of JSON lines it is not known how much is text; they count as none.
     """
-    characters = 0
+    size = 0
     for path in files:
         with naming(path):
-            characters += path.stat().st_size if path.suffix != ".jsonl" else 0
-    needed = _token_type(tokenizer).itemsize * characters // (1 if tokenizer.name == "bytes" else LONG_TOKEN)
+            size += path.stat().st_size if path.suffix != ".jsonl" else 0
+    needed = _token_type(tokenizer).itemsize * size // (1 if tokenizer.name == "bytes" else LONG_TOKEN)
     disk = next(path for path in (cache_dir.absolute(), *cache_dir.absolute().parents) if path.exists())
     free = shutil.disk_usage(disk).free
     for path in cache_dir.glob("*/*"):
@@ -215,7 +215,7 @@ def _check_space(source: str, files: list[Path], tokenizer: Tokenizer, cache_dir
             free += path.stat().st_size
     if needed > free:
         raise InputError(
-            f"{source}: {format_bytes(characters)} of text make at least {format_bytes(needed)} of tokens, "
+            f"{source}: {format_bytes(size)} of text make at least {format_bytes(needed)} of tokens, "
             f"data.cache_dir ({cache_dir}) has room for {format_bytes(free)}; name a folder on another disk"
         )
 
