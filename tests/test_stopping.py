@@ -195,7 +195,9 @@ def test_a_signal_while_the_learning_rate_is_looked_for_leaves_nothing_behind(
 
     monkeypatch.setattr(GPTModule, "training_step", signalling)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     result = command("fit", "--config", config, "--run_dir", "run", finder)
+    signal.signal(signal.SIGINT, before)
 
     assert result.code == 128 + number
     assert result.err.endswith(f"gpt_lightning: error: {word}\n")  # after Lightning's bar
