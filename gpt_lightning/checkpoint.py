@@ -61,20 +61,20 @@ def newest_checkpoint(run: Path) -> tuple[Path, dict[str, Any]] | None:
     Raises:
         InputError: There are some, and none is whole.
     """
-    damage = None
-    for path in (run / "checkpoints" / LAST, run / "checkpoints" / PREVIOUS):
-        if path.exists():
-            try:
-                content = read_checkpoint(path)
-                check_complete(content, str(path))
-            except InputError as error:
-                damage = damage or error
-                continue
-            if damage is not None:
-                warn(f"{damage}; going on from {path.name}, the one before")
-            return path, _without_tensors(content)
-    if damage is not None:
-        raise damage
+    problem = None
+    paths = [run / "checkpoints" / name for name in (LAST, PREVIOUS)]
+    for path in paths:
+        try:
+            content = read_checkpoint(path)
+            check_complete(content, str(path))
+        except InputError as error:
+            problem = problem or error
+            continue
+        if problem is not None:
+            warn(f"{problem}; going on from {path.name}, the one before")
+        return path, _without_tensors(content)
+    if problem is not None and any(path.exists() for path in paths):
+        raise problem
     return None
 
 

@@ -217,10 +217,16 @@ class TextDataModule(LightningDataModule):
         context_length = self.hparams["context_length"]
         windows = Windows(token_ids, context_length, self.stride)
         if not windows:
+            name, longest = f"{split} split", max(len(token_ids) - 1, 1)
+            advice = (
+                f"lower model.context_length to at most {longest}, change data.train_ratio "
+                f"({self.hparams['train_ratio']}), or give a longer text"
+            )
+            if split == "test" or self.whole_text:
+                name, advice = "text", "give a longer one"
             raise InputError(
-                f"{short_name(source.path)}: the {split} split ({len(token_ids)} tokens) is shorter than one window "
-                f"({context_length + 1} tokens); lower model.context_length to at most {max(len(token_ids) - 1, 1)}, "
-                f"change data.train_ratio ({self.hparams['train_ratio']}), or give a longer text"
+                f"{short_name(source.path)}: the {name} ({len(token_ids)} tokens) is shorter than one window "
+                f"({context_length + 1} tokens); {advice}"
             )
         self.splits[split] = Split(characters, len(token_ids), windows)
 

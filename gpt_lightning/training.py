@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, LearningRateFinder
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, LearningRateFinder, Timer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from gpt_lightning import report
@@ -109,7 +109,7 @@ def choose_run(name: str, settings: Any) -> RunChoice:
         folder = Path(run_dir)
         if resume:
             found = newest_checkpoint(folder)
-            return RunChoice(name, folder) if found is None else RunChoice(name, folder, *found)
+            return _begin_again(name, folder) if found is None else RunChoice(name, folder, *found)
         if RUN_DIR_VARIABLE not in os.environ and is_first_process():  # else rank 0 may have just made it
             check_empty(folder)
         return RunChoice(name, folder)
@@ -118,10 +118,18 @@ def choose_run(name: str, settings: Any) -> RunChoice:
     for folder in reversed(numbered_runs(name)) if resume else ():
         found = newest_checkpoint(folder)
         if found is None:
-            return RunChoice(name, folder)
+            return _begin_again(name, folder)
         if not limits_reached(found[1], settings):
             return RunChoice(name, folder, *found)
     return RunChoice(name)
+
+
+def _begin_again(name: str, folder: Path) -> RunChoice:
+    """A run that has no checkpoint: it was stopped before its first, or somebody took them away."""
+    steps = max((row["step"] for row in read_rows(Run(folder).metrics_file)), default=0)
+    if steps > 0 and is_first_process():
+        warn(f"{folder}: has no checkpoint to go on from; the {steps} steps that it had trained begin again")
+    return RunChoice(name, folder)
 
 
 def limits_reached(checkpoint: dict[str, Any], settings: Any) -> bool:
@@ -217,10 +225,11 @@ def train(
             stop,
             checkpoints,
         ]
-        logger = TensorBoardLogger(str(run.path), name="", version="", default_hp_metric=False)
         for users_logger in trainer.loggers:
             users_logger.log_hyperparams(hparams)
-        trainer.loggers = [logger, *trainer.loggers]
+        if settings["trainer"]["logger"] is not False:
+            logger = TensorBoardLogger(str(run.path), name="", version="", default_hp_metric=False)
+            trainer.loggers = [logger, *trainer.loggers]
         if trainer.is_global_zero:
             parameters = module.count_parameters()
             for line in (
@@ -275,6 +284,10 @@ def train(
                 check_saved(path)
             prompt = settings["prompt"][0] if settings["prompt"] else "Every effort moves you"
             flops = module.flops_per_token / trainer.world_size, peak
+            left = [one.time_remaining() for one in users_callbacks if isinstance(one, Timer)]
+            if trainer.global_step < module.total_steps and any(one is not None and one <= 0 for one in left):
+                say(f"Stopped by trainer.max_time after step {checkpoints.saved_step}. With more of it, this goes on:")
+                say(f"  {report.resume_command(arguments)}")
             for line in farewell(run, progress, checkpoints, time.monotonic() - start, flops, prompt):
                 say(line)
         return run.path
@@ -425,7 +438,7 @@ def count_steps(trainer: Trainer, module: GPTModule, batches: int, max_steps: in
         steps = min(steps, sum(steps_of_epoch(trainer, batches, epoch) for epoch in range(trainer.max_epochs)))
     warmup_steps = module.hparams["warmup_steps"]
     if warmup_steps >= steps:
-        raise InputError(f"model.warmup_steps ({warmup_steps}) must be below the run's {steps} steps")
+        raise InputError(f"model.warmup_steps ({warmup_steps}) must be below the run's {steps} steps; 0 is none")
     if module.hparams["min_learning_rate"] is not None and math.isinf(steps):
         raise InputError("model.min_learning_rate needs an end: set trainer.max_epochs or trainer.max_steps")
     return steps

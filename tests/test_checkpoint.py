@@ -349,12 +349,32 @@ def test_another_text_in_the_yaml_gets_a_warning_when_resumed(command: Command, 
 
 def test_a_run_that_its_time_ended_is_finished(command: Command, config: Path) -> None:
     arguments = ("fit", "--config", config, "--run_dir", "run", "--trainer.max_time=00:00:00:01")
-    command(*arguments, "--trainer.max_epochs=100000")
+    first = command(*arguments, "--trainer.max_epochs=100000")
 
     result = command(*arguments, "--trainer.max_epochs=100000", "--resume")
 
+    step = torch.load("run/checkpoints/last.ckpt")["global_step"]
+    assert f"Stopped by trainer.max_time after step {step}. With more of it, this goes on:\n  python -m " in first.out
     assert result.code == 0
     assert "finished; trainer.max_time or a callback ends it before its next step" in result.out
+
+
+def test_checkpoints_that_somebody_took_away_are_missed(command: Command, config: Path) -> None:
+    arguments = ("fit", "--config", config, "--run_dir", "run", "--save_every=6")
+    assert "Stopped by" not in command(*arguments).out
+    steps = read_rows(Path("run/metrics.jsonl"))[-1]["step"]
+
+    Path("run/checkpoints/last.ckpt").unlink()
+    from_previous = command(*arguments, "--resume", "--trainer.max_epochs=4")
+    for name in ("last.ckpt", "prev.ckpt"):
+        Path("run/checkpoints", name).unlink()
+    from_none = command(*arguments, "--resume")
+
+    assert from_previous.code == from_none.code == 0
+    missing = "run/checkpoints/last.ckpt: no such file; going on from prev.ckpt, the one before"
+    assert from_previous.err.startswith(f"gpt_lightning: warning: {missing}\n")
+    again = f"run: has no checkpoint to go on from; the {steps // 3 * 4} steps that it had trained begin again"
+    assert from_none.err.startswith(f"gpt_lightning: warning: {again}\n")
 
 
 @pytest.mark.parametrize("monitor", ["train_loss", "val_loss"])

@@ -141,6 +141,24 @@ def test_checkpoints_of_other_devices_are_read(trained: Path, command: Command, 
 # ---- validate and test
 
 
+def test_a_text_that_is_too_short_to_evaluate_is_asked_to_be_longer(command: Command, trained: Path) -> None:
+    Path("word.txt").write_text("lamp")
+    checkpoint = trained / "checkpoints/best.ckpt"
+    for command_line in (("validate", "--data.text=word.txt"), ("test", "--data.test_text=word.txt")):
+        result = command(*command_line, "--ckpt_path", checkpoint)
+
+        assert result.code == 2
+        assert result.error == "word.txt: the text (4 tokens) is shorter than one window (65 tokens); give a longer one"
+
+
+def test_no_logger_leaves_tensorboard_out(command: Command, config: Path) -> None:
+    result = command("fit", "--config", config, "--run_dir", "run", "--trainer.logger=false")
+
+    assert result.code == 0, result.err
+    assert not list(Path("run").glob("events.*"))
+    assert Path("run/metrics.jsonl").exists()
+
+
 def test_validate_reads_its_own_split_or_the_whole_of_a_text(command: Command, trained: Path, in_tmp: Path) -> None:
     checkpoint = trained / "checkpoints/last.ckpt"
     own = command("validate", "--ckpt_path", checkpoint)
