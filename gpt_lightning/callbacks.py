@@ -375,18 +375,23 @@ class EarlyStop(EarlyStopping):
     def __init__(self, patience: int) -> None:
         super().__init__("val_loss", patience=patience, check_on_train_epoch_end=False)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict({**state_dict, "patience": self.patience})  # as now given
-
-    def forget(self) -> None:
-        """Starts to watch anew."""
-        self.wait_count = 0
-        self.best_score = torch.tensor(math.inf)
-
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
         if self.wait_count >= self.patience and trainer.is_global_zero:
             say(f"Stopping early: the validation loss has not fallen for {self.wait_count} evaluations.")
+
+
+def has_ended(callback: EarlyStopping) -> bool:
+    """Whether it ended the run that its state is of: for its patience as now given, or for a threshold."""
+    reason = callback.stopping_reason.name
+    return callback.wait_count >= callback.patience or reason not in ("NOT_STOPPED", "PATIENCE_EXHAUSTED")
+
+
+def watch_anew(callback: EarlyStopping) -> None:
+    """Has it forget what it saw."""
+    new = type(callback.stopping_reason)["NOT_STOPPED"]
+    callback.wait_count, callback.stopping_reason = 0, new
+    callback.best_score = torch.tensor(math.inf if callback.mode == "min" else -math.inf)
 
 
 class FoundRate(Callback):

@@ -32,7 +32,14 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, GradientAccum
 
 import gpt_lightning
 from gpt_lightning.archive import FORMAT, WEIGHTS_PREFIX, check_schema, read_checkpoint, write_checkpoint
-from gpt_lightning.callbacks import EarlyStop, Progress, at_step_boundary, evaluation_is_due, run_ends
+from gpt_lightning.callbacks import (
+    Progress,
+    at_step_boundary,
+    evaluation_is_due,
+    has_ended,
+    run_ends,
+    watch_anew,
+)
 from gpt_lightning.data import TextDataModule
 from gpt_lightning.errors import DivergedError, InputError, Stopped, warn
 from gpt_lightning.module import GPTModule
@@ -306,6 +313,9 @@ class RunCheckpoints(Checkpoint):
         self.saved_step = checkpoint["global_step"] or -1  # 0: of a LearningRateFinder, which has removed it
         text, now = checkpoint["gpt_lightning"]["text"], self._describe(trainer, pl_module)["text"]
         self._has_new_text = any(text[name] != now[name] for name in ("sha256", "val_sha256"))
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EarlyStopping) and callback.state_key in checkpoint["callbacks"]:
+                checkpoint["callbacks"][callback.state_key]["patience"] = callback.patience  # as now given
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._rng_states is None:
@@ -313,8 +323,8 @@ class RunCheckpoints(Checkpoint):
         if self._has_new_text:  # losses of another text say nothing about this one
             self.best_val_loss, self.best_step = float("inf"), -1
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, EarlyStop):
-                    callback.forget()
+                if isinstance(callback, EarlyStopping):
+                    watch_anew(callback)
         if self.best_step >= 0:
             if trainer.is_global_zero:
                 self._check_best(dict(pl_module.hparams))
@@ -323,7 +333,7 @@ class RunCheckpoints(Checkpoint):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, GradientAccumulationScheduler):
                 callback.on_train_epoch_start(trainer)  # which Lightning leaves out inside of an epoch
-            elif isinstance(callback, EarlyStopping) and callback.wait_count >= callback.patience:
+            elif isinstance(callback, EarlyStopping) and has_ended(callback):
                 trainer.should_stop = True  # as it was when the run was saved
         set_rng_states(self._rng_states)
         self._rng_states = None

@@ -94,7 +94,7 @@ def prepare(source: str, tokenizer_name: str, clean: str | None, cache_dir: Path
     require(clean is None or clean in CLEANERS, "data.clean", f"be null or {', '.join(CLEANERS)}", clean)
     files = find_documents(source)
     tokenizer = load_tokenizer(tokenizer_name)
-    _check_space(source, files, tokenizer, cache_dir)
+    _check_space(source, files, tokenizer, clean, cache_dir)
     key = _make_key(files, tokenizer, clean)
     folder = cache_dir / key[:16]
     if (corpus := _open_cache(folder, key)) is not None:
@@ -198,25 +198,27 @@ def _start_worker() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def _check_space(source: str, files: list[Path], tokenizer: Tokenizer, cache_dir: Path) -> None:
+def _check_space(source: str, files: list[Path], tokenizer: Tokenizer, clean: str | None, cache_dir: Path) -> None:
     """Raises `InputError` where the disk has no room for the tokens: what is free, and what the cache holds by now.
 
-    Of JSON lines it is not known how much is text; they count as none.
+    Of JSON lines it is not known how much is text; they count as none. Of bytes every second one may go with the
+    carriage returns.
     """
     size = 0
     for path in files:
         with naming(path):
             size += path.stat().st_size if path.suffix != ".jsonl" else 0
-    needed = _token_type(tokenizer).itemsize * size // (1 if tokenizer.name == "bytes" else LONG_TOKEN)
+    longest = 2 if tokenizer.name == "bytes" and clean is None else LONG_TOKEN
+    needed = _token_type(tokenizer).itemsize * size // longest
     disk = next(path for path in (cache_dir.absolute(), *cache_dir.absolute().parents) if path.exists())
-    free = shutil.disk_usage(disk).free
+    free, held = shutil.disk_usage(disk).free, 0
     for path in cache_dir.glob("*/*"):
         with contextlib.suppress(FileNotFoundError):  # another process's, just now
-            free += path.stat().st_size
-    if needed > free:
+            held += path.stat().st_size
+    if needed > free + held:
         raise InputError(
             f"{source}: {format_bytes(size)} of text make at least {format_bytes(needed)} of tokens, "
-            f"data.cache_dir ({cache_dir}) has room for {format_bytes(free)}; name a folder on another disk"
+            f"data.cache_dir ({cache_dir}) has {format_bytes(free)} free; name a folder on another disk"
         )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Logits that are looked at together: few enough for a CPU's cache, enough to keep a GPU busy.
+# Logits that are looked at together: few enough for a CPU's cache, on a GPU so many that it should have enough to do.
 CPU_BLOCK, GPU_BLOCK = 1 << 20, 1 << 26
 
 
@@ -51,7 +51,7 @@ class _CrossEntropy(torch.autograd.Function):
         chosen = logits.gather(1, targets[:, None]).float()
         total = torch.zeros_like(largest)
         size = CPU_BLOCK if logits.device.type == "cpu" else GPU_BLOCK
-        for block in torch.split(logits, max(1, size // logits.shape[0]), dim=1):
+        for block in torch.split(logits, max(1, size // max(1, logits.shape[0])), dim=1):
             shares = (block.float() - largest).exp_()
             total += shares.sum(1, keepdim=True)
             if training:

@@ -288,4 +288,4 @@ class GPT(nn.Module):
         length are what processors multiply slowest with, forward and twice backward.
         """
         x = self.features(token_ids, cache)
-        return (self.out_head.weight @ x.flatten(0, 1).T).T.view(*x.shape[:2], -1)
+        return (self.out_head.weight @ x.flatten(0, 1).T).T.view(*x.shape[:2], self.vocab_size)

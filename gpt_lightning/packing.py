@@ -41,7 +41,9 @@ def is_packable(weight: Tensor) -> bool:
 
 
 def pack(model: nn.Module, rows: int) -> None:
-    """Packs the matrices of all linear layers, where that can be done; the model cannot be trained or saved after it.
+    """Packs the matrices of all linear layers, where that can be done.
+
+    After it the model's `features` and head can be called; the model itself cannot, nor be trained or saved.
 
     Args:
         model: In its place.

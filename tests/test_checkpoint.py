@@ -377,9 +377,12 @@ def test_checkpoints_that_somebody_took_away_are_missed(command: Command, config
     assert from_none.err.startswith(f"gpt_lightning: warning: {again}\n")
 
 
-@pytest.mark.parametrize("monitor", ["train_loss", "val_loss"])
-def test_a_run_that_a_callback_ended_is_finished(command: Command, config: Path, monitor: str) -> None:
-    stopping = f"--trainer.callbacks=[{{class_path: EarlyStopping, init_args: {{monitor: {monitor}, patience: 1}}}}]"
+@pytest.mark.parametrize(
+    "ending",
+    ["monitor: train_loss, patience: 1", "monitor: val_loss, patience: 1", "monitor: val_loss, stopping_threshold: 99"],
+)
+def test_a_run_that_a_callback_ended_is_finished(command: Command, config: Path, ending: str) -> None:
+    stopping = f"--trainer.callbacks=[{{class_path: EarlyStopping, init_args: {{{ending}}}}}]"
     arguments = ("--run_dir", "run", stopping, "--model.learning_rate=1", "--evaluate_every=3")
     first = command("fit", "--config", config, *arguments, "--trainer.max_epochs=9")
     before = Path("run/checkpoints/last.ckpt").read_bytes()
@@ -389,6 +392,25 @@ def test_a_run_that_a_callback_ended_is_finished(command: Command, config: Path,
     assert (first.code, again.code) == (0, 0), first.err + again.err
     assert again.out.endswith("run: finished; trainer.max_time or a callback ends it before its next step\n")
     assert Path("run/checkpoints/last.ckpt").read_bytes() == before
+
+
+def test_a_run_that_a_callback_ended_goes_on_with_more_patience_and_on_another_text(
+    command: Command, config: Path
+) -> None:
+    def fit(patience: int, *arguments: str) -> int:
+        """The step at which it ends."""
+        ending = f"monitor: val_loss, patience: {patience}, min_delta: 99"
+        stopping = f"--trainer.callbacks=[{{class_path: EarlyStopping, init_args: {{{ending}}}}}]"
+        always = ("--run_dir=run", stopping, "--evaluate_every=5", "--trainer.max_epochs=9")
+        result = command("fit", "--config", config, *always, *arguments)
+        assert result.code == 0, result.err
+        return int(read_rows(Path("run/metrics.jsonl"))[-1]["step"])
+
+    assert fit(1) == 10  # the first evaluation is always the best so far
+    assert fit(1, "--resume") == 10
+    assert fit(2, "--resume") == 15
+    Path("other.txt").write_text(STORY.read_text().replace("lamp", "lantern"))
+    assert fit(2, "--resume", "--allow_data_change", "--data.text=other.txt") > 15
 
 
 def test_a_finished_run_goes_on_when_it_is_given_more_epochs(command: Command, config: Path, trained: Path) -> None:

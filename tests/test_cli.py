@@ -141,7 +141,9 @@ def test_checkpoints_of_other_devices_are_read(trained: Path, command: Command, 
 # ---- validate and test
 
 
-def test_a_text_that_is_too_short_to_evaluate_is_asked_to_be_longer(command: Command, trained: Path) -> None:
+def test_a_text_that_is_too_short_to_evaluate_is_asked_to_be_longer(
+    command: Command, trained: Path, in_tmp: Path
+) -> None:
     Path("word.txt").write_text("lamp")
     checkpoint = trained / "checkpoints/best.ckpt"
     for command_line in (("validate", "--data.text=word.txt"), ("test", "--data.test_text=word.txt")):

@@ -36,7 +36,11 @@ class MisconfigurationException(Exception):  # Lightning's is known by this name
         (MisconfigurationException("no such strategy"), 2, "no such strategy"),
         (ModuleNotFoundError("needs psutil"), 2, "needs psutil; install what is missing with pip"),
         (KeyboardInterrupt(), 130, "interrupted"),
-        (MemoryError("4 GB"), 1, "out of memory (4 GB); lower the batch, model.context_length or the model"),
+        (
+            MemoryError("4 GB"),
+            1,
+            "out of memory (4 GB); take a smaller batch_size or model",
+        ),
     ],
 )
 def test_errors_become_one_line_and_a_code(
@@ -58,7 +62,7 @@ def test_a_cpu_without_memory_is_the_machines_fault(capsys: pytest.CaptureFixtur
     assert ended.value.code == 1
     assert capsys.readouterr().err == (
         "gpt_lightning: error: out of memory (1000000000.0 GB were asked for at once, "
-        f"this machine has {kilobytes * 1024 / 1e9:.1f} GB); lower the batch, model.context_length or the model\n"
+        f"this machine has {kilobytes * 1024 / 1e9:.1f} GB); take a smaller batch_size or model\n"
     )
 
 
