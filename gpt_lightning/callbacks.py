@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder, ProgressBar, WeightAveraging
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from tqdm import tqdm
@@ -383,14 +384,16 @@ class EarlyStop(EarlyStopping):
 
 def has_ended(callback: EarlyStopping) -> bool:
     """Whether it ended the run that its state is of: for its patience as now given, or for a threshold."""
-    reason = callback.stopping_reason.name
-    return callback.wait_count >= callback.patience or reason not in ("NOT_STOPPED", "PATIENCE_EXHAUSTED")
+    by_threshold = callback.stopping_reason not in (
+        EarlyStoppingReason.NOT_STOPPED,
+        EarlyStoppingReason.PATIENCE_EXHAUSTED,
+    )
+    return by_threshold or callback.wait_count >= callback.patience
 
 
 def watch_anew(callback: EarlyStopping) -> None:
     """Has it forget what it saw."""
-    new = type(callback.stopping_reason)["NOT_STOPPED"]
-    callback.wait_count, callback.stopping_reason = 0, new
+    callback.wait_count, callback.stopping_reason = 0, EarlyStoppingReason.NOT_STOPPED
     callback.best_score = torch.tensor(math.inf if callback.mode == "min" else -math.inf)
 
 

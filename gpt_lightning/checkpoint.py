@@ -32,14 +32,7 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, GradientAccum
 
 import gpt_lightning
 from gpt_lightning.archive import FORMAT, WEIGHTS_PREFIX, check_schema, read_checkpoint, write_checkpoint
-from gpt_lightning.callbacks import (
-    Progress,
-    at_step_boundary,
-    evaluation_is_due,
-    has_ended,
-    run_ends,
-    watch_anew,
-)
+from gpt_lightning.callbacks import Progress, at_step_boundary, evaluation_is_due, has_ended, run_ends, watch_anew
 from gpt_lightning.data import TextDataModule
 from gpt_lightning.errors import DivergedError, InputError, Stopped, warn
 from gpt_lightning.module import GPTModule
@@ -322,9 +315,6 @@ class RunCheckpoints(Checkpoint):
             return
         if self._has_new_text:  # losses of another text say nothing about this one
             self.best_val_loss, self.best_step = float("inf"), -1
-            for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, EarlyStopping):
-                    watch_anew(callback)
         if self.best_step >= 0:
             if trainer.is_global_zero:
                 self._check_best(dict(pl_module.hparams))
@@ -333,6 +323,8 @@ class RunCheckpoints(Checkpoint):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, GradientAccumulationScheduler):
                 callback.on_train_epoch_start(trainer)  # which Lightning leaves out inside of an epoch
+            elif isinstance(callback, EarlyStopping) and self._has_new_text:
+                watch_anew(callback)
             elif isinstance(callback, EarlyStopping) and has_ended(callback):
                 trainer.should_stop = True  # as it was when the run was saved
         set_rng_states(self._rng_states)

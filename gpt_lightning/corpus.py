@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from gpt_lightning.documents import PIECE, Piece, batch_pieces, find_documents
 from gpt_lightning.errors import InputError, MachineError, format_bytes, naming, require, require_number, warn
-from gpt_lightning.text import CLEANERS
+from gpt_lightning.text import CLEANERS, refuse_nul
 from gpt_lightning.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
 
 FORMAT = 1  # of the cache
@@ -314,8 +314,7 @@ def _make_key(files: list[Path], tokenizer: Tokenizer, clean: str | None) -> str
             digest = hashlib.sha256()
             with naming(path), open(path, "rb") as file:
                 while block := file.read(PIECE):
-                    if b"\0" in block:  # a large file that is no text need not be read to its end
-                        raise InputError(f"{path}: contains NUL bytes; not a text file")
+                    refuse_nul(block, path)  # a large file that is no text need not be read to its end
                     digest.update(block)
                     bar.update(len(block))
             digests.append([path.name, digest.hexdigest()])

@@ -121,7 +121,7 @@ class TextDataModule(LightningDataModule):
         self.save_hyperparameters(logger=False)
         self.stride = stride or context_length
         self.whole_text = False  # validate: all of `text` is the validation text
-        self.is_compared = False  # whether the text is compared with a checkpoint's once it is read
+        self.is_compared = False  # whether another text than the checkpoint's is refused once it is read
         self.source: Text | Corpus | None = None
         self.val_sha256: str | None = None  # of val_text
         self.total_tokens = 0
@@ -196,10 +196,11 @@ class TextDataModule(LightningDataModule):
         source = find_text(
             path,
             address=self.hparams["address"],
-            sha256=None if self.is_compared and os.path.exists(path) else self.hparams["sha256"],
+            sha256=self.hparams["sha256"],
             fallback=self.hparams["fallback_text"],
             source=self.hparams["text_source"],
             clean=self.hparams["clean"],
+            warns=not self.is_compared,
         )
         # What a checkpoint says of its text: the one that was found, and nothing to take in its place.
         if source.path.name != os.path.basename(path):

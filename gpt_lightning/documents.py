@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gpt_lightning.errors import InputError, MachineError, describe_os_error, naming, warn
-from gpt_lightning.text import remove_empty_lines
+from gpt_lightning.text import refuse_nul, remove_empty_lines
 
 SUFFIXES = (".txt", ".jsonl")
 PIECE = 1 << 20  # bytes that are read, characters that are encoded at a time
@@ -169,8 +169,7 @@ def _read_text(path: Path, advance: Callable[[int], object]) -> Iterator[str]:
                 start = offset - len(error.object) + error.start  # the decoder keeps bytes from block to block
                 byte = error.object[error.start]
                 raise InputError(f"{path}: not UTF-8 text (byte 0x{byte:02x} at offset {start})") from None
-            if "\0" in chunk:
-                raise InputError(f"{path}: contains NUL bytes; not a text file")
+            refuse_nul(chunk, path)
             if chunk and not begun:
                 begun = True
                 if chunk[0] == "\ufeff":

@@ -177,10 +177,7 @@ def describe_expected(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, OSError):
         return describe_os_error(error)
     if (reason := why_out_of_memory(error)) is not None:
-        return (
-            f"out of memory ({reason}); take a smaller batch_size or model",
-            EXIT_MACHINE,
-        )
+        return f"out of memory ({reason}); take a smaller batch_size or model", EXIT_MACHINE
     if isinstance(error, ModuleNotFoundError):  # of what Lightning needs for some of its classes, or of ours
         return f"{error}; install what is missing with pip", EXIT_INPUT
     if type(error).__name__ == "MisconfigurationException":  # by name: Lightning is not imported here

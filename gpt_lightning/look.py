@@ -23,6 +23,7 @@ from gpt_lightning.errors import PROGRAM, InputError, Parser, require_integer
 from gpt_lightning.explain import candidates, draw_bars, table
 from gpt_lightning.generation import Sampling, evaluation_mode
 from gpt_lightning.interface import TrainedGPT, load
+from gpt_lightning.settings import is_typed
 
 TEMPERATURES = (1.0, 0.1, 5.0)  # of the documents' first figure
 MOST_DRAWS = 100_000  # a minute or two
@@ -82,33 +83,29 @@ def look(arguments: list[str]) -> None:
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="what comes before the next token")
     parser.add_argument("--temperature", type=float, action="append", help="may be repeated; 1, 0.1 and 5 otherwise")
     parser.add_argument("--top_k", type=int, action="append", help="may be repeated")
-    parser.add_argument("--candidates", type=int, help="most likely tokens to show; 10 otherwise")
-    parser.add_argument("--draws", type=int, help="how often a token is drawn at each setting; 1000 otherwise")
+    parser.add_argument("--candidates", type=int, default=10, help="most likely tokens to show")
+    parser.add_argument("--draws", type=int, default=1000, help="how often a token is drawn at each setting")
     parser.add_argument("--seed", type=int, default=123, help="where the draws start")
     parser.add_argument("--output", metavar="FOLDER", help="where the bar figure is written")
     parser.add_argument("--grid", action="store_true", help="complete the prompt at each temperature with each top_k")
-    parser.add_argument("--max_new_tokens", type=int, help="of each completion of the grid; 25 otherwise")
+    parser.add_argument("--max_new_tokens", type=int, default=25, help="of each completion of the grid")
     typed = parser.parse_args(arguments)
     check_prompt(typed.prompt)
     for name in ("candidates", "draws", "output") if typed.grid else ("max_new_tokens",):
-        if getattr(typed, name) is not None:
+        if is_typed(arguments, f"--{name}"):
             raise InputError(f"--{name} {'does not go' if typed.grid else 'goes only'} with --grid; leave it out")
-    count, draws, new_tokens = (
-        default if value is None else value
-        for value, default in ((typed.candidates, 10), (typed.draws, 1000), (typed.max_new_tokens, 25))
-    )
     temperatures, top_ks = typed.temperature or list(TEMPERATURES), typed.top_k or []
-    sampling = Sampling(seed=typed.seed, max_new_tokens=new_tokens)
+    sampling = Sampling(seed=typed.seed, max_new_tokens=typed.max_new_tokens)
     settings = [Sampling(temperature=one, top_k=k, seed=typed.seed) for one in temperatures for k in (None, *top_ks)]
-    require_integer("--draws", draws, 1, MOST_DRAWS)
+    require_integer("--draws", typed.draws, 1, MOST_DRAWS)
     if not typed.grid and any(one.is_greedy for one in settings):
         raise InputError("--temperature must be above 0: at 0 nothing is drawn; --grid takes 0 as well")
     gpt = load(typed.ckpt_path)
-    require_integer("--candidates", count, 1, gpt.model.vocab_size)
+    require_integer("--candidates", typed.candidates, 1, gpt.model.vocab_size)
     for one in settings:
         one.check_vocabulary(gpt.model.vocab_size)
     if typed.grid:
         grid(gpt, typed.prompt, temperatures, [None, *top_ks], sampling)
     else:
         output = None if typed.output is None else Path(typed.output)
-        next_tokens(gpt, typed.prompt, settings, count, draws, output)
+        next_tokens(gpt, typed.prompt, settings, typed.candidates, typed.draws, output)

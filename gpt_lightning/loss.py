@@ -52,7 +52,7 @@ class _CrossEntropy(torch.autograd.Function):
         total = torch.zeros_like(largest)
         size = CPU_BLOCK if logits.device.type == "cpu" else GPU_BLOCK
         for block in torch.split(logits, max(1, size // max(1, logits.shape[0])), dim=1):
-            shares = (block.float() - largest).exp_()
+            shares = (block - largest).exp_()  # in float32
             total += shares.sum(1, keepdim=True)
             if training:
                 block.copy_(shares)

@@ -61,6 +61,7 @@ def find_text(
     fallback: str | None = None,
     source: str | None = None,
     clean: str | None = None,
+    warns: bool = True,
 ) -> Text:
     """Looks for a text at its path, in the folder of `GPT_LIGHTNING_DATA`, at its address.
 
@@ -73,6 +74,7 @@ def find_text(
         source: In words, where the text comes from; said where it is missing.
         fallback: File to take, with a warning, where the text cannot be had.
         clean: None or "remove_empty_lines".
+        warns: Whether to warn of another text at `path`; not where the caller refuses one.
 
     Raises:
         InputError: There is no such file and no address, or it is not a text.
@@ -80,7 +82,7 @@ def find_text(
     """
     if path.startswith(DATASET) or os.path.exists(path):
         text = read_text(path, setting=setting, clean=clean)
-        if sha256 is not None and text.sha256 != sha256:
+        if warns and sha256 is not None and text.sha256 != sha256:
             warn(f"{path}: is not the text that data.sha256 names ({sha256[:12]}...); using it as it is")
         return text
 
@@ -145,10 +147,15 @@ def read_text(path: str | Path, *, setting: str = "data.text", clean: str | None
     return Text(_check(content, str(path), clean), path.absolute(), hashlib.sha256(data).hexdigest())
 
 
+def refuse_nul(content: str | bytes, path: str | Path) -> None:
+    """Raises `InputError` where there are NUL bytes, which no text has."""
+    if "\0" in content if isinstance(content, str) else b"\0" in content:
+        raise InputError(f"{path}: contains NUL bytes; not a text file")
+
+
 def _check(content: str, path: str, clean: str | None) -> str:
     """The text with one kind of line end, cleaned. Raises `InputError` where there is nothing to learn."""
-    if "\0" in content:
-        raise InputError(f"{path}: contains NUL bytes; not a text file")
+    refuse_nul(content, path)
     if content.startswith("\ufeff"):
         warn(f"{path}: starts with a byte order mark, which is left out")
         content = content[1:]
