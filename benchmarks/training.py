@@ -2,18 +2,21 @@
 
     python benchmarks/training.py [--json] [--pairs 15]     GPT-2 small at the shapes of configs/verdict.yaml
     python benchmarks/training.py --sweep                   `fit` against context length, batch and accumulation
+    python benchmarks/training.py --without_products        bf16-mixed steps whose matrix products take no time
 
 Two contenders at a time live in processes of their own and make one step each in turn; with every pair a third
 process measures what the machine's matrix products and memory can do at that moment. Ratios are medians over the
 pairs. The floor of a step is the time of its matrix products at the measured rate, plus that of the optimizer's
 bytes (weight, gradient and two moments read, weight and moments written, each 4 bytes) at the measured bandwidth.
 
-bf16 is measured where the machine's matrix products are faster in it than in float32; elsewhere its figures are null.
+bf16 is measured where the machine's matrix products are faster in it than in float32; elsewhere its figures are null,
+and what can be measured is the rest of a step.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -27,7 +30,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from peers import Gate, Shape, training_step
+from peers import Gate, Shape, WithoutProducts, training_step
 from workers import Worker
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,11 +47,13 @@ class Contender:
         name: fit, bare, transformers, book or machine.
         precision: 32-true or bf16-mixed.
         shape: Of model and batches.
+        products: Whether matrix products of bfloat16 are computed.
     """
 
     name: str
     precision: str = "32-true"
     shape: Shape = VERDICT
+    products: bool = True
 
 
 def work(contender: Contender, connection: Connection) -> None:
@@ -64,11 +69,12 @@ def work(contender: Contender, connection: Connection) -> None:
     else:
         step = training_step(contender.name, contender.shape, contender.precision)
         connection.send(None)
-        while True:
-            connection.recv()
-            start = time.perf_counter()
-            step()
-            connection.send(time.perf_counter() - start)
+        with contextlib.nullcontext() if contender.products else WithoutProducts():
+            while True:
+                connection.recv()
+                start = time.perf_counter()
+                step()
+                connection.send(time.perf_counter() - start)
 
 
 def fit(contender: Contender, connection: Connection) -> None:
@@ -258,16 +264,37 @@ def sweep(steps: int) -> None:
         worker.stop()
 
 
+def rest_of_steps(pairs: int) -> None:
+    """What is not a matrix product in a step in bf16-mixed, of bare loops."""
+    ours = Contender("bare", "bf16-mixed", products=False)
+    workers = {name: Worker(work, replace(ours, name=name)) for name in ("bare", "transformers", "book")}
+    seconds: dict[str, list[float]] = {name: [] for name in workers}
+    for i in range(2 + pairs):
+        for name, worker in workers.items():
+            took = worker()
+            if i >= 2:
+                seconds[name].append(took)
+    print(f"{'contender':<13} {'median s':>8} {'least s':>8} {'times ours':>10}")
+    for name, worker in workers.items():
+        ratio = median(one / own for one, own in zip(seconds[name], seconds["bare"], strict=True))
+        print(f"{name:<13} {median(seconds[name]):8.3f} {min(seconds[name]):8.3f} {ratio:10.2f}")
+        worker.stop()
+
+
 def run() -> None:
     """Reads the arguments and measures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pairs", type=int, default=15, help="pairs of steps per comparison")
     parser.add_argument("--json", action="store_true", help="end with one object of all ratios")
     parser.add_argument("--sweep", action="store_true", help="against context length, batch and accumulation")
+    parser.add_argument("--without_products", action="store_true", help="bf16-mixed, all but the matrix products")
     options = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, {time.strftime('%F')}")
     if options.sweep:
         sweep(5)
+        return
+    if options.without_products:
+        rest_of_steps(options.pairs)
         return
     found = run_pairs(options.pairs)
     if options.json:

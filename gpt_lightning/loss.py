@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 # Logits that are looked at together: few enough for a CPU's cache, on a GPU so many that it should have enough to do.
-CPU_BLOCK, GPU_BLOCK = 1 << 20, 1 << 26
+CPU_BLOCK, GPU_BLOCK = 1 << 19, 1 << 26
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -39,19 +39,21 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return losses.view(targets.shape)
 
 
-class _CrossEntropy(torch.autograd.Function):
-    """`F.cross_entropy` with the gradient in the logits' memory: the probabilities less the one-hot targets.
+def blocks(logits: Tensor) -> tuple[Tensor, ...]:
+    """(N, V) in parts of the vocabulary, because that is how the model's logits lie in memory: (V, N)."""
+    size = CPU_BLOCK if logits.device.type == "cpu" else GPU_BLOCK
+    return torch.split(logits, max(1, size // max(1, logits.shape[0])), dim=1)
 
-    It goes over the vocabulary in blocks, because that is how the model's logits lie in memory: (V, B T).
-    """
+
+class _CrossEntropy(torch.autograd.Function):
+    """`F.cross_entropy` with the gradient in the logits' memory: the probabilities less the one-hot targets."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, training: bool) -> Tensor:
         largest = logits.amax(1, keepdim=True).float()
         chosen = logits.gather(1, targets[:, None]).float()
         total = torch.zeros_like(largest)
-        size = CPU_BLOCK if logits.device.type == "cpu" else GPU_BLOCK
-        for block in torch.split(logits, max(1, size // max(1, logits.shape[0])), dim=1):
+        for block in blocks(logits):
             shares = (block - largest).exp_()  # in float32
             total += shares.sum(1, keepdim=True)
             if training:
@@ -67,9 +69,11 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, scales: Tensor) -> tuple[Tensor, None, None]:
         targets, total, losses = ctx.saved_tensors
         gradient, ctx.shares = ctx.shares, None  # a second call fails instead of scaling it twice
-        scales = scales[:, None]
-        right = torch.expm1(-losses) * scales
-        gradient.mul_(scales / total).scatter_(1, targets[:, None], right.to(gradient.dtype))
+        factors = scales[:, None] / total
+        for block in blocks(gradient):
+            block.copy_(block * factors)  # five times as fast in bfloat16 as in place
+        right = torch.expm1(-losses[:, 0]) * scales
+        gradient[torch.arange(len(targets), device=targets.device), targets] = right.to(gradient.dtype)
         return gradient, None, None
 
 

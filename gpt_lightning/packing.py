@@ -43,7 +43,7 @@ def is_packable(weight: Tensor) -> bool:
 def pack(model: nn.Module, rows: int) -> None:
     """Packs the matrices of all linear layers, where that can be done.
 
-    After it the model's `features` and head can be called; the model itself cannot, nor be trained or saved.
+    After it the model can be called, but neither be trained nor saved.
 
     Args:
         model: In its place.

@@ -36,8 +36,16 @@ def test_losses_and_gradients_are_pytorchs(rows: int, tokens: int, vocab: int, b
             torch.testing.assert_close(ours, gradient, rtol=2e-6, atol=1e-6)
 
 
-def test_losses_of_bf16_logits_are_float32_and_only_gradients_are_rounded() -> None:
-    logits = torch.randn(2, 8, 99, dtype=torch.bfloat16, requires_grad=True)
+@pytest.mark.parametrize("block", [7, 1 << 20])
+@pytest.mark.parametrize("by_vocabulary", [True, False])
+def test_losses_of_bf16_logits_are_float32_and_only_gradients_are_rounded(
+    by_vocabulary: bool, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss, "CPU_BLOCK", block)
+    logits = torch.randn(2, 8, 99, dtype=torch.bfloat16)
+    if by_vocabulary:
+        logits = logits.flatten(0, 1).T.contiguous().T.unflatten(0, (2, 8))
+    logits.requires_grad_()
     targets = torch.randint(99, (2, 8))
     losses = cross_entropy(logits * 1, targets)
     (ours,) = torch.autograd.grad(losses.mean(), logits)

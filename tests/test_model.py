@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from gpt_lightning.errors import InputError
 from gpt_lightning.generation import KVCache
-from gpt_lightning.model import GPT, QUERIES, Dropout, attend
+from gpt_lightning.model import GPT, QUERIES, Dropout, WideLinear, attend
 
 
 def tiny(**settings: Any) -> GPT:
@@ -188,15 +188,36 @@ def test_dropout_of_attention_weights_keeps_the_mean() -> None:
     torch.testing.assert_close(mean, attend(queries, keys, values, 0.0)[0], rtol=0.05, atol=0.05)
 
 
-def test_forward_is_the_head_applied_to_features() -> None:
-    model = tiny().eval()
-    token_ids = torch.randint(11, (2, 5))
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(6,), (5, 6), (2, 5, 6)])
+def test_a_wide_linear_layer_is_pytorchs_with_another_order_in_memory(shape: tuple[int, ...], bias: bool) -> None:
+    wide, plain = WideLinear(6, 11, bias=bias), nn.Linear(6, 11, bias=bias)
+    plain.load_state_dict(wide.state_dict())
+    one = torch.randn(shape, requires_grad=True)
+    other = one.detach().clone().requires_grad_()
+    upstream = torch.randn(*shape[:-1], 11)
 
-    logits = model(token_ids)
+    ours, theirs = wide(one), plain(other)
+    ours.backward(upstream)
+    theirs.backward(upstream)
 
-    torch.testing.assert_close(logits, model.out_head(model.features(token_ids)), rtol=1e-6, atol=1e-6)
-    assert logits.shape == (2, 5, 11)
-    assert logits.flatten(0, 1).T.is_contiguous()  # in memory, the vocabulary comes first
+    assert ours.unflatten(0, (1, -1)).flatten(0, -2).T.is_contiguous()
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(one.grad, other.grad)
+    for x, y in zip(wide.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(x.grad, y.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_keeps_the_type_and_gives_the_gradient_the_same_mask(dtype: torch.dtype) -> None:
+    x = torch.ones(1000, dtype=dtype, requires_grad=True)
+
+    dropped = Dropout(0.25)(x)
+    dropped.sum().backward()
+
+    assert dropped.dtype == dtype
+    assert torch.equal(x.grad, dropped)
+    assert torch.equal(dropped.unique(), torch.tensor([0, 4 / 3], dtype=dtype))
 
 
 def test_logits_with_a_cache_equal_those_without() -> None:
