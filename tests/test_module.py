@@ -279,10 +279,14 @@ def test_a_freed_tensors_memory_serves_the_next() -> None:
     assert sum(map(int, done.stdout.split()[1:])) < 8 * (64_000_000 // 4096) // 2
 
 
-def test_the_norm_of_large_gradients_is_right() -> None:
+@pytest.mark.parametrize(
+    "gradients",
+    [
+        [torch.randn(4000, 768, generator=torch.Generator().manual_seed(1)), torch.ones(9, dtype=torch.float64)],
+        [torch.full((400_000, 3), 0.1)],  # each row's norm is rounded to the same side as it is added
+    ],
+)
+def test_the_norm_of_large_gradients_is_right(gradients: list[Tensor]) -> None:
     """To the digits of float32, where summing all squares of a matrix in one go is not."""
-    draws = torch.Generator().manual_seed(1)
-    gradients = [torch.randn(4000, 768, generator=draws), torch.randn(9, generator=draws).double()]
-
     exact = math.sqrt(sum(one.double().square().sum().item() for one in gradients))
     assert total_norm(gradients).item() == pytest.approx(exact, rel=1e-6)
