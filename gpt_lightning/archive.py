@@ -18,6 +18,7 @@ from typing import IO, Any
 import torch
 
 from gpt_lightning.errors import InputError, MachineError, find_os_error
+from gpt_lightning.runs import BEST, LAST
 
 FORMAT = 1
 PLAIN = (NoneType, bool, int, float, str, list, dict)
@@ -58,7 +59,10 @@ def read_checkpoint(path: str | os.PathLike[str], *, mmap: bool = True) -> dict[
     if not os.path.exists(name):
         raise InputError(f"{name}: no such file")
     if os.path.isdir(name):
-        raise InputError(f"{name}: is a folder, not a checkpoint")
+        inside = [os.path.join(name, folder, one) for folder in ("checkpoints", "") for one in (BEST, LAST)]
+        found = next(filter(os.path.isfile, inside), None)
+        hint = f"; it holds {found}" if found else ""
+        raise InputError(f"{name}: is a folder, not a checkpoint{hint}")
     if not os.path.isfile(name):  # a pipe or a device, which may never end
         raise InputError(f"{name}: must be a regular file")
     checkpoint = load_plain(name, "a checkpoint", mmap)

@@ -80,7 +80,7 @@ def look(arguments: list[str]) -> None:
     parser = Parser(f"python -m {PROGRAM} look", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--ckpt_path", required=True, metavar="CKPT", help="checkpoint to look into")
-    parser.add_argument("--prompt", required=True, metavar="TEXT", help="what comes before the next token")
+    parser.add_argument("--prompt", required=True, action="append", metavar="TEXT", help="what comes before")
     parser.add_argument("--temperature", type=float, action="append", help="may be repeated; 1, 0.1 and 5 otherwise")
     parser.add_argument("--top_k", type=int, action="append", help="may be repeated")
     parser.add_argument("--candidates", type=int, default=10, help="most likely tokens to show")
@@ -90,7 +90,10 @@ def look(arguments: list[str]) -> None:
     parser.add_argument("--grid", action="store_true", help="complete the prompt at each temperature with each top_k")
     parser.add_argument("--max_new_tokens", type=int, default=25, help="of each completion of the grid")
     typed = parser.parse_args(arguments)
-    check_prompt(typed.prompt)
+    if len(typed.prompt) > 1:
+        raise InputError("look takes one --prompt")
+    (prompt,) = typed.prompt
+    check_prompt(prompt)
     for name in ("candidates", "draws", "output") if typed.grid else ("max_new_tokens",):
         if is_typed(arguments, f"--{name}"):
             raise InputError(f"--{name} {'does not go' if typed.grid else 'goes only'} with --grid; leave it out")
@@ -105,7 +108,7 @@ def look(arguments: list[str]) -> None:
     for one in settings:
         one.check_vocabulary(gpt.model.vocab_size)
     if typed.grid:
-        grid(gpt, typed.prompt, temperatures, [None, *top_ks], sampling)
+        grid(gpt, prompt, temperatures, [None, *top_ks], sampling)
     else:
         output = None if typed.output is None else Path(typed.output)
-        next_tokens(gpt, typed.prompt, settings, typed.candidates, typed.draws, output)
+        next_tokens(gpt, prompt, settings, typed.candidates, typed.draws, output)

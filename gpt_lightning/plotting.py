@@ -151,5 +151,7 @@ def plot(arguments: list[str]) -> None:
     curves = [read_curve(run) for run in typed.run]
     alone = len(curves) == 1 and os.path.isdir(typed.run[0])
     stem = typed.output or (os.path.join(typed.run[0], "loss") if alone else "loss")
+    for suffix in FORMATS:
+        stem = stem.removesuffix(f".{suffix}")
     for path in save_figure(loss_figure(curves), stem):
         print(path)

@@ -69,12 +69,15 @@ def _prompt_of_json(line: str) -> str:
     return str(row["prompt"])
 
 
-def count_lines(path: str) -> int | None:
-    """Lines of a file; None for standard input and others that can be read only once."""
-    if path == STANDARD_INPUT or not os.path.isfile(path):
+def count_prompts(path: str) -> int | None:
+    """Prompts of a file, each read; None for standard input and others that can be read only once.
+
+    Raises:
+        InputError: See `read_prompts`.
+    """
+    if path == STANDARD_INPUT or (os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)):
         return None
-    with open(path, "rb") as file:
-        return sum(1 for _ in file)
+    return sum(1 for _ in read_prompts(path))
 
 
 def job_name(checkpoint: Path, sampling: Sampling, weights: str) -> str:
@@ -90,24 +93,21 @@ def job_name(checkpoint: Path, sampling: Sampling, weights: str) -> str:
     return hashlib.sha256(json.dumps([sha256, asdict(sampling), weights], sort_keys=True).encode()).hexdigest()[:12]
 
 
-def open_output(path: Path, resume: bool, job: str) -> tuple[IO[str], list[str]]:
+def open_output(path: Path, job: str) -> tuple[IO[str], list[str]]:
     """Opens a file of completions to append to.
 
     Args:
-        path: The file.
-        resume: Whether it may be there already; a last line that was not finished is cut off.
+        path: The file; a last line that was not finished is cut off.
         job: Of these completions.
 
     Returns:
         The file, and the prompts of the completions that it holds.
 
     Raises:
-        InputError: It is there and `resume` is false, or it is another job's.
+        InputError: It is another job's.
     """
     done: list[str] = []
     if path.exists():
-        if not resume:
-            raise InputError(f"{path}: exists; --resume goes on with it")
         with open(path, "r+b") as old:
             end = 0
             for number, line in enumerate(old, start=1):
@@ -240,22 +240,22 @@ def predict(completer: Completer, settings: Any, checkpoint: Path, weights: str)
         write_texts(completer, prompts, len(typed) * sampling.num_samples == 1)
         return
     job = job_name(checkpoint, sampling, weights)
-    count = len(typed) if path is None else count_lines(path)
+    count = len(typed) if path is None else count_prompts(path)
     total = None if count is None else count * sampling.num_samples
     if settings["output"] is None:
         sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]  # JSON is
         write_rows(completer, prompts, sys.stdout, job, 0, sampling.batch_size, total)
         return
     output = Path(settings["output"])
-    file, done = open_output(output, settings["resume"], job)
+    file, done = open_output(output, job)
     with file:
         all_prompts = check_done(prompts, done, sampling.num_samples, output)
         write_rows(completer, all_prompts, file, job, len(done), sampling.batch_size, total)
 
 
 def check_sources(settings: Any) -> None:
-    """Raises `InputError` unless there is one source of prompts, and one place for completions that it fits."""
-    typed, path = settings["prompt"], settings["prompts_file"]
+    """Raises `InputError` unless there is one source of good prompts, and one place for completions that it fits."""
+    typed, path, output = settings["prompt"], settings["prompts_file"], settings["output"]
     if path is not None and typed:
         raise InputError("prompts come from --prompt or from --prompts_file; give one of them")
     if settings["interactive"]:
@@ -266,11 +266,16 @@ def check_sources(settings: Any) -> None:
             raise InputError("--interactive makes one completion at a time; leave sampling.num_samples out")
     elif path is None and not typed:
         raise InputError("predict needs --prompt TEXT, --prompts_file FILE (- for standard input) or --interactive")
-    if settings["output"] is not None and settings["jsonl"]:
+    if output is not None and settings["jsonl"]:
         raise InputError("--output FILE is always JSON lines; leave --jsonl out")
-    if settings["resume"] and settings["output"] is None:
+    if settings["resume"] and output is None:
         raise InputError("--resume goes on with a file of completions; name it with --output FILE")
-    if path not in (None, STANDARD_INPUT) and settings["output"] is not None:
-        same = os.path.realpath(path) == os.path.realpath(settings["output"])
-        if same:
+    if output is not None:
+        if path not in (None, STANDARD_INPUT) and os.path.realpath(path) == os.path.realpath(output):
             raise InputError(f"{path}: is the prompts' file; name another --output")
+        if os.path.isdir(output):
+            raise InputError(f"--output {output}: is a folder, not a file")
+        if os.path.exists(output) and not settings["resume"]:
+            raise InputError(f"{output}: exists; --resume goes on with it")
+    if path is not None:
+        count_prompts(path)

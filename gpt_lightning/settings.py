@@ -78,8 +78,8 @@ CLASS_ERRORS = {
 }
 # ---- YAML files
 
-NO_NAMES = ("tag:yaml.org,2002:merge", "tag:yaml.org,2002:null")
-TEXT, SEQUENCE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:seq"
+TEXT, SEQUENCE, NULL = "tag:yaml.org,2002:str", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:null"
+NO_NAMES = ("tag:yaml.org,2002:merge", NULL)
 
 
 class _Loader(yaml.SafeLoader):
@@ -88,21 +88,21 @@ class _Loader(yaml.SafeLoader):
     def get_single_node(self) -> yaml.Node | None:
         node = super().get_single_node()
         for option in TEXT_LISTS:
-            self._make_texts(node, option.removeprefix("--").split("."))
+            self._make_texts(node, option.removeprefix("--"))
         return node
 
-    def _make_texts(self, node: yaml.Node | None, path: list[str]) -> None:
-        """Makes a list of texts of the setting at a path, or of the one text that stands there."""
+    def _make_texts(self, node: yaml.Node | None, name: str) -> None:
+        """Makes a list of texts of a setting in a mapping, or of the one text that stands there."""
         if not isinstance(node, yaml.MappingNode):
             return
         for i, (key, value) in enumerate(node.value):
-            if key.value == path[0] and len(path) > 1:
-                self._make_texts(value, path[1:])
-            elif key.value == path[0] and isinstance(value, yaml.SequenceNode):
+            if key.value == name and isinstance(value, yaml.SequenceNode):
                 texts = [self._make_text(item) for item in value.value]
                 node.value[i] = key, yaml.SequenceNode(value.tag, texts, value.start_mark)
-            elif key.value == path[0] and isinstance(value, yaml.ScalarNode):
+            elif key.value == name and isinstance(value, yaml.ScalarNode) and (name == "prompt" or value.tag != NULL):
                 node.value[i] = key, yaml.SequenceNode(SEQUENCE, [self._make_text(value)], value.start_mark)
+            elif isinstance(key.value, str) and name.startswith(f"{key.value}."):
+                self._make_texts(value, name.removeprefix(f"{key.value}."))
 
     def _make_text(self, node: yaml.Node) -> yaml.Node:
         if not isinstance(node, yaml.ScalarNode):
@@ -300,7 +300,7 @@ def explain_parser_error(message: str, known: list[str]) -> str:
             return f"{name} must name a class of Lightning (class_path: NAME), not '{value}'"
         types = [TYPE_WORDS[one] for one in TYPE_WORDS if f"<class '{one}'>" in expected]
         if types:
-            return f"{name} must be {' or '.join(types)}, not '{value}'"
+            return f"{name} must be {' or '.join(types)}, not " + ("null" if value == "None" else f"'{value}'")
     return message
 
 

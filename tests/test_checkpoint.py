@@ -193,6 +193,13 @@ def test_what_is_no_file_is_refused(in_tmp: Path, path: str, message: str) -> No
         read_checkpoint(path)
 
 
+def test_a_run_folder_is_refused_with_the_checkpoint_that_it_holds(trained: Path) -> None:
+    best = trained / "checkpoints/best.ckpt"
+    for folder in (trained, trained / "checkpoints"):
+        with pytest.raises(InputError, match=f"is a folder, not a checkpoint; it holds {best}$"):
+            read_checkpoint(folder)
+
+
 def test_weights_that_are_not_finite_or_do_not_fit_are_refused(trained: Path, tmp_path: Path) -> None:
     def spoil(checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"]["model.final_norm.bias"][0] = torch.nan

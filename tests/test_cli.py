@@ -490,9 +490,10 @@ def test_a_run_that_trains_nothing_does_not_end_well(command: Command, config: P
     [
         ("modle: {n_layers: 2}\n", "unknown setting 'modle.n_layers'; did you mean 'model.n_layers'?"),
         ("model: {n_layers: two}\n", "model.n_layers must be an int, not 'two'"),
-        ("evaluate_every: null\n", "evaluate_every must be an int, not 'None'"),
-        ("trainer: {max_steps: null}\n", "trainer.max_steps must be an int, not 'None'"),
-        ("model: {tie_weights:}\n", "model.tie_weights must be true or false, not 'None'"),
+        ("evaluate_every: null\n", "evaluate_every must be an int, not null"),
+        ("trainer: {max_steps: null}\n", "trainer.max_steps must be an int, not null"),
+        ("sampling: {stop_strings: null}\n", "sampling.stop_strings must be a list, not null"),
+        ("model: {tie_weights:}\n", "model.tie_weights must be true or false, not null"),
         ("prompt: [[1, 2]]\n", "prompt must be a text, not '[1, 2]'"),
         ("prompt: {a: 1}\n", "prompt must be a list, not '{'a': 1}'"),
         ("prompt:\n", "prompt is empty; to start from nothing give <|endoftext|>"),

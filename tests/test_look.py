@@ -78,7 +78,7 @@ def test_a_long_prompt_gets_one_warning(command: Command, trained: Path, argumen
         (["--draws=0"], "--draws must be an int from 1 to 100000, got 0"),
         (["--candidates=258"], "--candidates must be an int from 1 to 257, got 258"),
         (["--top_k=258"], "sampling.top_k must be an int from 1 to 257, got 258"),
-        (["--prompt="], "prompt is empty"),
+        (["--prompt=b"], "look takes one --prompt"),
     ],
 )
 def test_wrong_arguments(command: Command, trained: Path, arguments: list[str], error: str) -> None:
@@ -86,3 +86,7 @@ def test_wrong_arguments(command: Command, trained: Path, arguments: list[str], 
 
     assert result.code == 2
     assert result.error.startswith(error)
+
+
+def test_an_empty_prompt_is_refused(command: Command, trained: Path) -> None:
+    assert command("look", "--ckpt_path", trained, "--prompt=").error.startswith("prompt is empty")

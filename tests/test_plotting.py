@@ -67,6 +67,7 @@ def test_plot_lays_runs_and_documents_over_one_another(command: Command, trained
     assert alone.out.split() == [str(trained / "loss.pdf"), str(trained / "loss.png")]
     assert several.out.split() == ["new/both.pdf", "new/both.png"]
     assert sorted(os.listdir("new")) == ["both.pdf", "both.png"]
+    assert command("plot", trained, "--output=new/both.png").out == several.out
 
 
 def test_equal_figures_are_equal_files(in_tmp: Path) -> None:

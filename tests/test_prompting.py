@@ -152,26 +152,21 @@ def test_a_conversation_longer_than_the_context_goes_on_without_a_word(
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "error", "kept"),
+    ("name", "content", "error"),
     [
-        ("none.txt", None, "none.txt: no such file", 0),
-        ("empty.txt", b"", "empty.txt: is empty; expected a prompt in each line", 0),
-        ("a.txt", b"The\n\nlast\n", "a.txt:2: prompt is empty; to start from nothing give <|endoftext|>", 2),
-        ("a.txt", b"The\nla\xffmp\n", "a.txt:2: not UTF-8 text (byte 0xff at offset 2)", 2),
-        (
-            "a.jsonl",
-            b'{"prompt": "The"}\n{"prompt": "la',
-            "a.jsonl:2: not valid JSON: Unterminated string starting at",
-            2,
-        ),
-        ("a.jsonl", b'{"prompt": "The"}\n[1]\n', 'a.jsonl:2: expected an object with a text named "prompt"', 2),
-        ("a.jsonl", b'{"prompt": 3}\n', 'a.jsonl:1: expected an object with a text named "prompt"', 0),
-        ("a.jsonl", b'{"prompt": "\\ud800"}\n', "a.jsonl:1: prompt is not UTF-8 text (at character 0)", 0),
-        ("a.jsonl", b"[" * 100_000, "a.jsonl:1: not valid JSON: ", 0),
+        ("none.txt", None, "none.txt: no such file"),
+        ("empty.txt", b"", "empty.txt: is empty; expected a prompt in each line"),
+        ("a.txt", b"The\n\nlast\n", "a.txt:2: prompt is empty; to start from nothing give <|endoftext|>"),
+        ("a.txt", b"The\nla\xffmp\n", "a.txt:2: not UTF-8 text (byte 0xff at offset 2)"),
+        ("a.jsonl", b'{"prompt": "The"}\n{"prompt": "la', "a.jsonl:2: not valid JSON: Unterminated string starting at"),
+        ("a.jsonl", b'{"prompt": "The"}\n[1]\n', 'a.jsonl:2: expected an object with a text named "prompt"'),
+        ("a.jsonl", b'{"prompt": 3}\n', 'a.jsonl:1: expected an object with a text named "prompt"'),
+        ("a.jsonl", b'{"prompt": "\\ud800"}\n', "a.jsonl:1: prompt is not UTF-8 text (at character 0)"),
+        ("a.jsonl", b"[" * 100_000, "a.jsonl:1: not valid JSON: "),
     ],
 )
-def test_broken_files_are_named_with_their_line_and_what_came_before_is_kept(
-    command: Command, checkpoint: Path, name: str, content: bytes | None, error: str, kept: int
+def test_broken_files_are_named_with_their_line_before_anything_is_made(
+    command: Command, checkpoint: Path, name: str, content: bytes | None, error: str
 ) -> None:
     if content is not None:
         Path(name).write_bytes(content)
@@ -180,8 +175,18 @@ def test_broken_files_are_named_with_their_line_and_what_came_before_is_kept(
 
     assert result.code == 2
     assert result.error.startswith(error)
-    written = Path("out.jsonl").read_text() if Path("out.jsonl").exists() else ""
-    assert len(rows_of(written)) == kept
+    assert not Path("out.jsonl").exists()
+
+
+def test_what_came_before_a_broken_line_of_standard_input_is_kept(
+    command: Command, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", Stdin(b"The\nlamp\n\nlast\n"))
+
+    result = command("predict", "--ckpt_path", checkpoint, "--prompts_file=-", "--output=out.jsonl", *SETTINGS)
+
+    assert (result.code, result.error.partition(": prompt")[0]) == (2, "standard input:3")
+    assert [row["prompt"] for row in rows_of(Path("out.jsonl").read_text())] == ["The", "The", "lamp", "lamp"]
 
 
 @pytest.mark.parametrize(
@@ -191,6 +196,7 @@ def test_broken_files_are_named_with_their_line_and_what_came_before_is_kept(
         (["--prompts_file=p.txt", "--output=there.jsonl"], "there.jsonl: exists; --resume goes on with it"),
         (["--prompts_file=p.txt", "--output=p.txt"], "p.txt: is the prompts' file; name another --output"),
         (["--prompts_file=."], ".: is a folder"),
+        (["--prompt=a", "--output=."], "--output .: is a folder, not a file"),
         (["--prompt=a", "--output=there.jsonl", "--resume"], "there.jsonl:1: is no completion that predict wrote"),
         (
             ["--prompt=a", "--output=other.jsonl", "--resume"],

@@ -127,10 +127,10 @@ def test_what_yaml_holds_for_a_prompt_is_a_text(tmp_path: Path, written: str, pr
     settings = parse_yaml(tmp_path, f"prompt: {written}")
 
     assert settings.prompt == prompts
-    assert (
-        parse_yaml(tmp_path, "sampling:\n" + indent(f"stop_strings: {written}", "  ")).sampling.stop_strings == prompts
-    )
     assert settings.config == [str(tmp_path / "a.yaml")]
+    nested = parse_yaml(tmp_path, "sampling:\n" + indent(f"stop_strings: {written}", "  "))
+    dotted = parse_yaml(tmp_path, f"sampling.stop_strings: {written}")
+    assert dotted.sampling.stop_strings == nested.sampling.stop_strings == (None if written == "null" else prompts)
 
 
 def test_an_alias_in_a_prompt_leaves_the_setting_that_it_stands_for(tmp_path: Path) -> None:
