@@ -80,7 +80,9 @@ def look(arguments: list[str]) -> None:
     parser = Parser(f"python -m {PROGRAM} look", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--ckpt_path", required=True, metavar="CKPT", help="checkpoint to look into")
-    parser.add_argument("--prompt", required=True, action="append", metavar="TEXT", help="what comes before")
+    parser.add_argument(
+        "--prompt", required=True, action="append", metavar="TEXT", help="what comes before the next token"
+    )
     parser.add_argument("--temperature", type=float, action="append", help="may be repeated; 1, 0.1 and 5 otherwise")
     parser.add_argument("--top_k", type=int, action="append", help="may be repeated")
     parser.add_argument("--candidates", type=int, default=10, help="most likely tokens to show")

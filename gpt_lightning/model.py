@@ -108,14 +108,15 @@ def keep_mask(shape: torch.Size, rate: float) -> tuple[Tensor, float]:
 
 
 class WideLinear(nn.Linear):
-    """A linear layer with more outputs than inputs, which computes (weight x^T)^T.
+    """A linear layer with more outputs than inputs, which computes (weight x^T)^T: its output lies feature by feature.
 
-    The values are those of `nn.Linear`, but in memory the outputs of one feature lie together instead of those of one
-    token. Processors multiply faster so where a product is wide, and much faster where a row of it would have an odd
-    length, as the logits over GPT-2's 50,257 tokens have; the same holds for the backward pass.
+    The values are those of `nn.Linear`, up to rounding. CPUs multiply faster so where a product is wide, forward and
+    backward, and much faster where a row of it would have an odd length, as the logits over GPT-2's 50,257 tokens have.
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.bias is not None and x.device.type != "cpu":
+            return super().forward(x)  # other devices add a bias within the product
         inputs = x.reshape(-1, self.in_features).T  # (in, N)
         bias = self.bias
         outputs = self.weight @ inputs if bias is None else torch.addmm(bias[:, None], self.weight, inputs)  # (out, N)
@@ -158,8 +159,8 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, drop_rate: float) -> T
         scores = torch.baddbmm(later, queries[:, start:end], keys[:, :end].transpose(1, 2))
         weights = scores.softmax(-1)  # (B H, end - start, end)
         mask, scale = keep_mask(weights.shape, drop_rate)
-        attended.append(torch.bmm(torch.where(mask, weights, 0), values[:, :end]))
-    return (torch.cat(attended, dim=1) * scale).view(B, H, T, K)
+        attended.append(torch.bmm(torch.where(mask, weights, 0), values[:, :end]) * scale)
+    return torch.cat(attended, dim=1).view(B, H, T, K)
 
 
 class CausalSelfAttention(nn.Module):

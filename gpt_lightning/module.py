@@ -43,7 +43,7 @@ def total_norm(gradients: list[Tensor]) -> Tensor:
     """The root of the sum of all squares, from the norms of the rows.
 
     `torch.nn.utils.get_total_norm` adds up the squares of a whole matrix at once, in float32: with the 38 million of
-    GPT-2's embedding its norm is a thousandth too small on a CPU, and takes longer. `sum` adds up in pairs.
+    GPT-2's embedding its norm is a thousandth too small on a CPU, and takes longer. `sum` sums pairwise.
     """
     norms = []
     for gradient in gradients:

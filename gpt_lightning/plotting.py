@@ -150,8 +150,8 @@ def plot(arguments: list[str]) -> None:
         raise InputError(f"plot draws at most {MOST_CURVES} runs at once, got {len(typed.run)}")
     curves = [read_curve(run) for run in typed.run]
     alone = len(curves) == 1 and os.path.isdir(typed.run[0])
-    stem = typed.output or (os.path.join(typed.run[0], "loss") if alone else "loss")
-    for suffix in FORMATS:
-        stem = stem.removesuffix(f".{suffix}")
+    stem, suffix = os.path.splitext(typed.output or (os.path.join(typed.run[0], "loss") if alone else "loss"))
+    if suffix.removeprefix(".") not in FORMATS:
+        stem += suffix
     for path in save_figure(loss_figure(curves), stem):
         print(path)

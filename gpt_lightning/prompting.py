@@ -69,15 +69,19 @@ def _prompt_of_json(line: str) -> str:
     return str(row["prompt"])
 
 
-def count_prompts(path: str) -> int | None:
-    """Prompts of a file, each read; None for standard input and others that can be read only once.
+def is_stream(path: str) -> bool:
+    """Whether it can be read only once: standard input, a pipe."""
+    if path == STANDARD_INPUT or path.startswith("/dev/"):
+        return True
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
-    Raises:
-        InputError: See `read_prompts`.
-    """
-    if path == STANDARD_INPUT or (os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)):
+
+def count_lines(path: str) -> int | None:
+    """Lines of a file; None for a stream."""
+    if is_stream(path):
         return None
-    return sum(1 for _ in read_prompts(path))
+    with open(path, "rb") as file:
+        return sum(1 for _ in file)
 
 
 def job_name(checkpoint: Path, sampling: Sampling, weights: str) -> str:
@@ -93,21 +97,24 @@ def job_name(checkpoint: Path, sampling: Sampling, weights: str) -> str:
     return hashlib.sha256(json.dumps([sha256, asdict(sampling), weights], sort_keys=True).encode()).hexdigest()[:12]
 
 
-def open_output(path: Path, job: str) -> tuple[IO[str], list[str]]:
+def open_output(path: Path, resume: bool, job: str) -> tuple[IO[str], list[str]]:
     """Opens a file of completions to append to.
 
     Args:
-        path: The file; a last line that was not finished is cut off.
+        path: The file.
+        resume: Whether it may be there already; a last line that was not finished is cut off.
         job: Of these completions.
 
     Returns:
         The file, and the prompts of the completions that it holds.
 
     Raises:
-        InputError: It is another job's.
+        InputError: It is there and `resume` is false, or it is another job's.
     """
     done: list[str] = []
-    if path.exists():
+    if not resume:
+        check_new(path)
+    elif path.exists():
         with open(path, "r+b") as old:
             end = 0
             for number, line in enumerate(old, start=1):
@@ -126,6 +133,12 @@ def open_output(path: Path, job: str) -> tuple[IO[str], list[str]]:
                     )
             old.truncate(end)
     return open(path, "a", encoding="utf-8"), done
+
+
+def check_new(path: Path) -> None:
+    """Raises `InputError` where there is such a file already."""
+    if path.exists():
+        raise InputError(f"{path}: exists; --resume goes on with it")
 
 
 def check_done(prompts: Iterable[str], done: list[str], samples: int, path: Path) -> Iterator[str]:
@@ -240,14 +253,14 @@ def predict(completer: Completer, settings: Any, checkpoint: Path, weights: str)
         write_texts(completer, prompts, len(typed) * sampling.num_samples == 1)
         return
     job = job_name(checkpoint, sampling, weights)
-    count = len(typed) if path is None else count_prompts(path)
+    count = len(typed) if path is None else count_lines(path)
     total = None if count is None else count * sampling.num_samples
     if settings["output"] is None:
         sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]  # JSON is
         write_rows(completer, prompts, sys.stdout, job, 0, sampling.batch_size, total)
         return
     output = Path(settings["output"])
-    file, done = open_output(output, job)
+    file, done = open_output(output, settings["resume"], job)
     with file:
         all_prompts = check_done(prompts, done, sampling.num_samples, output)
         write_rows(completer, all_prompts, file, job, len(done), sampling.batch_size, total)
@@ -273,9 +286,12 @@ def check_sources(settings: Any) -> None:
     if output is not None:
         if path not in (None, STANDARD_INPUT) and os.path.realpath(path) == os.path.realpath(output):
             raise InputError(f"{path}: is the prompts' file; name another --output")
-        if os.path.isdir(output):
-            raise InputError(f"--output {output}: is a folder, not a file")
-        if os.path.exists(output) and not settings["resume"]:
-            raise InputError(f"{output}: exists; --resume goes on with it")
-    if path is not None:
-        count_prompts(path)
+        if not output or os.path.isdir(output):
+            raise InputError(f"--output must name a file, got {output!r}")
+        if not os.path.isdir(Path(output).parent):
+            raise InputError(f"--output {output}: there is no folder {Path(output).parent}")
+        if not settings["resume"]:
+            check_new(Path(output))
+    if path is not None and not is_stream(path):
+        for _ in read_prompts(path):  # all of them, before the model is built
+            pass

@@ -99,7 +99,9 @@ class _Loader(yaml.SafeLoader):
             if key.value == name and isinstance(value, yaml.SequenceNode):
                 texts = [self._make_text(item) for item in value.value]
                 node.value[i] = key, yaml.SequenceNode(value.tag, texts, value.start_mark)
-            elif key.value == name and isinstance(value, yaml.ScalarNode) and (name == "prompt" or value.tag != NULL):
+            elif key.value == name and isinstance(value, yaml.ScalarNode):
+                if value.tag == NULL and name != "prompt":  # a prompt may be any word; elsewhere null is none
+                    continue
                 node.value[i] = key, yaml.SequenceNode(SEQUENCE, [self._make_text(value)], value.start_mark)
             elif isinstance(key.value, str) and name.startswith(f"{key.value}."):
                 self._make_texts(value, name.removeprefix(f"{key.value}."))
@@ -300,7 +302,9 @@ def explain_parser_error(message: str, known: list[str]) -> str:
             return f"{name} must name a class of Lightning (class_path: NAME), not '{value}'"
         types = [TYPE_WORDS[one] for one in TYPE_WORDS if f"<class '{one}'>" in expected]
         if types:
-            return f"{name} must be {' or '.join(types)}, not " + ("null" if value == "None" else f"'{value}'")
+            return f"{name} must be {' or '.join(types)}, not " + (
+                "null" if value == "None" and "null" not in types else f"'{value}'"
+            )
     return message
 
 

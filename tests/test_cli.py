@@ -492,6 +492,7 @@ def test_a_run_that_trains_nothing_does_not_end_well(command: Command, config: P
         ("model: {n_layers: two}\n", "model.n_layers must be an int, not 'two'"),
         ("evaluate_every: null\n", "evaluate_every must be an int, not null"),
         ("trainer: {max_steps: null}\n", "trainer.max_steps must be an int, not null"),
+        ("model: {min_learning_rate: None}\n", "model.min_learning_rate must be a number or null, not 'None'"),
         ("sampling: {stop_strings: null}\n", "sampling.stop_strings must be a list, not null"),
         ("model: {tie_weights:}\n", "model.tie_weights must be true or false, not null"),
         ("prompt: [[1, 2]]\n", "prompt must be a text, not '[1, 2]'"),

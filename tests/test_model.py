@@ -208,6 +208,16 @@ def test_a_wide_linear_layer_is_pytorchs_with_another_order_in_memory(shape: tup
         torch.testing.assert_close(x.grad, y.grad)
 
 
+def test_logits_and_the_inside_of_the_feed_forward_part_lie_feature_by_feature() -> None:
+    model = tiny()
+    outputs: list[Tensor] = []
+    model.trf_blocks[0].ff[0].register_forward_hook(lambda *given: outputs.append(given[-1]))
+    outputs.append(model(torch.randint(11, (2, 5))))
+
+    assert [one.shape for one in outputs] == [(2, 5, 48), (2, 5, 11)]
+    assert all(one.flatten(0, 1).T.is_contiguous() for one in outputs)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dropout_keeps_the_type_and_gives_the_gradient_the_same_mask(dtype: torch.dtype) -> None:
     x = torch.ones(1000, dtype=dtype, requires_grad=True)

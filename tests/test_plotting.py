@@ -68,6 +68,7 @@ def test_plot_lays_runs_and_documents_over_one_another(command: Command, trained
     assert several.out.split() == ["new/both.pdf", "new/both.png"]
     assert sorted(os.listdir("new")) == ["both.pdf", "both.png"]
     assert command("plot", trained, "--output=new/both.png").out == several.out
+    assert command("plot", trained, "--output=new/v1.2").out.split() == ["new/v1.2.pdf", "new/v1.2.png"]
 
 
 def test_equal_figures_are_equal_files(in_tmp: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from typing import Any
 import pytest
 from conftest import Result
 
+from gpt_lightning.errors import InputError
 from gpt_lightning.interface import load
+from gpt_lightning.prompting import open_output
 
 Command = Callable[..., Result]
 SETTINGS = ("--sampling.max_new_tokens=5", "--sampling.temperature=1", "--sampling.num_samples=2")
@@ -166,8 +169,14 @@ def test_a_conversation_longer_than_the_context_goes_on_without_a_word(
     ],
 )
 def test_broken_files_are_named_with_their_line_before_anything_is_made(
-    command: Command, checkpoint: Path, name: str, content: bytes | None, error: str
+    command: Command,
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    content: bytes | None,
+    error: str,
 ) -> None:
+    monkeypatch.setattr("gpt_lightning.cli.load_weights", None)
     if content is not None:
         Path(name).write_bytes(content)
 
@@ -176,6 +185,25 @@ def test_broken_files_are_named_with_their_line_before_anything_is_made(
     assert result.code == 2
     assert result.error.startswith(error)
     assert not Path("out.jsonl").exists()
+
+
+def test_a_pipe_is_read_once(command: Command, checkpoint: Path) -> None:
+    os.mkfifo("pipe")
+    writer = threading.Thread(target=Path("pipe").write_text, args=("The\nlamp\n",))
+    writer.start()
+
+    result = command("predict", "--ckpt_path", checkpoint, "--prompts_file=pipe", "--jsonl", *SETTINGS)
+    writer.join()
+
+    assert [row["prompt"] for row in rows_of(result.out)] == ["The", "The", "lamp", "lamp"]
+
+
+def test_a_file_that_came_meanwhile_is_not_added_to(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text("{}\n")
+
+    with pytest.raises(InputError, match="exists; --resume goes on with it"):
+        open_output(path, resume=False, job="0123456789ab")
 
 
 def test_what_came_before_a_broken_line_of_standard_input_is_kept(
@@ -196,13 +224,14 @@ def test_what_came_before_a_broken_line_of_standard_input_is_kept(
         (["--prompts_file=p.txt", "--output=there.jsonl"], "there.jsonl: exists; --resume goes on with it"),
         (["--prompts_file=p.txt", "--output=p.txt"], "p.txt: is the prompts' file; name another --output"),
         (["--prompts_file=."], ".: is a folder"),
-        (["--prompt=a", "--output=."], "--output .: is a folder, not a file"),
+        (["--prompt=a", "--output=."], "--output must name a file, got '.'"),
+        (["--prompt=a", "--output="], "--output must name a file, got ''"),
         (["--prompt=a", "--output=there.jsonl", "--resume"], "there.jsonl:1: is no completion that predict wrote"),
         (
             ["--prompt=a", "--output=other.jsonl", "--resume"],
             "other.jsonl:1: is of another checkpoint or other settings",
         ),
-        (["--prompt=a", "--output=no/such.jsonl"], "no/such.jsonl: no such file"),
+        (["--prompt=a", "--output=no/such.jsonl"], "--output no/such.jsonl: there is no folder no"),
         (["--prompt=a", "--resume"], "--resume goes on with a file of completions; name it with --output FILE"),
         (["--prompt=a", "--output=x", "--jsonl"], "--output FILE is always JSON lines; leave --jsonl out"),
         (["--interactive", "--jsonl"], "--interactive reads from the terminal and writes to it; leave --jsonl out"),
