@@ -80,7 +80,6 @@ def test_every_command_of_ours_runs(clone: Path, command: Command, monkeypatch: 
 def test_the_readmes_output_has_the_lines_that_a_run_prints(clone: Path, command: Command) -> None:
     """Each line of a run, its numbers left out, is in the README in the same words."""
     settings = tiny_settings()
-    del settings["trainer"]["precision"]  # auto, as in verdict.yaml
     settings["data"]["batch_size"] = 50
     (clone / "tiny.yaml").write_text(yaml.safe_dump(settings))
     printed = command("fit", "--config", clone / "tiny.yaml", "--run_dir", clone / "run").out

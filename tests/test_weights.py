@@ -345,7 +345,8 @@ def test_every_command_takes_the_checkpoint(command: Command, in_tmp: Path) -> N
     command("import", "--from", "hf", "--output", "in.ckpt")
     encode = load_tokenizer("gpt2").encode
 
-    shown = command("validate", "--ckpt_path", "in.ckpt", "--data.text", STORY, "--data.batch_size=64")
+    in_float32 = ("--data.batch_size=64", "--trainer.precision=32-true")
+    shown = command("validate", "--ckpt_path", "in.ckpt", "--data.text", STORY, *in_float32)
     no_text = command("validate", "--ckpt_path", "in.ckpt")
     written = command("predict", "--ckpt_path", "in.ckpt", "--prompt", "Hello, I am", "--sampling.max_new_tokens=6")
 
