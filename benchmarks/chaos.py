@@ -39,10 +39,9 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from gpt_lightning import callbacks
 from gpt_lightning.__main__ import main
 from gpt_lightning.archive import read_checkpoint
-from gpt_lightning.callbacks import Progress, Samples
+from gpt_lightning.callbacks import Progress, Samples, Summary
 from gpt_lightning.checkpoint import AtomicCheckpointIO, RunCheckpoints
 from gpt_lightning.errors import InputError
 from gpt_lightning.module import GPTModule
@@ -135,7 +134,7 @@ def instrument() -> None:
     mark(GPTModule, "on_validation_epoch_end", "evaluation")
     mark(Samples, "_sample", "sampling")
     mark(RunCheckpoints, "on_train_epoch_end", "epoch end")
-    mark(callbacks, "draw_losses", "after the last step")  # type: ignore[arg-type]
+    mark(Summary, "on_train_end", "after the last step")
 
 
 def start(arguments: list[str], before: Callable[[], object] = lambda: None) -> int:

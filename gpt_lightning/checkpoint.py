@@ -72,18 +72,18 @@ def newest_checkpoint(run: Path) -> tuple[Path, dict[str, Any]] | None:
             continue
         if problem is not None:
             warn(f"{problem}; going on from {path.name}, the one before")
-        return path, _without_tensors(content)
+        return path, without_tensors(content)
     if problem is not None and any(path.exists() for path in paths):
         raise problem
     return None
 
 
-def _without_tensors(value: Any) -> Any:
+def without_tensors(value: Any) -> Any:
     """A copy of nested dicts and lists. A tensor's memory is the file, which would stay on the disk with it."""
     if isinstance(value, dict):
-        return {key: _without_tensors(one) for key, one in value.items() if not isinstance(one, torch.Tensor)}
+        return {key: without_tensors(one) for key, one in value.items() if not isinstance(one, torch.Tensor)}
     if isinstance(value, (list, tuple)):
-        return [_without_tensors(one) for one in value if not isinstance(one, torch.Tensor)]
+        return [without_tensors(one) for one in value if not isinstance(one, torch.Tensor)]
     return value
 
 

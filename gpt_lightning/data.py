@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from gpt_lightning.corpus import Corpus, prepare, split_documents
 from gpt_lightning.documents import is_corpus
 from gpt_lightning.errors import InputError, require, require_integer, require_number, warn
-from gpt_lightning.text import CLEANERS, Text, find_text, read_text, short_name, split_text
+from gpt_lightning.text import CLEANERS, Text, find_text, read_source, short_name, split_text
 from gpt_lightning.tokenizer import load_tokenizer
 from gpt_lightning.windows import Batch, TokenIds, TrainOrder, Windows
 
@@ -172,7 +172,7 @@ class TextDataModule(LightningDataModule):
         path = self.hparams[name]
         if is_corpus(path) or (os.path.isfile(path) and os.path.getsize(path) > LARGE_BYTES):
             return prepare(path, self.tokenizer.name, self.hparams["clean"], Path(self.hparams["cache_dir"]))
-        return read_text(path, setting=f"data.{name}", clean=self.hparams["clean"])
+        return read_source(path, setting=f"data.{name}", clean=self.hparams["clean"])
 
     def _cut(self, corpus: Corpus) -> tuple[slice, slice]:
         if is_corpus(str(corpus.path)):

@@ -81,7 +81,7 @@ def find_text(
         MachineError: It cannot be read or fetched.
     """
     if path.startswith(DATASET) or os.path.exists(path):
-        text = read_text(path, setting=setting, clean=clean)
+        text = read_source(path, setting=setting, clean=clean)
         if warns and sha256 is not None and text.sha256 != sha256:
             warn(f"{path}: is not the text that data.sha256 names ({sha256[:12]}...); using it as it is")
         return text
@@ -111,18 +111,28 @@ def find_text(
     return read_text(fallback, setting="data.fallback_text", clean=clean)
 
 
+def read_source(path: str, *, setting: str = "data.text", clean: str | None = None) -> Text:
+    """Read a text file or, where the path begins with hf:, a dataset's split.
+
+    Raises:
+        InputError: See `read_text` and `read_dataset`.
+        MachineError: It cannot be read or fetched.
+    """
+    if not path.startswith(DATASET):
+        return read_text(path, setting=setting, clean=clean)
+    content = read_dataset(path, setting)
+    digest = hashlib.sha256(content.encode()).hexdigest()
+    return Text(check_text(content, path, clean), Path(path), digest)
+
+
 def read_text(path: str | Path, *, setting: str = "data.text", clean: str | None = None) -> Text:
-    """Reads and checks one UTF-8 file, or a dataset's split. A byte order mark is removed, with a warning.
+    """Read and check one UTF-8 file. A byte order mark is removed, with a warning.
 
     Raises:
         InputError: No such file, a folder, empty, blank, not UTF-8, NUL bytes, one character over and
             over, or larger than 2 GiB.
         MachineError: It cannot be read.
     """
-    if str(path).startswith(DATASET):
-        content = read_dataset(str(path), setting)
-        digest = hashlib.sha256(content.encode()).hexdigest()
-        return Text(_check(content, str(path), clean), Path(path), digest)
     path = Path(path)
     try:
         size = path.stat().st_size
@@ -144,7 +154,7 @@ def read_text(path: str | Path, *, setting: str = "data.text", clean: str | None
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
         raise InputError(f"{path}: not UTF-8 text (byte 0x{byte:02x} at offset {error.start})") from None
-    return Text(_check(content, str(path), clean), path.absolute(), hashlib.sha256(data).hexdigest())
+    return Text(check_text(content, str(path), clean), path.absolute(), hashlib.sha256(data).hexdigest())
 
 
 def refuse_nul(content: str | bytes, path: str | Path) -> None:
@@ -153,7 +163,7 @@ def refuse_nul(content: str | bytes, path: str | Path) -> None:
         raise InputError(f"{path}: contains NUL bytes; not a text file")
 
 
-def _check(content: str, path: str, clean: str | None) -> str:
+def check_text(content: str, path: str, clean: str | None) -> str:
     """The text with one kind of line end, cleaned. Raises `InputError` where there is nothing to learn."""
     refuse_nul(content, path)
     if content.startswith("\ufeff"):

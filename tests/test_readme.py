@@ -111,13 +111,6 @@ def test_the_python_in_the_readme_runs(clone: Path, monkeypatch: pytest.MonkeyPa
     assert Path(str(names["run"])).is_dir()
 
 
-def test_every_module_is_in_the_table() -> None:
-    listed = re.findall(r"^\| `(\w+)\.py` \|", README, re.MULTILINE)
-
-    modules = {path.stem for path in (ROOT / "gpt_lightning").glob("*.py")}
-    assert sorted(listed) == sorted(modules - {"__init__"})
-
-
 def test_every_named_setting_exists(command: Command) -> None:
     shown = command("fit", "--help").out
     table = README[README.index("| setting |") : README.index("If you come from elsewhere")]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from gpt_lightning import text
 from gpt_lightning.errors import InputError, MachineError
-from gpt_lightning.text import absolute, find_text, read_text, remove_empty_lines, short_name, split_text
+from gpt_lightning.text import absolute, find_text, read_source, read_text, remove_empty_lines, short_name, split_text
 
 STORY = b"Once upon a time.\nThe end.\n"
 SHA256 = hashlib.sha256(STORY).hexdigest()
@@ -246,7 +246,7 @@ def test_the_rows_of_a_dataset_are_joined_as_they_are(monkeypatch: pytest.Monkey
     assert text.sha256 == hashlib.sha256(text.content.encode()).hexdigest()
     assert (str(text.path), short_name(text.path)) == (SPLIT, SPLIT)
     assert absolute(SPLIT) == SPLIT
-    assert read_text(SPLIT, clean="remove_empty_lines").content == "= Title =\nSome words .\nMore ."
+    assert read_source(SPLIT, clean="remove_empty_lines").content == "= Title =\nSome words .\nMore ."
 
 
 @pytest.mark.parametrize(
