@@ -42,6 +42,7 @@ from gpt_lightning.errors import (
 from gpt_lightning.hardware import allow_tf32, peak_flops
 from gpt_lightning.module import GPTModule
 from gpt_lightning.plotting import FORMATS, loss_figure, read_curve, save_figure
+from gpt_lightning.report import predict_command
 from gpt_lightning.runs import (
     BEST,
     LAST,
@@ -520,5 +521,5 @@ def farewell(
         f"{100 * checkpoints.saving_seconds / seconds:.1f} % of the time spent on saving.",
         f"best.ckpt is of step {checkpoints.best_step} (Val loss {checkpoints.best_val_loss:.3f}), "
         f"last.ckpt of step {checkpoints.saved_step}. To sample:",
-        "  " + report.predict_command(f"{run.shown}/checkpoints/best.ckpt", prompt),
+        "  " + predict_command(f"{run.shown}/checkpoints/best.ckpt", prompt),
     ]

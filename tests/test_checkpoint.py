@@ -22,7 +22,6 @@ from lightning.pytorch import Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import gpt_lightning
-from gpt_lightning import verify
 from gpt_lightning.checkpoint import (
     AtomicCheckpointIO,
     RunCheckpoints,
@@ -34,6 +33,7 @@ from gpt_lightning.checkpoint import (
 from gpt_lightning.errors import InputError, MachineError
 from gpt_lightning.module import GPTModule, learning_rate_factor
 from gpt_lightning.runs import read_rows
+from gpt_lightning.verify import first_difference
 
 Command = Callable[..., Result]
 
@@ -530,7 +530,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(command: Comman
 
 def assert_equal_weights(one: Path, other: Path) -> None:
     left, right = (torch.load(run / "checkpoints/last.ckpt")["state_dict"] for run in (one, other))
-    assert verify.first_difference(left, right, "weights") is None
+    assert first_difference(left, right, "weights") is None
 
 
 def test_a_run_all_of_whose_checkpoints_are_damaged_is_not_begun_anew(command: Command, config: Path) -> None:

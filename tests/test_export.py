@@ -18,7 +18,7 @@ import pytest
 import torch
 import transformers
 import yaml
-from conftest import STORY, Result, tiny_settings
+from conftest import ROOT, STORY, Result, tiny_settings
 from hypothesis import given
 from hypothesis import strategies as st
 from restated import BookGPT, hugging_face_logits
@@ -171,7 +171,7 @@ def test_the_same_text_in_another_process(command: Command, in_tmp: Path, untied
         assert command("export", "--ckpt_path", untied, "--format", name, "--output", name).code == 0
     ours = command("predict", "--ckpt_path", untied, "--prompt", PROMPT, "--sampling.max_new_tokens=9").out
 
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
     shown = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", SCRIPT, PROMPT], capture_output=True, text=True, env=environment
     )

@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt_lightning import text
 from gpt_lightning.errors import InputError, MachineError
 from gpt_lightning.text import absolute, find_text, read_source, read_text, remove_empty_lines, short_name, split_text
 
@@ -96,11 +95,11 @@ def test_a_fetched_file_with_the_wrong_checksum_is_not_kept(in_tmp: Path, addres
 def test_a_file_that_is_too_large_or_too_slow_is_not_kept(
     in_tmp: Path, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(text, "MAX_BYTES", 5)
+    monkeypatch.setattr("gpt_lightning.text.MAX_BYTES", 5)
     with pytest.raises(MachineError, match="larger than 5 bytes"):
         find_text("a.txt", address=f"{address}/story.txt")
-    monkeypatch.setattr(text, "MAX_BYTES", 500)
-    monkeypatch.setattr(text, "FETCH_SECONDS", -1)
+    monkeypatch.setattr("gpt_lightning.text.MAX_BYTES", 500)
+    monkeypatch.setattr("gpt_lightning.text.FETCH_SECONDS", -1)
     with pytest.raises(MachineError, match="not fetched within -1 s"):
         find_text("a.txt", address=f"{address}/story.txt")
 
