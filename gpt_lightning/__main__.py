@@ -10,7 +10,8 @@ import signal
 import sys
 
 from gpt_lightning import __version__
-from gpt_lightning.errors import PROGRAM, InputError, MachineError, raising_on_sigterm, report_errors
+from gpt_lightning.console import PROGRAM
+from gpt_lightning.errors import InputError, MachineError, raising_on_sigterm, report_errors
 
 # Command -> what it is for. Those of OWN_MODULES load a module of their own, the others Lightning.
 COMMANDS = {

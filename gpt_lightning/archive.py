@@ -17,7 +17,8 @@ from typing import IO, Any
 
 import torch
 
-from gpt_lightning.errors import InputError, MachineError, find_os_error
+from gpt_lightning.errors import InputError, MachineError
+from gpt_lightning.files import find_os_error
 from gpt_lightning.runs import BEST, LAST
 
 FORMAT = 1

@@ -23,24 +23,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gpt_lightning.completion import complete_all
+from gpt_lightning.console import say, warn
 from gpt_lightning.data import TextDataModule
-from gpt_lightning.errors import DivergedError, InputError, warn
+from gpt_lightning.errors import DivergedError, InputError
+from gpt_lightning.files import append_row, read_rows
 from gpt_lightning.generation import Sampling
 from gpt_lightning.loss import perplexity
 from gpt_lightning.module import GPTModule
 from gpt_lightning.plotting import loss_figure, read_curve, save_figure
-from gpt_lightning.runs import BY_TOKENS, Run, append_row, read_rows
+from gpt_lightning.runs import BY_TOKENS, Run
 from gpt_lightning.tokenizer import Tokenizer
 from gpt_lightning.windows import Batch
 
 NEVER = sys.maxsize
 ROWS_SHOWN = 200  # of samples in TensorBoard
-
-
-def say(line: str) -> None:
-    """Prints a line to stdout, above the progress bar if there is one."""
-    tqdm.write(line, file=sys.stdout)
-    sys.stdout.flush()
 
 
 def at_step_boundary(trainer: Trainer) -> bool:

@@ -23,9 +23,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from lightning.pytorch.callbacks import LearningRateFinder
 
 from gpt_lightning import report
-from gpt_lightning.callbacks import say
+from gpt_lightning.console import format_bytes, say
 from gpt_lightning.data import TextDataModule
-from gpt_lightning.errors import InputError, format_bytes, memory_bytes
+from gpt_lightning.errors import InputError, memory_bytes
 from gpt_lightning.module import BYTES_PER_WEIGHT, GPTModule
 from gpt_lightning.training import check_fit, keep_freed_memory, naming_batch, steps_of_epoch
 

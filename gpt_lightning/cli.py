@@ -27,12 +27,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from gpt_lightning import report
 from gpt_lightning.archive import read_checkpoint
-from gpt_lightning.callbacks import say
 from gpt_lightning.check import check
 from gpt_lightning.checkpoint import AtomicCheckpointIO, check_same_text, load_weights
 from gpt_lightning.completion import check_prompt, complete_all
+from gpt_lightning.console import PROGRAM, say, warn
 from gpt_lightning.data import TextDataModule
-from gpt_lightning.errors import PROGRAM, InputError, require, require_integer, require_number, warn
+from gpt_lightning.errors import InputError
 from gpt_lightning.generation import Sampling
 from gpt_lightning.hardware import PRECISIONS, choose_precision
 from gpt_lightning.model import ARCHITECTURE
@@ -55,6 +55,7 @@ from gpt_lightning.settings import (
 from gpt_lightning.text import absolute, short_name
 from gpt_lightning.tokenizer import load_tokenizer
 from gpt_lightning.training import RunChoice, choose_run, train
+from gpt_lightning.validation import require, require_integer, require_number
 
 # Lightning's, less what the program decides itself.
 TRAINER_OWNED = {

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from gpt_lightning.errors import InputError, warn
+from gpt_lightning.console import warn
+from gpt_lightning.errors import InputError
 from gpt_lightning.generation import Sampling, generate
 from gpt_lightning.model import GPT
 from gpt_lightning.tokenizer import END_OF_TEXT, Tokenizer

@@ -33,10 +33,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from gpt_lightning.console import format_bytes, warn
 from gpt_lightning.documents import PIECE, Piece, batch_pieces, find_documents
-from gpt_lightning.errors import InputError, MachineError, format_bytes, naming, require, require_number, warn
+from gpt_lightning.errors import InputError, MachineError
+from gpt_lightning.files import naming
 from gpt_lightning.text import CLEANERS, refuse_nul
 from gpt_lightning.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
+from gpt_lightning.validation import require, require_number
 
 FORMAT = 1  # of the cache
 MAX_WORKERS = 8

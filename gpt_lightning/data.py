@@ -13,11 +13,13 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from gpt_lightning.console import warn
 from gpt_lightning.corpus import Corpus, prepare, split_documents
 from gpt_lightning.documents import is_corpus
-from gpt_lightning.errors import InputError, require, require_integer, require_number, warn
+from gpt_lightning.errors import InputError
 from gpt_lightning.text import CLEANERS, Text, find_text, read_source, short_name, split_text
 from gpt_lightning.tokenizer import load_tokenizer
+from gpt_lightning.validation import require, require_integer, require_number
 from gpt_lightning.windows import Batch, TokenIds, TrainOrder, Windows
 
 MAX_WORKERS = 16

@@ -16,7 +16,9 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from gpt_lightning.errors import InputError, MachineError, describe_os_error, naming, warn
+from gpt_lightning.console import warn
+from gpt_lightning.errors import InputError, MachineError, describe_os_error
+from gpt_lightning.files import naming
 from gpt_lightning.text import refuse_nul, remove_empty_lines
 
 SUFFIXES = (".txt", ".jsonl")

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import math
 import os
 import re
 import signal
@@ -21,11 +20,10 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import NoReturn
 
-PROGRAM = "gpt_lightning"
+from gpt_lightning.console import PROGRAM, format_bytes
 
 EXIT_MACHINE = 1
 EXIT_INPUT = 2
@@ -78,38 +76,6 @@ class Parser(argparse.ArgumentParser):
         raise InputError(message)
 
 
-def require(condition: bool, setting: str, must: str, value: object) -> None:
-    """Raises `InputError` "<setting> must <must>, got <value>" unless the condition holds."""
-    if not condition:
-        shown = repr(value) if isinstance(value, str) else value
-        raise InputError(f"{setting} must {must}, got {shown}")
-
-
-def require_integer(setting: str, value: object, least: int, most: int | None = None) -> None:
-    """Raises `InputError` unless the value is an int (bools are not) within least..most."""
-    must = f"be an int of at least {least}" if most is None else f"be an int from {least} to {most}"
-    is_int = isinstance(value, int) and not isinstance(value, bool)
-    require(is_int and least <= value and (most is None or value <= most), setting, must, value)  # type: ignore[operator]
-
-
-def require_number(setting: str, value: object, must: str, fits: Callable[[float], bool]) -> None:
-    """Raises `InputError` for anything but a finite number that fits.
-
-    Args:
-        setting: Its full name.
-        value: What was given.
-        must: What it must be, as "be above 0".
-        fits: Whether a finite number is that.
-    """
-    number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
-    require(abs(number) < math.inf and fits(number), setting, must, value)
-
-
-def warn(message: str) -> None:
-    """Writes one warning line to stderr."""
-    print(f"{PROGRAM}: warning: {message}", file=sys.stderr, flush=True)
-
-
 def describe_os_error(error: OSError) -> tuple[str, int]:
     """One line and the exit code for an operating-system error, named by its file."""
     name = os.fspath(error.filename) if isinstance(error.filename, (str, os.PathLike)) else None
@@ -119,37 +85,6 @@ def describe_os_error(error: OSError) -> tuple[str, int]:
     if isinstance(error, (IsADirectoryError, NotADirectoryError)) and name:
         return f"{name}: {what}", EXIT_INPUT
     return (f"{name}: {what}" if name else what), EXIT_MACHINE
-
-
-@contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Makes an InputError or MachineError that names the file of what the operating system says of it."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        message, code = describe_os_error(error)
-        raise (InputError if code == InputError.exit_code else MachineError)(message) from None
-
-
-def format_bytes(size: int) -> str:
-    """A size in GB, MB or kB."""
-    for unit, name in ((1e9, "GB"), (1e6, "MB")):
-        if size >= unit:
-            return f"{size / unit:.1f} {name}"
-    return f"{size / 1e3:.1f} kB"
-
-
-def find_os_error(error: BaseException | None) -> OSError | None:
-    """What the operating system said behind an error, or None.
-
-    `torch.save` reports a full disk as a RuntimeError and keeps the reason in `__context__`.
-    """
-    while error is not None:
-        if isinstance(error, OSError) and error.errno is not None:
-            return error
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def memory_bytes() -> int:

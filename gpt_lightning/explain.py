@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gpt_lightning.errors import PROGRAM, InputError, Parser
+from gpt_lightning.console import PROGRAM, table
+from gpt_lightning.errors import InputError, Parser
 from gpt_lightning.generation import Sampling, evaluation_mode, next_token_probs, sample_next_token
 from gpt_lightning.loss import cross_entropy, perplexity
 from gpt_lightning.model import GPT
@@ -32,30 +33,12 @@ SENTENCE = "World War I or the First"
 VERDICT = "the-verdict.txt"
 INPUTS = ("every effort moves", "I really like")
 TARGETS = (" effort moves you", " really like chocolate")
-
 # The toy vocabularies of sections 5.3 and "Greedy Decoding", with their logits: one printed, one drawn.
 WORDS_A = ("closer", "every", "effort", "forward", "inches", "moves", "pizza", "toward", "you")
 LOGITS_A = (4.51, 0.89, -1.90, 6.75, 1.63, -1.62, -1.89, 6.28, 1.79)
 WORDS_B = ("war", "battle", "revolution", "novel", "experiment", "day", "journey", "movement")
-
 # What the second document's untrained model gave the right tokens: it was another model than `explain loss` builds.
 PROBS_B = (9.9453e-06, 1.9495e-05, 1.4662e-05, 1.8303e-05, 1.6926e-05, 2.1331e-05, 1.0184e-05, 1.8939e-05)
-
-
-def table(align: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns in line.
-
-    Args:
-        align: < (left) or > (right) for each column.
-        header: A name for each column.
-        rows: A cell for each column.
-    """
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = []
-    for row in [header, *rows]:
-        cells = [f"{cell:{side}{width}}" for cell, side, width in zip(row, align, widths, strict=True)]
-        lines.append("  " + "  ".join(cells).rstrip())
-    return "\n".join(lines)
 
 
 def explain_windows() -> None:

@@ -22,11 +22,13 @@ import torch
 from torch import Tensor
 
 from gpt_lightning.archive import WEIGHTS_PREFIX, read_checkpoint
-from gpt_lightning.errors import PROGRAM, InputError, MachineError, Parser, describe_os_error, find_os_error
+from gpt_lightning.console import PROGRAM
+from gpt_lightning.errors import InputError, MachineError, Parser, describe_os_error
+from gpt_lightning.files import check_absent, find_os_error
 from gpt_lightning.formats import Trained, open_gguf, write_book, write_gguf, write_hf, write_own
 from gpt_lightning.model import ARCHITECTURE, GPT
 from gpt_lightning.sources import Source, open_source
-from gpt_lightning.weights import architecture_of, check_absent, convert, parameter_shapes
+from gpt_lightning.weights import architecture_of, convert, parameter_shapes
 
 PROBE_TOKENS = 16
 TOLERANCE = 1e-5  # of the largest logit

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gpt_lightning.archive import check_sums
-from gpt_lightning.errors import PROGRAM
+from gpt_lightning.console import PROGRAM
 from gpt_lightning.layouts import BOOK, GGUF, HEAD, HUGGING_FACE, OURS, Layout, split_name
 from gpt_lightning.sources import SAFETENSORS, Source
 from gpt_lightning.tokenizer import END_OF_TEXT, load_tokenizer, published_files

@@ -30,8 +30,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from gpt_lightning.errors import InputError, require, require_integer, require_number
+from gpt_lightning.errors import InputError
 from gpt_lightning.model import GPT
+from gpt_lightning.validation import require, require_integer, require_number
 
 GREEDY_BELOW = 1e-6  # a smaller temperature is 0: dividing by it would leave the range of float32
 LEVEL_ABOVE = 1e30  # a larger one changes nothing more, and would leave that range as well

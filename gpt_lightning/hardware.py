@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from gpt_lightning.errors import InputError, require, require_integer
+from gpt_lightning.errors import InputError
+from gpt_lightning.validation import require, require_integer
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
 PRECISIONS = (

@@ -19,11 +19,13 @@ from pathlib import Path
 import torch
 
 from gpt_lightning.completion import check_prompt, complete_all, warn_of_length
-from gpt_lightning.errors import PROGRAM, InputError, Parser, require_integer
-from gpt_lightning.explain import candidates, draw_bars, table
+from gpt_lightning.console import PROGRAM, table
+from gpt_lightning.errors import InputError, Parser
+from gpt_lightning.explain import candidates, draw_bars
 from gpt_lightning.generation import Sampling, evaluation_mode
 from gpt_lightning.interface import TrainedGPT, load
 from gpt_lightning.settings import is_typed
+from gpt_lightning.validation import require_integer
 
 TEMPERATURES = (1.0, 0.1, 5.0)  # of the documents' first figure
 MOST_DRAWS = 100_000  # a minute or two

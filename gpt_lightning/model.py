@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from gpt_lightning.errors import InputError, require, require_integer, require_number
+from gpt_lightning.errors import InputError
+from gpt_lightning.validation import require, require_integer, require_number
 
 INITS = ("book", "gpt2")
 ARCHITECTURE = (  # the settings that make a network

@@ -9,9 +9,10 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from gpt_lightning.errors import DivergedError, InputError, MachineError, memory_bytes, require_integer, require_number
+from gpt_lightning.errors import DivergedError, InputError, MachineError, memory_bytes
 from gpt_lightning.loss import cross_entropy, perplexity
 from gpt_lightning.model import ARCHITECTURE, GPT, check_architecture, count_parameters
+from gpt_lightning.validation import require_integer, require_number
 from gpt_lightning.windows import Batch
 
 BYTES_PER_WEIGHT = 4  # float32

@@ -19,8 +19,9 @@ from matplotlib import rcParams
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from gpt_lightning.errors import PROGRAM, InputError, Parser
-from gpt_lightning.runs import read_rows, replace_bytes
+from gpt_lightning.console import PROGRAM
+from gpt_lightning.errors import InputError, Parser
+from gpt_lightning.files import read_rows, replace_bytes
 
 FORMATS = ("pdf", "png")
 METADATA: dict[str, dict[str, None]] = {"pdf": {"CreationDate": None}, "png": {}}  # equal figures, equal files

@@ -7,9 +7,9 @@ import shlex
 import torch
 from lightning.pytorch import Trainer
 
+from gpt_lightning.console import PROGRAM, format_bytes
 from gpt_lightning.corpus import Corpus
 from gpt_lightning.data import Split, TextDataModule
-from gpt_lightning.errors import PROGRAM, format_bytes
 from gpt_lightning.module import BYTES_PER_WEIGHT, GPTModule
 from gpt_lightning.text import short_name
 

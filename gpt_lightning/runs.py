@@ -21,9 +21,11 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from gpt_lightning.errors import InputError, MachineError, describe_os_error, format_bytes, naming, warn
+from gpt_lightning.console import format_bytes, warn
+from gpt_lightning.errors import InputError, MachineError, describe_os_error
+from gpt_lightning.files import read_rows, replace_bytes
 
 RUNS = Path("runs")
 BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "prev.ckpt"
@@ -139,31 +141,6 @@ class Run:
             replace_bytes(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
         for path in self.path.glob("events.out.tfevents.*"):
             cut_events(path, step, tokens_seen)
-
-
-def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Adds one line of JSON to a file."""
-    with naming(path), open(path, "a") as file:
-        file.write(json.dumps(row) + "\n")
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSON-lines file that are rows with a step, oldest first; a kill may cut one short."""
-    rows = []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError, RecursionError):
-            row = json.loads(line)
-            if isinstance(row, dict) and isinstance(row.get("step"), int):
-                rows.append(row)
-    return rows
-
-
-def replace_bytes(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    with naming(path):
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
 
 
 def cut_events(path: Path, step: int, tokens_seen: int) -> None:

@@ -19,7 +19,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gpt_lightning.archive import load_plain
-from gpt_lightning.errors import PROGRAM, InputError, MachineError, describe_os_error
+from gpt_lightning.console import PROGRAM
+from gpt_lightning.errors import InputError, MachineError, describe_os_error
 from gpt_lightning.layouts import BOOK, HUGGING_FACE, NANOGPT, OURS, Layout
 
 SAFETENSORS = "model.safetensors"

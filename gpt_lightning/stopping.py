@@ -16,7 +16,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from gpt_lightning.errors import warn
+from gpt_lightning.console import warn
 
 SLURM_JOB = "SLURM_JOB_ID"
 

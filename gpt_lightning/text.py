@@ -13,7 +13,9 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt_lightning.errors import InputError, MachineError, describe_os_error, require_number, warn
+from gpt_lightning.console import warn
+from gpt_lightning.errors import InputError, MachineError, describe_os_error
+from gpt_lightning.validation import require_number
 
 DATA_VARIABLE = "GPT_LIGHTNING_DATA"
 MAX_BYTES = 2 * 1024**3

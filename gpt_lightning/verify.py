@@ -22,8 +22,10 @@ from typing import Any
 
 import torch
 
-from gpt_lightning.errors import PROGRAM, InputError, MachineError
-from gpt_lightning.runs import RUNS, read_rows
+from gpt_lightning.console import PROGRAM
+from gpt_lightning.errors import InputError, MachineError
+from gpt_lightning.files import read_rows
+from gpt_lightning.runs import RUNS
 from gpt_lightning.settings import is_typed, read_config
 
 STEPS_PER_EPOCH = 3

@@ -23,11 +23,14 @@ from torch import Tensor
 
 import gpt_lightning
 from gpt_lightning.archive import FORMAT, WEIGHTS_PREFIX, read_checkpoint, write_checkpoint
-from gpt_lightning.errors import PROGRAM, InputError, MachineError, Parser, require_integer
+from gpt_lightning.console import PROGRAM
+from gpt_lightning.errors import InputError, MachineError, Parser
+from gpt_lightning.files import check_absent
 from gpt_lightning.layouts import HEAD, NANOGPT, POSITIONS
 from gpt_lightning.model import ARCHITECTURE, GPT, check_architecture
 from gpt_lightning.sources import Source, open_source
 from gpt_lightning.tokenizer import load_tokenizer
+from gpt_lightning.validation import require_integer
 
 PUBLISHED_HEADS = {(768, 12): 12, (1024, 24): 16, (1280, 36): 20, (1600, 48): 25}  # (emb_dim, n_layers) of GPT-2
 DROP_RATE = 0.1  # GPT-2's, where a file says nothing
@@ -255,12 +258,6 @@ def import_weights(
     if source.layout is NANOGPT:
         yield "nanoGPT computes GELU exactly, GPT-2 and this program with tanh: logits differ by some thousandths"
     yield f'To sample: python -m {PROGRAM} predict --ckpt_path {shlex.quote(str(output))} --prompt "Hello, I am"'
-
-
-def check_absent(output: Path) -> None:
-    """Raises `InputError` where an output exists: nothing is overwritten."""
-    if output.exists() or output.is_symlink():
-        raise InputError(f"--output {output}: exists; name another, or remove it")
 
 
 def import_(arguments: list[str]) -> None:

@@ -17,7 +17,7 @@ from conftest import Result
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gpt_lightning.callbacks import samples_table
-from gpt_lightning.runs import read_rows
+from gpt_lightning.files import read_rows
 from gpt_lightning.verify import first_difference
 
 Command = Callable[..., Result]

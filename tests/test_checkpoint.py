@@ -22,17 +22,11 @@ from lightning.pytorch import Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import gpt_lightning
-from gpt_lightning.checkpoint import (
-    AtomicCheckpointIO,
-    RunCheckpoints,
-    get_rng_states,
-    load_weights,
-    read_checkpoint,
-    set_rng_states,
-)
+from gpt_lightning.archive import read_checkpoint
+from gpt_lightning.checkpoint import AtomicCheckpointIO, RunCheckpoints, get_rng_states, load_weights, set_rng_states
 from gpt_lightning.errors import InputError, MachineError
+from gpt_lightning.files import read_rows
 from gpt_lightning.module import GPTModule, learning_rate_factor
-from gpt_lightning.runs import read_rows
 from gpt_lightning.verify import first_difference
 
 Command = Callable[..., Result]

@@ -11,8 +11,9 @@ from conftest import STORY, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt_lightning.data import TextDataModule, TrainOrder, Windows
+from gpt_lightning.data import TextDataModule
 from gpt_lightning.errors import InputError
+from gpt_lightning.windows import TrainOrder, Windows
 
 Command = Callable[..., Result]
 

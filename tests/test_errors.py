@@ -12,12 +12,11 @@ from gpt_lightning.errors import (
     InputError,
     MachineError,
     describe_os_error,
-    find_os_error,
     report_errors,
-    require,
-    require_integer,
     why_out_of_memory,
 )
+from gpt_lightning.files import find_os_error
+from gpt_lightning.validation import require, require_integer
 
 
 class MisconfigurationException(Exception):  # Lightning's is known by this name

@@ -9,7 +9,8 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from gpt_lightning.report import describe_device, format_bytes, predict_command
+from gpt_lightning.console import format_bytes
+from gpt_lightning.report import describe_device, predict_command
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from conftest import ROOT, Result
 
 from gpt_lightning import runs
 from gpt_lightning.errors import InputError, MachineError
-from gpt_lightning.runs import Run, append_row, read_rows
+from gpt_lightning.files import append_row, read_rows
+from gpt_lightning.runs import Run
 from gpt_lightning.training import choose_run
 
 Command = Callable[..., Result]

@@ -26,11 +26,11 @@ from gpt_lightning import sources
 from gpt_lightning.archive import read_checkpoint
 from gpt_lightning.data import TextDataModule
 from gpt_lightning.errors import InputError, MachineError
+from gpt_lightning.files import read_rows
 from gpt_lightning.generation import KVCache
 from gpt_lightning.interface import load
 from gpt_lightning.loss import cross_entropy
 from gpt_lightning.model import GPT
-from gpt_lightning.runs import read_rows
 from gpt_lightning.tokenizer import load_tokenizer
 from gpt_lightning.weights import architecture_of, convert
 

@@ -1,0 +1,45 @@
+"""What the program prints: lines, warnings, tables and sizes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+PROGRAM = "gpt_lightning"
+
+
+def warn(message: str) -> None:
+    """Writes one warning line to stderr."""
+    print(f"{PROGRAM}: warning: {message}", file=sys.stderr, flush=True)
+
+
+def format_bytes(size: int) -> str:
+    """A size in GB, MB or kB."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if size >= unit:
+            return f"{size / unit:.1f} {name}"
+    return f"{size / 1e3:.1f} kB"
+
+
+def say(line: str) -> None:
+    """Prints a line to stdout, above the progress bar if there is one."""
+    tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def table(align: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns in line.
+
+    Args:
+        align: < (left) or > (right) for each column.
+        header: A name for each column.
+        rows: A cell for each column.
+    """
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = []
+    for row in [header, *rows]:
+        cells = [f"{cell:{side}{width}}" for cell, side, width in zip(row, align, widths, strict=True)]
+        lines.append("  " + "  ".join(cells).rstrip())
+    return "\n".join(lines)
