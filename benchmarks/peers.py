@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gpt_lightning.model import GPT
+from gpt_lightning.models.gpt import GPT
 
 VOCABULARY = 50_257
 LEARNING_RATE, WEIGHT_DECAY = 4e-4, 0.1
@@ -184,7 +184,7 @@ def training_step(name: str, shape: Shape, precision: str) -> Callable[[], None]
     draw = batches(shape)
     model: Any
     if name == "bare":
-        from gpt_lightning.loss import cross_entropy
+        from gpt_lightning.models.loss import cross_entropy
         from gpt_lightning.training import keep_freed_memory
 
         keep_freed_memory()  # `fit` does so too

@@ -28,7 +28,7 @@ from gpt_lightning.data import TextDataModule
 from gpt_lightning.errors import DivergedError, InputError
 from gpt_lightning.files import append_row, read_rows
 from gpt_lightning.generation import Sampling
-from gpt_lightning.loss import perplexity
+from gpt_lightning.models.loss import perplexity
 from gpt_lightning.module import GPTModule
 from gpt_lightning.plotting import loss_figure, read_curve, save_figure
 from gpt_lightning.runs import BY_TOKENS, Run

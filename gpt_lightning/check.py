@@ -26,7 +26,8 @@ from gpt_lightning import report
 from gpt_lightning.console import format_bytes, say
 from gpt_lightning.data import TextDataModule
 from gpt_lightning.errors import InputError, memory_bytes
-from gpt_lightning.module import BYTES_PER_WEIGHT, GPTModule
+from gpt_lightning.models.config import BYTES_PER_WEIGHT
+from gpt_lightning.module import GPTModule
 from gpt_lightning.training import check_fit, keep_freed_memory, naming_batch, steps_of_epoch
 
 PROBED_STEPS = 3  # the first is not measured

@@ -35,7 +35,7 @@ from gpt_lightning.data import TextDataModule
 from gpt_lightning.errors import InputError
 from gpt_lightning.generation import Sampling
 from gpt_lightning.hardware import PRECISIONS, choose_precision
-from gpt_lightning.model import ARCHITECTURE
+from gpt_lightning.models.config import ARCHITECTURE
 from gpt_lightning.module import GPTModule
 from gpt_lightning.packing import pack
 from gpt_lightning.prompting import check_sources, predict

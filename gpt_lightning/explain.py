@@ -21,8 +21,8 @@ from torch import Tensor
 from gpt_lightning.console import PROGRAM, table
 from gpt_lightning.errors import InputError, Parser
 from gpt_lightning.generation import Sampling, evaluation_mode, next_token_probs, sample_next_token
-from gpt_lightning.loss import cross_entropy, perplexity
-from gpt_lightning.model import GPT
+from gpt_lightning.models.gpt import GPT
+from gpt_lightning.models.loss import cross_entropy, perplexity
 from gpt_lightning.plotting import bar_figure, save_figure
 from gpt_lightning.text import DATA_VARIABLE, read_text, split_text
 from gpt_lightning.tokenizer import load_tokenizer

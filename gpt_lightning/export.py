@@ -26,9 +26,10 @@ from gpt_lightning.console import PROGRAM
 from gpt_lightning.errors import InputError, MachineError, Parser, describe_os_error
 from gpt_lightning.files import check_absent, find_os_error
 from gpt_lightning.formats import Trained, open_gguf, write_book, write_gguf, write_hf, write_own
-from gpt_lightning.model import ARCHITECTURE, GPT
+from gpt_lightning.models.config import ARCHITECTURE
+from gpt_lightning.models.gpt import GPT, parameter_shapes
 from gpt_lightning.sources import Source, open_source
-from gpt_lightning.weights import architecture_of, convert, parameter_shapes
+from gpt_lightning.weights import architecture_of, convert
 
 PROBE_TOKENS = 16
 TOLERANCE = 1e-5  # of the largest logit

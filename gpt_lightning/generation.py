@@ -1,6 +1,6 @@
 """Next-token sampling, the completion loop and its key-value cache: ids in, ids out.
 
-Shapes as in model.py: B batch, T tokens, V vocabulary. Sampling has its own generators and leaves the
+Shapes as in models/gpt.py: B batch, T tokens, V vocabulary. Sampling has its own generators and leaves the
 global random state, the training mode and the model as it found them.
 
 The next token is chosen in this order, each step only where its setting asks for it:
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from gpt_lightning.errors import InputError
-from gpt_lightning.model import GPT
+from gpt_lightning.models.gpt import GPT
 from gpt_lightning.validation import require, require_integer, require_number
 
 GREEDY_BELOW = 1e-6  # a smaller temperature is 0: dividing by it would leave the range of float32

@@ -27,7 +27,8 @@ from gpt_lightning.console import PROGRAM
 from gpt_lightning.errors import InputError, MachineError, Parser
 from gpt_lightning.files import check_absent
 from gpt_lightning.layouts import HEAD, NANOGPT, POSITIONS
-from gpt_lightning.model import ARCHITECTURE, GPT, check_architecture
+from gpt_lightning.models.config import ARCHITECTURE, check_architecture
+from gpt_lightning.models.gpt import parameter_shapes
 from gpt_lightning.sources import Source, open_source
 from gpt_lightning.tokenizer import load_tokenizer
 from gpt_lightning.validation import require_integer
@@ -111,13 +112,6 @@ def _is_tied(source: Source) -> bool:
     if head not in source.shapes:
         return True
     return source.shapes[head] == source.shapes[embedding] and torch.equal(source.read(head), source.read(embedding))
-
-
-def parameter_shapes(architecture: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every weight, in the order in which an optimizer numbers them; a tied head comes last."""
-    with torch.device("meta"):
-        model = GPT(**architecture)
-    return {name: tuple(one.shape) for name, one in model.named_parameters(remove_duplicate=False)}
 
 
 def convert(source: Source, architecture: dict[str, Any], context_length: int | None = None) -> Converted:

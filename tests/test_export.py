@@ -33,7 +33,7 @@ from gpt_lightning.archive import read_checkpoint
 from gpt_lightning.errors import MachineError
 from gpt_lightning.export import open_checkpoint
 from gpt_lightning.interface import load
-from gpt_lightning.loss import cross_entropy
+from gpt_lightning.models.loss import cross_entropy
 from gpt_lightning.tokenizer import load_tokenizer
 
 transformers.logging.set_verbosity_error()

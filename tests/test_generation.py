@@ -25,7 +25,7 @@ from gpt_lightning.generation import (
     next_token_probs,
     sample_next_token,
 )
-from gpt_lightning.model import GPT
+from gpt_lightning.models.gpt import GPT
 from gpt_lightning.tokenizer import ByteTokenizer
 
 BYTES = ByteTokenizer()

@@ -15,8 +15,8 @@ from conftest import STORY, Result, tiny_settings
 from torch import Tensor
 
 from gpt_lightning.errors import InputError
-from gpt_lightning.loss import cross_entropy
-from gpt_lightning.model import GPT
+from gpt_lightning.models.gpt import GPT
+from gpt_lightning.models.loss import cross_entropy
 from gpt_lightning.module import GPTModule, learning_rate_factor, total_norm
 
 Command = Callable[..., Result]

@@ -15,8 +15,9 @@ from torch.nn import functional as F
 
 from gpt_lightning.data import TextDataModule
 from gpt_lightning.generation import Sampling, generate, keep_top_k, next_token_probs, sample_next_token
-from gpt_lightning.loss import cross_entropy, perplexity
-from gpt_lightning.model import GPT, count_parameters
+from gpt_lightning.models.config import count_parameters
+from gpt_lightning.models.gpt import GPT
+from gpt_lightning.models.loss import cross_entropy, perplexity
 from gpt_lightning.module import GPTModule
 from gpt_lightning.text import read_text, remove_empty_lines, split_text
 from gpt_lightning.tokenizer import load_tokenizer, text_to_token_ids, token_ids_to_text

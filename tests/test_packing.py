@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from gpt_lightning.generation import Sampling, generate
-from gpt_lightning.model import GPT
+from gpt_lightning.models.gpt import GPT
 from gpt_lightning.packing import PackedLinear, is_packable, pack
 
 

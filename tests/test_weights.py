@@ -29,8 +29,8 @@ from gpt_lightning.errors import InputError, MachineError
 from gpt_lightning.files import read_rows
 from gpt_lightning.generation import KVCache
 from gpt_lightning.interface import load
-from gpt_lightning.loss import cross_entropy
-from gpt_lightning.model import GPT
+from gpt_lightning.models.gpt import GPT
+from gpt_lightning.models.loss import cross_entropy
 from gpt_lightning.tokenizer import load_tokenizer
 from gpt_lightning.weights import architecture_of, convert
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from gpt_lightning import loss
-from gpt_lightning.loss import cross_entropy
+from gpt_lightning.models import loss
+from gpt_lightning.models.loss import cross_entropy
 
 
 def theirs(logits: Tensor, targets: Tensor) -> Tensor:

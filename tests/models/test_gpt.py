@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from gpt_lightning.errors import InputError
 from gpt_lightning.generation import KVCache
-from gpt_lightning.model import GPT, QUERIES, Dropout, WideLinear, attend
+from gpt_lightning.models.gpt import GPT
+from gpt_lightning.models.layers import QUERIES, Dropout, WideLinear, attend
 
 
 def tiny(**settings: Any) -> GPT:

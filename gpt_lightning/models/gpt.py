@@ -10,7 +10,7 @@ this is the untrained model that *Build a Large Language Model From Scratch* pri
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,21 +18,15 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from gpt_lightning.errors import InputError
-from gpt_lightning.validation import require, require_integer, require_number
+from gpt_lightning.models.config import check_architecture
+from gpt_lightning.models.layers import Dropout, WideLinear, attend, draws_bits
 
-INITS = ("book", "gpt2")
-ARCHITECTURE = (  # the settings that make a network
-    "vocab_size",
-    "context_length",
-    "emb_dim",
-    "n_heads",
-    "n_layers",
-    "drop_rate",
-    "qkv_bias",
-    "tie_weights",
-    "init",
-)
-QUERIES = 128  # queries that `attend` takes at a time
+
+def parameter_shapes(architecture: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every weight, in the order in which an optimizer numbers them; a tied head comes last."""
+    with torch.device("meta"):
+        model = GPT(**architecture)
+    return {name: tuple(one.shape) for name, one in model.named_parameters(remove_duplicate=False)}
 
 
 class Cache(Protocol):
@@ -47,121 +41,6 @@ class Cache(Protocol):
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Takes (B, H, T, K) of the new tokens, returns those of all and a mask of what each row may look at."""
         ...
-
-
-def check_architecture(
-    vocab_size: int | None,
-    context_length: int,
-    emb_dim: int,
-    n_heads: int,
-    n_layers: int,
-    drop_rate: float,
-    init: str,
-) -> None:
-    """Raises `InputError` for an architecture that cannot be built, named by its setting."""
-    if vocab_size is not None:
-        require_integer("model.vocab_size", vocab_size, 1)
-    require_integer("model.context_length", context_length, 1)
-    require_integer("model.emb_dim", emb_dim, 1)
-    require_integer("model.n_heads", n_heads, 1)
-    require_integer("model.n_layers", n_layers, 1)
-    require_number("model.drop_rate", drop_rate, "be at least 0 and below 1", lambda rate: 0 <= rate < 1)
-    require(init in INITS, "model.init", f"be one of {', '.join(INITS)}", init)
-    if emb_dim % n_heads != 0:
-        raise InputError(f"model.emb_dim ({emb_dim}) must be divisible by model.n_heads ({n_heads})")
-
-
-def count_parameters(
-    vocab_size: int,
-    context_length: int,
-    emb_dim: int,
-    n_layers: int,
-    qkv_bias: bool,
-    tie_weights: bool,
-) -> int:
-    """Trainable values of a GPT that has not been built; a tied head counts once."""
-    attention = 4 * emb_dim**2 + emb_dim + (3 * emb_dim if qkv_bias else 0)
-    feed_forward = 8 * emb_dim**2 + 5 * emb_dim
-    norms = 4 * emb_dim
-    embeddings = (vocab_size + context_length) * emb_dim
-    head = 0 if tie_weights else vocab_size * emb_dim
-    return embeddings + n_layers * (attention + feed_forward + norms) + 2 * emb_dim + head
-
-
-def draws_bits(x: Tensor) -> bool:
-    """Whether dropout draws its masks with `keep_mask`: on a CPU, outside of `torch.compile`."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
-def keep_mask(shape: torch.Size, rate: float) -> tuple[Tensor, float]:
-    """A random mask, False with probability `rate`, and what to multiply the kept values with.
-
-    PyTorch's dropout draws a double for each value, one after the other: on a CPU a tenth of the time of a
-    training step. Here each value gets 16 of a word's 64 random bits; the rate is met to 1 / 65,536.
-
-    Returns:
-        Booleans of that shape, and 1 / (1 - rate) for the rate as it was met.
-    """
-    count = shape.numel()
-    words = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    dropped = min(round(rate * 65536), 65535)  # of the 65,536 values of 16 bits
-    return words.view(torch.int16)[:count].view(shape) >= dropped - 32768, 65536 / (65536 - dropped)
-
-
-class WideLinear(nn.Linear):
-    """A linear layer with more outputs than inputs, which computes (weight x^T)^T: its output lies feature by feature.
-
-    The values are those of `nn.Linear`, up to rounding. CPUs multiply faster so where a product is wide, forward and
-    backward, and much faster where a row of it would have an odd length, as the logits over GPT-2's 50,257 tokens have.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.bias is not None and x.device.type != "cpu":
-            return super().forward(x)  # other devices add a bias within the product
-        inputs = x.reshape(-1, self.in_features).T  # (in, N)
-        bias = self.bias
-        outputs = self.weight @ inputs if bias is None else torch.addmm(bias[:, None], self.weight, inputs)  # (out, N)
-        return outputs.T.view(*x.shape[:-1], self.out_features)
-
-
-class Dropout(nn.Module):
-    """In training sets each value to 0 with probability `rate` and divides the others by 1 - rate.
-
-    (Srivastava et al. 2014.) No unit can rely on another one being there; on average each sends what it
-    would send without dropout.
-    """
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.rate == 0:
-            return x
-        if not draws_bits(x):
-            return F.dropout(x, self.rate)
-        mask, scale = keep_mask(x.shape, self.rate)
-        return x * mask * scale
-
-
-def attend(queries: Tensor, keys: Tensor, values: Tensor, drop_rate: float) -> Tensor:
-    """Causal attention with dropout on its weights, each step in the open: (B, H, T, K), three times -> the same.
-
-    softmax(queries keys^T / sqrt(K)), where what comes later has no weight, times the values; for some queries at a
-    time, so that little is computed that the mask then hides. Where it can, the model uses PyTorch's fused attention
-    instead, which on CPUs is of no help with dropout.
-    """
-    B, H, T, K = queries.shape
-    queries, keys, values = (x.reshape(B * H, T, K) for x in (queries * K**-0.5, keys, values))
-    attended = []
-    for start in range(0, T, QUERIES):
-        end = min(start + QUERIES, T)
-        later = torch.full((end - start, end), -math.inf, dtype=queries.dtype).triu(start + 1)
-        scores = torch.baddbmm(later, queries[:, start:end], keys[:, :end].transpose(1, 2))
-        weights = scores.softmax(-1)  # (B H, end - start, end)
-        mask, scale = keep_mask(weights.shape, drop_rate)
-        attended.append(torch.bmm(torch.where(mask, weights, 0), values[:, :end]) * scale)
-    return torch.cat(attended, dim=1).view(B, H, T, K)
 
 
 class CausalSelfAttention(nn.Module):
