@@ -23,8 +23,8 @@ from peers import LEARNING_RATE, WEIGHT_DECAY, BookGPT, Shape
 from torch import Tensor
 from torch.nn import functional as F
 
-from gpt_lightning.text import DATA_VARIABLE
-from gpt_lightning.tokenizer import load_tokenizer
+from gpt_lightning.data.sources import DATA_VARIABLE
+from gpt_lightning.data.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 EPOCHS, EVALUATE_EVERY, EVALUATED_BATCHES, NEW_TOKENS = 10, 5, 5, 50

@@ -24,7 +24,9 @@ from tqdm import tqdm
 
 from gpt_lightning.completion import complete_all
 from gpt_lightning.console import say, warn
-from gpt_lightning.data import TextDataModule
+from gpt_lightning.data.datamodule import TextDataModule
+from gpt_lightning.data.tokenizer import Tokenizer
+from gpt_lightning.data.windows import Batch
 from gpt_lightning.errors import DivergedError, InputError
 from gpt_lightning.files import append_row, read_rows
 from gpt_lightning.generation import Sampling
@@ -32,8 +34,6 @@ from gpt_lightning.models.loss import perplexity
 from gpt_lightning.module import GPTModule
 from gpt_lightning.plotting import loss_figure, read_curve, save_figure
 from gpt_lightning.runs import BY_TOKENS, Run
-from gpt_lightning.tokenizer import Tokenizer
-from gpt_lightning.windows import Batch
 
 NEVER = sys.maxsize
 ROWS_SHOWN = 200  # of samples in TensorBoard

@@ -24,7 +24,7 @@ from lightning.pytorch.callbacks import LearningRateFinder
 
 from gpt_lightning import report
 from gpt_lightning.console import format_bytes, say
-from gpt_lightning.data import TextDataModule
+from gpt_lightning.data.datamodule import TextDataModule
 from gpt_lightning.errors import InputError, memory_bytes
 from gpt_lightning.models.config import BYTES_PER_WEIGHT
 from gpt_lightning.module import GPTModule

@@ -34,12 +34,12 @@ import gpt_lightning
 from gpt_lightning.archive import FORMAT, WEIGHTS_PREFIX, check_schema, read_checkpoint, write_checkpoint
 from gpt_lightning.callbacks import Progress, at_step_boundary, evaluation_is_due, has_ended, run_ends, watch_anew
 from gpt_lightning.console import warn
-from gpt_lightning.data import TextDataModule
+from gpt_lightning.data.datamodule import TextDataModule
+from gpt_lightning.data.sources import short_name
 from gpt_lightning.errors import DivergedError, InputError, Stopped
 from gpt_lightning.module import GPTModule
 from gpt_lightning.runs import LAST, PREVIOUS, Run
 from gpt_lightning.stopping import StopOnSignal
-from gpt_lightning.text import short_name
 
 RESUME_SCHEMA = {
     "optimizer_states": list,

@@ -31,7 +31,9 @@ from gpt_lightning.check import check
 from gpt_lightning.checkpoint import AtomicCheckpointIO, check_same_text, load_weights
 from gpt_lightning.completion import check_prompt, complete_all
 from gpt_lightning.console import PROGRAM, say, warn
-from gpt_lightning.data import TextDataModule
+from gpt_lightning.data.datamodule import TextDataModule
+from gpt_lightning.data.sources import absolute, short_name
+from gpt_lightning.data.tokenizer import load_tokenizer
 from gpt_lightning.errors import InputError
 from gpt_lightning.generation import Sampling
 from gpt_lightning.hardware import PRECISIONS, choose_precision
@@ -52,8 +54,6 @@ from gpt_lightning.settings import (
     named_classes,
     prepare_arguments,
 )
-from gpt_lightning.text import absolute, short_name
-from gpt_lightning.tokenizer import load_tokenizer
 from gpt_lightning.training import RunChoice, choose_run, train
 from gpt_lightning.validation import require, require_integer, require_number
 

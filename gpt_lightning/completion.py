@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from gpt_lightning.console import warn
+from gpt_lightning.data.tokenizer import END_OF_TEXT, Tokenizer
 from gpt_lightning.errors import InputError
 from gpt_lightning.generation import Sampling, generate
 from gpt_lightning.models.gpt import GPT
-from gpt_lightning.tokenizer import END_OF_TEXT, Tokenizer
 
 T = TypeVar("T")
 

@@ -19,14 +19,16 @@ import torch
 from torch import Tensor
 
 from gpt_lightning.console import PROGRAM, table
+from gpt_lightning.data.corpus import split_text
+from gpt_lightning.data.sources import DATA_VARIABLE
+from gpt_lightning.data.text import read_text
+from gpt_lightning.data.tokenizer import load_tokenizer
+from gpt_lightning.data.windows import Windows
 from gpt_lightning.errors import InputError, Parser
 from gpt_lightning.generation import Sampling, evaluation_mode, next_token_probs, sample_next_token
 from gpt_lightning.models.gpt import GPT
 from gpt_lightning.models.loss import cross_entropy, perplexity
 from gpt_lightning.plotting import bar_figure, save_figure
-from gpt_lightning.text import DATA_VARIABLE, read_text, split_text
-from gpt_lightning.tokenizer import load_tokenizer
-from gpt_lightning.windows import Windows
 
 SEED = 123
 SENTENCE = "World War I or the First"

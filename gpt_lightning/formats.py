@@ -15,10 +15,10 @@ from torch import Tensor
 
 from gpt_lightning.archive import check_sums
 from gpt_lightning.console import PROGRAM
+from gpt_lightning.data.tokenizer import END_OF_TEXT, load_tokenizer, published_files
 from gpt_lightning.layouts import BOOK, GGUF, HEAD, HUGGING_FACE, OURS, Layout, split_name
 from gpt_lightning.models.gpt import parameter_shapes
 from gpt_lightning.sources import SAFETENSORS, Source
-from gpt_lightning.tokenizer import END_OF_TEXT, load_tokenizer, published_files
 
 NORMAL, CONTROL, UNUSED = 1, 3, 5  # llama.cpp's kinds of tokens
 MOMENTS = ("exp_avg", "exp_avg_sq")

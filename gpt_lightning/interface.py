@@ -24,13 +24,13 @@ from gpt_lightning.archive import read_checkpoint
 from gpt_lightning.checkpoint import load_weights
 from gpt_lightning.cli import run_command
 from gpt_lightning.completion import CompletedText, complete_all
+from gpt_lightning.data.tokenizer import Tokenizer, load_tokenizer, text_to_token_ids
 from gpt_lightning.errors import InputError
 from gpt_lightning.generation import Sampling, evaluation_mode
 from gpt_lightning.models.config import ARCHITECTURE
 from gpt_lightning.models.gpt import GPT
 from gpt_lightning.models.loss import cross_entropy
 from gpt_lightning.module import GPTModule
-from gpt_lightning.tokenizer import Tokenizer, load_tokenizer, text_to_token_ids
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from gpt_lightning.data.windows import Batch
 from gpt_lightning.errors import DivergedError, InputError, MachineError, memory_bytes
 from gpt_lightning.models.config import ARCHITECTURE, BYTES_PER_WEIGHT, check_architecture, count_parameters
 from gpt_lightning.models.gpt import GPT
 from gpt_lightning.models.loss import cross_entropy, perplexity
 from gpt_lightning.validation import require_integer, require_number
-from gpt_lightning.windows import Batch
 
 EVALUATED = ("val", "train_eval")  # by the data module's loaders
 

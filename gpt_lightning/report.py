@@ -8,11 +8,11 @@ import torch
 from lightning.pytorch import Trainer
 
 from gpt_lightning.console import PROGRAM, format_bytes
-from gpt_lightning.corpus import Corpus
-from gpt_lightning.data import Split, TextDataModule
+from gpt_lightning.data.corpus import Corpus
+from gpt_lightning.data.datamodule import Split, TextDataModule
+from gpt_lightning.data.sources import short_name
 from gpt_lightning.models.config import BYTES_PER_WEIGHT
 from gpt_lightning.module import GPTModule
-from gpt_lightning.text import short_name
 
 STATES_PER_WEIGHT = 3  # a full checkpoint holds the weight and AdamW's two moments
 

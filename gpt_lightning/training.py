@@ -23,7 +23,7 @@ from gpt_lightning.archive import WEIGHTS_PREFIX, read_checkpoint
 from gpt_lightning.callbacks import EarlyStop, Evaluation, FoundRate, Metrics, Progress, Samples, StepBar, Summary
 from gpt_lightning.checkpoint import RunCheckpoints, check_epoch_end, check_same_text, load_weights, newest_checkpoint
 from gpt_lightning.console import say, warn
-from gpt_lightning.data import TextDataModule
+from gpt_lightning.data.datamodule import TextDataModule
 from gpt_lightning.errors import DivergedError, InputError, MachineError, Stopped, describe_expected, why_out_of_memory
 from gpt_lightning.files import naming, read_rows, replace_bytes
 from gpt_lightning.hardware import allow_tf32, peak_flops

@@ -24,13 +24,13 @@ from torch import Tensor
 import gpt_lightning
 from gpt_lightning.archive import FORMAT, WEIGHTS_PREFIX, read_checkpoint, write_checkpoint
 from gpt_lightning.console import PROGRAM
+from gpt_lightning.data.tokenizer import load_tokenizer
 from gpt_lightning.errors import InputError, MachineError, Parser
 from gpt_lightning.files import check_absent
 from gpt_lightning.layouts import HEAD, NANOGPT, POSITIONS
 from gpt_lightning.models.config import ARCHITECTURE, check_architecture
 from gpt_lightning.models.gpt import parameter_shapes
 from gpt_lightning.sources import Source, open_source
-from gpt_lightning.tokenizer import load_tokenizer
 from gpt_lightning.validation import require_integer
 
 PUBLISHED_HEADS = {(768, 12): 12, (1024, 24): 16, (1280, 36): 20, (1600, 48): 25}  # (emb_dim, n_layers) of GPT-2

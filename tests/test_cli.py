@@ -443,8 +443,8 @@ def test_a_batch_larger_than_the_memory_is_named(
             "LearningRateMonitor": {},
             "EMAWeightAveraging": {"decay": 0.9},
             "ThroughputMonitor": {
-                "batch_size_fn": "gpt_lightning.data.windows_in_batch",
-                "length_fn": "gpt_lightning.data.tokens_in_batch",
+                "batch_size_fn": "gpt_lightning.data.windows.windows_in_batch",
+                "length_fn": "gpt_lightning.data.windows.tokens_in_batch",
             },
         },
         {"WeightAveraging": {}, "GradientAccumulationScheduler": {"scheduling": {1: 2}}},

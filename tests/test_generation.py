@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt_lightning.completion import TextStream, complete_all, in_batches
+from gpt_lightning.data.tokenizer import ByteTokenizer
 from gpt_lightning.errors import InputError
 from gpt_lightning.generation import (
     Completion,
@@ -26,7 +27,6 @@ from gpt_lightning.generation import (
     sample_next_token,
 )
 from gpt_lightning.models.gpt import GPT
-from gpt_lightning.tokenizer import ByteTokenizer
 
 BYTES = ByteTokenizer()
 

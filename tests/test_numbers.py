@@ -13,15 +13,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gpt_lightning.data import TextDataModule
+from gpt_lightning.data.corpus import split_text
+from gpt_lightning.data.datamodule import TextDataModule
+from gpt_lightning.data.text import read_text, remove_empty_lines
+from gpt_lightning.data.tokenizer import load_tokenizer, text_to_token_ids, token_ids_to_text
+from gpt_lightning.data.windows import TrainOrder, Windows
 from gpt_lightning.generation import Sampling, generate, keep_top_k, next_token_probs, sample_next_token
 from gpt_lightning.models.config import count_parameters
 from gpt_lightning.models.gpt import GPT
 from gpt_lightning.models.loss import cross_entropy, perplexity
 from gpt_lightning.module import GPTModule
-from gpt_lightning.text import read_text, remove_empty_lines, split_text
-from gpt_lightning.tokenizer import load_tokenizer, text_to_token_ids, token_ids_to_text
-from gpt_lightning.windows import TrainOrder, Windows
 
 GPT2 = load_tokenizer("gpt2")
 INPUTS = torch.tensor([[16833, 3626, 6100], [40, 1107, 588]])  # "every effort moves", "I really like"

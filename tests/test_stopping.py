@@ -16,8 +16,8 @@ import torch
 from conftest import STORY, Result
 from lightning.pytorch import Trainer
 
-from gpt_lightning import corpus
 from gpt_lightning.callbacks import Progress
+from gpt_lightning.data import token_cache
 from gpt_lightning.module import GPTModule
 from gpt_lightning.stopping import StopOnSignal
 from gpt_lightning.verify import compare_runs, first_difference
@@ -217,14 +217,14 @@ def test_what_a_killed_search_for_the_learning_rate_left_is_cleared_away(command
 def test_a_sigterm_while_documents_are_encoded_leaves_nothing_behind(
     command: Command, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_tokens = corpus._write_tokens
+    write_tokens = token_cache._write_tokens
 
     def terminated(folder: Path, *arguments: Any) -> Any:
         write_tokens(folder, *arguments)
         assert list(Path("data/cache").iterdir()) == [folder]
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(corpus, "_write_tokens", terminated)
+    monkeypatch.setattr(token_cache, "_write_tokens", terminated)
     Path("docs").mkdir()
     for name in "ab":
         Path("docs", f"{name}.txt").write_text(STORY.read_text())

@@ -24,14 +24,14 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt_lightning import sources
 from gpt_lightning.archive import read_checkpoint
-from gpt_lightning.data import TextDataModule
+from gpt_lightning.data.datamodule import TextDataModule
+from gpt_lightning.data.tokenizer import load_tokenizer
 from gpt_lightning.errors import InputError, MachineError
 from gpt_lightning.files import read_rows
 from gpt_lightning.generation import KVCache
 from gpt_lightning.interface import load
 from gpt_lightning.models.gpt import GPT
 from gpt_lightning.models.loss import cross_entropy
-from gpt_lightning.tokenizer import load_tokenizer
 from gpt_lightning.weights import architecture_of, convert
 
 transformers.logging.set_verbosity_error()

@@ -11,9 +11,9 @@ from conftest import STORY, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt_lightning.data import TextDataModule
+from gpt_lightning.data.datamodule import TextDataModule
+from gpt_lightning.data.windows import TrainOrder, Windows
 from gpt_lightning.errors import InputError
-from gpt_lightning.windows import TrainOrder, Windows
 
 Command = Callable[..., Result]
 
@@ -201,7 +201,7 @@ def test_documents_are_split_between_two_of_them_and_kept_encoded(in_tmp: Path) 
 
 
 def test_a_large_file_is_split_between_two_tokens(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpt_lightning.data.LARGE_BYTES", 100)
+    monkeypatch.setattr("gpt_lightning.data.datamodule.LARGE_BYTES", 100)
     Path("large.txt").write_text("abcdefghij" * 20)
     data = TextDataModule("large.txt", tokenizer="bytes", context_length=8, train_ratio=0.9, batch_size=1)
 

@@ -8,9 +8,9 @@ import tiktoken
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt_lightning import tokenizer
+from gpt_lightning.data import tokenizer
+from gpt_lightning.data.tokenizer import MERGES_SHA256, ByteTokenizer, load_tokenizer
 from gpt_lightning.errors import InputError, MachineError
-from gpt_lightning.tokenizer import MERGES_SHA256, ByteTokenizer, load_tokenizer
 
 GPT2 = load_tokenizer("gpt2")
 BYTES = ByteTokenizer()

@@ -25,12 +25,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tiktoken_ext import openai_public
 
-from gpt_lightning import corpus, documents
-from gpt_lightning.corpus import Corpus, encode_batches, prepare, split_documents
-from gpt_lightning.documents import Piece, cut_pieces, find_documents, is_corpus, read_documents
+from gpt_lightning.data import documents, token_cache
+from gpt_lightning.data.corpus import Corpus, is_corpus, split_documents
+from gpt_lightning.data.documents import Piece, cut_pieces, find_documents, read_documents
+from gpt_lightning.data.text import read_text, remove_empty_lines
+from gpt_lightning.data.token_cache import encode_batches, prepare
+from gpt_lightning.data.tokenizer import ByteTokenizer, TiktokenTokenizer, Tokenizer, load_tokenizer
 from gpt_lightning.errors import InputError, MachineError
-from gpt_lightning.text import read_text, remove_empty_lines
-from gpt_lightning.tokenizer import ByteTokenizer, TiktokenTokenizer, Tokenizer, load_tokenizer
 
 STORIES = ["The lamp burned low.\n\n\n It's 12 o'clock", "Zwölf Uhr … 日本語\r\nund so weiter.", "end"]
 
@@ -198,7 +199,7 @@ def test_what_the_system_refuses_names_the_file(in_tmp: Path, monkeypatch: pytes
 
     broken = mock.mock_open()
     broken.return_value.read.side_effect = OSError(errno.EIO, "Input/output error")
-    monkeypatch.setattr(corpus, "open", broken, False)
+    monkeypatch.setattr(token_cache, "open", broken, False)
     with pytest.raises(MachineError, match=f"^{path}: input/output error$"):
         prepare(str(path), "bytes", None, in_tmp / "cache")
     denied = PermissionError(errno.EACCES, "Denied", "a.txt")
@@ -311,7 +312,7 @@ def test_every_document_is_encoded_and_ended(stories: Path, name: str, clean: st
 
 def test_many_ids_need_four_bytes(stories: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     large = next(tokenizer for tokenizer in TOKENIZERS if tokenizer.name == "o200k_base")
-    monkeypatch.setattr(corpus, "load_tokenizer", lambda _: large)
+    monkeypatch.setattr(token_cache, "load_tokenizer", lambda _: large)
 
     made = prepare(str(stories), "o200k_base", None, stories.parent / "cache")
 
@@ -346,9 +347,9 @@ def test_several_processes_make_what_one_makes(
     one = prepare("in", "gpt2", None, in_tmp / "one")
     assert "encoding" not in capsys.readouterr().err
 
-    monkeypatch.setattr(corpus, "IN_PROCESS_BYTES", 0)
+    monkeypatch.setattr(token_cache, "IN_PROCESS_BYTES", 0)
     read = made = ahead = 0
-    batch_pieces, encode = documents.batch_pieces, corpus.encode_batches
+    batch_pieces, encode = documents.batch_pieces, token_cache.encode_batches
 
     def count_read(*arguments) -> Iterator[list[Piece]]:
         nonlocal read, ahead
@@ -363,8 +364,8 @@ def test_several_processes_make_what_one_makes(
             made += 1
             yield encoded
 
-    monkeypatch.setattr(corpus, "batch_pieces", count_read)
-    monkeypatch.setattr(corpus, "encode_batches", count_made)
+    monkeypatch.setattr(token_cache, "batch_pieces", count_read)
+    monkeypatch.setattr(token_cache, "encode_batches", count_made)
     two = prepare("in", "gpt2", None, in_tmp / "two")
 
     assert np.array_equal(one.tokens, two.tokens)
@@ -410,7 +411,7 @@ def test_a_corpus_is_encoded_once_wherever_it_lies(stories: Path, monkeypatch: p
     assert names(cache / first.sha256[:16]) == ["documents.npy", "meta.json", "tokens.bin"]
 
     shutil.move(stories, stories.parent / "elsewhere")
-    monkeypatch.setattr(corpus, "encode_pieces", None)
+    monkeypatch.setattr(token_cache, "encode_pieces", None)
     second = prepare("elsewhere/*", "bytes", None, cache)
 
     assert np.array_equal(first.tokens, second.tokens)
@@ -431,7 +432,7 @@ def test_what_decides_the_tokens_decides_the_key(stories: Path) -> None:
     keys.append(key())
     (stories / "a.txt").rename(stories / "c.txt")
     keys.append(key())
-    with mock.patch.object(corpus, "FORMAT", 2):
+    with mock.patch.object(token_cache, "FORMAT", 2):
         keys.append(key())
 
     assert len(set(keys)) == 6
@@ -473,7 +474,7 @@ def test_a_damaged_cache_is_made_anew(
 
 
 def test_an_interrupted_preparation_leaves_nothing(stories: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    encode, calls = corpus.encode_pieces, []
+    encode, calls = token_cache.encode_pieces, []
 
     def interrupt(*arguments):
         calls.append(names(stories.parent / "cache"))
@@ -482,7 +483,7 @@ def test_an_interrupted_preparation_leaves_nothing(stories: Path, monkeypatch: p
         return encode(*arguments)
 
     monkeypatch.setattr(documents, "PIECE", 1)
-    monkeypatch.setattr(corpus, "encode_pieces", interrupt)
+    monkeypatch.setattr(token_cache, "encode_pieces", interrupt)
     with pytest.raises(KeyboardInterrupt):
         prepare(str(stories), "bytes", None, stories.parent / "cache")
 
@@ -516,7 +517,7 @@ def test_a_text_whose_tokens_the_disk_cannot_hold_is_refused_before_it_is_read(
     write(Path("cache/0123456789abcdef/tokens.bin"), b"1" * 10**6)
     usage = shutil.disk_usage(in_tmp)._replace(free=14 * 10**9)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage if path == in_tmp / "cache" else None)
-    monkeypatch.setattr(corpus, "open", mock.Mock(side_effect=AssertionError), False)
+    monkeypatch.setattr(token_cache, "open", mock.Mock(side_effect=AssertionError), False)
 
     message = (
         f"huge.txt: 60.0 GB of text make at least {tokens} of tokens, data.cache_dir (cache) has 14.0 GB free; "
@@ -541,13 +542,13 @@ def test_a_large_file_that_is_no_text_is_not_read_to_its_end(in_tmp: Path, monke
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(stories: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    encode = corpus.encode_pieces
+    encode = token_cache.encode_pieces
 
     def change(*arguments):
         write(stories / "a.txt", "another")
         return encode(*arguments)
 
-    monkeypatch.setattr(corpus, "encode_pieces", change)
+    monkeypatch.setattr(token_cache, "encode_pieces", change)
     with pytest.raises(InputError, match="a file was changed while it was read"):
         prepare(str(stories), "bytes", None, stories.parent / "cache")
     assert names(stories.parent / "cache") == []
@@ -555,7 +556,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(stories: Path, monkeypa
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_another_process_may_be_quicker(stories: Path, monkeypatch: pytest.MonkeyPatch, whole: bool) -> None:
-    publish = corpus._publish
+    publish = token_cache._publish
 
     def publish_second(temporary: Path, folder: Path, key: str) -> None:
         shutil.copytree(temporary, folder)
@@ -563,7 +564,7 @@ def test_another_process_may_be_quicker(stories: Path, monkeypatch: pytest.Monke
             (folder / "tokens.bin").unlink()
         publish(temporary, folder, key)
 
-    monkeypatch.setattr(corpus, "_publish", publish_second)
+    monkeypatch.setattr(token_cache, "_publish", publish_second)
     made = prepare(str(stories), "bytes", None, stories.parent / "cache")
 
     assert made.documents == 3
@@ -573,7 +574,7 @@ def test_another_process_may_be_quicker(stories: Path, monkeypatch: pytest.Monke
 KILLED = """
 import multiprocessing, sys, time
 from pathlib import Path
-from gpt_lightning import corpus
+from gpt_lightning.data import token_cache as corpus
 
 def stall(files, clean, advance):
     yield [corpus.Piece("some words", True)]

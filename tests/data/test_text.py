@@ -15,8 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpt_lightning.data.corpus import split_text
+from gpt_lightning.data.sources import absolute, find_text, read_source, short_name
+from gpt_lightning.data.text import read_text, remove_empty_lines
 from gpt_lightning.errors import InputError, MachineError
-from gpt_lightning.text import absolute, find_text, read_source, read_text, remove_empty_lines, short_name, split_text
 
 STORY = b"Once upon a time.\nThe end.\n"
 SHA256 = hashlib.sha256(STORY).hexdigest()
@@ -95,11 +97,11 @@ def test_a_fetched_file_with_the_wrong_checksum_is_not_kept(in_tmp: Path, addres
 def test_a_file_that_is_too_large_or_too_slow_is_not_kept(
     in_tmp: Path, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gpt_lightning.text.MAX_BYTES", 5)
+    monkeypatch.setattr("gpt_lightning.data.sources.MAX_BYTES", 5)
     with pytest.raises(MachineError, match="larger than 5 bytes"):
         find_text("a.txt", address=f"{address}/story.txt")
-    monkeypatch.setattr("gpt_lightning.text.MAX_BYTES", 500)
-    monkeypatch.setattr("gpt_lightning.text.FETCH_SECONDS", -1)
+    monkeypatch.setattr("gpt_lightning.data.sources.MAX_BYTES", 500)
+    monkeypatch.setattr("gpt_lightning.data.sources.FETCH_SECONDS", -1)
     with pytest.raises(MachineError, match="not fetched within -1 s"):
         find_text("a.txt", address=f"{address}/story.txt")
 

@@ -14,26 +14,17 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from gpt_lightning.console import warn
-from gpt_lightning.corpus import Corpus, prepare, split_documents
-from gpt_lightning.documents import is_corpus
+from gpt_lightning.data.corpus import Corpus, is_corpus, split_documents, split_text
+from gpt_lightning.data.sources import find_text, read_source, short_name
+from gpt_lightning.data.text import CLEANERS, Text
+from gpt_lightning.data.token_cache import prepare
+from gpt_lightning.data.tokenizer import load_tokenizer
+from gpt_lightning.data.windows import Batch, TokenIds, TrainOrder, Windows
 from gpt_lightning.errors import InputError
-from gpt_lightning.text import CLEANERS, Text, find_text, read_source, short_name, split_text
-from gpt_lightning.tokenizer import load_tokenizer
 from gpt_lightning.validation import require, require_integer, require_number
-from gpt_lightning.windows import Batch, TokenIds, TrainOrder, Windows
 
 MAX_WORKERS = 16
 LARGE_BYTES = 64_000_000  # of a file that is encoded piece by piece instead of read whole
-
-
-def windows_in_batch(batch: Batch) -> int:
-    """B; for Lightning's ThroughputMonitor, which asks for a function."""
-    return batch[0].shape[0]
-
-
-def tokens_in_batch(batch: Batch) -> int:
-    """B * T; likewise."""
-    return batch[0].numel()
 
 
 @dataclass(frozen=True)

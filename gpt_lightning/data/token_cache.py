@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,42 +34,18 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from gpt_lightning.console import format_bytes, warn
-from gpt_lightning.documents import PIECE, Piece, batch_pieces, find_documents
+from gpt_lightning.data.corpus import Corpus
+from gpt_lightning.data.documents import PIECE, Piece, batch_pieces, find_documents
+from gpt_lightning.data.text import CLEANERS, refuse_nul
+from gpt_lightning.data.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
 from gpt_lightning.errors import InputError, MachineError
 from gpt_lightning.files import naming
-from gpt_lightning.text import CLEANERS, refuse_nul
-from gpt_lightning.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
-from gpt_lightning.validation import require, require_number
+from gpt_lightning.validation import require
 
 FORMAT = 1  # of the cache
 MAX_WORKERS = 8
 LONG_TOKEN = 8  # bytes; the tokens of hardly any text have so many in the mean
 IN_PROCESS_BYTES = 16_000_000  # below, the workers take longer to start than to encode
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """An encoded corpus.
-
-    Attributes:
-        tokens: (N,) uint16 or uint32, on disk, read-only.
-        ends: (documents,) int64, the token offset after each document's `<|endoftext|>`.
-        characters: Of all documents, cleaned.
-        character_ends: (documents,) int64, characters up to the end of each document.
-        sha256: Of the tokenizer, the cleaning and the files: the key of the cache.
-        files: Number of files.
-        documents: Number of documents that are not blank.
-        path: The folder, glob or file that was prepared, absolute.
-    """
-
-    tokens: NDArray[Any]
-    ends: NDArray[np.int64]
-    characters: int
-    character_ends: NDArray[np.int64]
-    sha256: str
-    files: int
-    documents: int
-    path: Path = Path()
 
 
 class Encoded(NamedTuple):
@@ -129,22 +105,6 @@ def prepare(source: str, tokenizer_name: str, clean: str | None, cache_dir: Path
     if (corpus := _open_cache(folder, key)) is None:
         raise MachineError(f"{folder}: was changed as soon as it was written")
     return replace(corpus, path=Path(source).absolute())
-
-
-def split_documents(corpus: Corpus, train_ratio: float) -> tuple[slice, slice]:
-    """Training and validation part of the tokens, cut where a document ends.
-
-    Of all such places it is the one nearest to `train_ratio` of the characters.
-
-    Raises:
-        InputError: train_ratio is not between 0 and 1, or there is only one document.
-    """
-    require_number("data.train_ratio", train_ratio, "be between 0 and 1", lambda ratio: 0 < ratio < 1)
-    if corpus.documents < 2:
-        raise InputError("data.text holds only 1 document, which cannot be split between documents; give data.val_text")
-    nearest = np.argmin(np.abs(corpus.character_ends[:-1] - train_ratio * corpus.characters))
-    cut = int(corpus.ends[nearest])
-    return slice(0, cut), slice(cut, len(corpus.tokens))
 
 
 def encode_pieces(tokenizer_name: str, pieces: list[Piece]) -> Encoded:

@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gpt_lightning.console import warn
+from gpt_lightning.data.text import refuse_nul, remove_empty_lines
 from gpt_lightning.errors import InputError, MachineError, describe_os_error
 from gpt_lightning.files import naming
-from gpt_lightning.text import refuse_nul, remove_empty_lines
 
 SUFFIXES = (".txt", ".jsonl")
 PIECE = 1 << 20  # bytes that are read, characters that are encoded at a time
 MAX_LINE = 256 << 20
-
 # Before a space or line end that follows a letter or digit, every pattern of tiktoken begins a new match.
 LAST_CUT = re.compile(r".*[^\W_](?=[ \n])", re.DOTALL)
 
@@ -34,13 +33,6 @@ class Piece(NamedTuple):
 
     text: str
     is_last: bool
-
-
-def is_corpus(source: str) -> bool:
-    """Whether a source is a folder, a glob or a .jsonl file, rather than one plain text."""
-    if os.path.isfile(source):
-        return source.endswith(".jsonl")
-    return os.path.isdir(source) or glob.has_magic(source) or source.endswith(".jsonl")
 
 
 def find_documents(source: str) -> list[Path]:

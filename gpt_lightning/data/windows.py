@@ -21,9 +21,17 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 Batch = tuple[Tensor, Tensor]  # inputs (B, T) and targets (B, T), int64
-
-
 TokenIds = Tensor | NDArray[Any]  # (N,) int64 in memory, or unsigned and memory-mapped
+
+
+def windows_in_batch(batch: Batch) -> int:
+    """B; for Lightning's ThroughputMonitor, which asks for a function."""
+    return batch[0].shape[0]
+
+
+def tokens_in_batch(batch: Batch) -> int:
+    """B * T; likewise."""
+    return batch[0].numel()
 
 
 class Windows(Dataset[Batch]):
