@@ -30,7 +30,7 @@ COMMANDS = {
 OWN_MODULES = {
     "import": "weights",
     "export": "export",
-    "plot": "plotting",
+    "plot": "runs.figures",
     "explain": "explain",
     "look": "look",
     "verify-resume": "verify",

@@ -19,7 +19,7 @@ import torch
 
 from gpt_lightning.errors import InputError, MachineError
 from gpt_lightning.files import find_os_error
-from gpt_lightning.runs import BEST, LAST
+from gpt_lightning.runs.folder import BEST, LAST
 
 FORMAT = 1
 PLAIN = (NoneType, bool, int, float, str, list, dict)

@@ -32,8 +32,9 @@ from gpt_lightning.files import append_row, read_rows
 from gpt_lightning.generation import Sampling
 from gpt_lightning.models.loss import perplexity
 from gpt_lightning.module import GPTModule
-from gpt_lightning.plotting import loss_figure, read_curve, save_figure
-from gpt_lightning.runs import BY_TOKENS, Run
+from gpt_lightning.runs.figures import loss_figure, read_curve, save_figure
+from gpt_lightning.runs.folder import Run
+from gpt_lightning.runs.metrics import BY_TOKENS
 
 NEVER = sys.maxsize
 ROWS_SHOWN = 200  # of samples in TensorBoard

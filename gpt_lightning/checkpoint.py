@@ -38,7 +38,7 @@ from gpt_lightning.data.datamodule import TextDataModule
 from gpt_lightning.data.sources import short_name
 from gpt_lightning.errors import DivergedError, InputError, Stopped
 from gpt_lightning.module import GPTModule
-from gpt_lightning.runs import LAST, PREVIOUS, Run
+from gpt_lightning.runs.folder import LAST, PREVIOUS, Run
 from gpt_lightning.stopping import StopOnSignal
 
 RESUME_SCHEMA = {

@@ -41,7 +41,7 @@ from gpt_lightning.models.config import ARCHITECTURE
 from gpt_lightning.module import GPTModule
 from gpt_lightning.packing import pack
 from gpt_lightning.prompting import check_sources, predict
-from gpt_lightning.runs import launched_by_others
+from gpt_lightning.runs.folder import launched_by_others
 from gpt_lightning.settings import (
     LINKS,
     TEXT_SETTINGS,

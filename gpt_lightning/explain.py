@@ -28,7 +28,7 @@ from gpt_lightning.errors import InputError, Parser
 from gpt_lightning.generation import Sampling, evaluation_mode, next_token_probs, sample_next_token
 from gpt_lightning.models.gpt import GPT
 from gpt_lightning.models.loss import cross_entropy, perplexity
-from gpt_lightning.plotting import bar_figure, save_figure
+from gpt_lightning.runs.figures import bar_figure, save_figure
 
 SEED = 123
 SENTENCE = "World War I or the First"

@@ -28,9 +28,9 @@ from gpt_lightning.errors import DivergedError, InputError, MachineError, Stoppe
 from gpt_lightning.files import naming, read_rows, replace_bytes
 from gpt_lightning.hardware import allow_tf32, peak_flops
 from gpt_lightning.module import GPTModule
-from gpt_lightning.plotting import FORMATS, loss_figure, read_curve, save_figure
 from gpt_lightning.report import predict_command
-from gpt_lightning.runs import (
+from gpt_lightning.runs.figures import FORMATS, loss_figure, read_curve, save_figure
+from gpt_lightning.runs.folder import (
     BEST,
     LAST,
     PREVIOUS,

@@ -25,7 +25,7 @@ import torch
 from gpt_lightning.console import PROGRAM
 from gpt_lightning.errors import InputError, MachineError
 from gpt_lightning.files import read_rows
-from gpt_lightning.runs import RUNS
+from gpt_lightning.runs.folder import RUNS
 from gpt_lightning.settings import is_typed, read_config
 
 STEPS_PER_EPOCH = 3

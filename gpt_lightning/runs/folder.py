@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import io
 import json
 import os
 import shutil
@@ -26,10 +25,10 @@ from typing import IO
 from gpt_lightning.console import format_bytes, warn
 from gpt_lightning.errors import InputError, MachineError, describe_os_error
 from gpt_lightning.files import read_rows, replace_bytes
+from gpt_lightning.runs.metrics import cut_events
 
 RUNS = Path("runs")
 BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "prev.ckpt"
-BY_TOKENS = "by_tokens/"  # TensorBoard: before the names of what is logged against tokens seen
 RUN_DIR_VARIABLE = "GPT_LIGHTNING_RUN_DIR"  # how rank 0 tells the ranks it starts
 
 
@@ -141,29 +140,6 @@ class Run:
             replace_bytes(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
         for path in self.path.glob("events.out.tfevents.*"):
             cut_events(path, step, tokens_seen)
-
-
-def cut_events(path: Path, step: int, tokens_seen: int) -> None:
-    """Removes from one file of TensorBoard what was logged after a step.
-
-    Args:
-        path: An events file; one cut short by a kill is read as far as it goes.
-        step: The last to stay.
-        tokens_seen: The last to stay of what is logged by tokens.
-    """
-    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader  # seconds
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.summary.writer.record_writer import RecordWriter
-
-    kept = io.BytesIO()
-    writer = RecordWriter(kept)
-    for record in RawEventFileLoader(str(path)).Load():
-        event = Event.FromString(record)
-        tags = [value.tag for value in event.summary.value]
-        limit = tokens_seen if any(tag.startswith(BY_TOKENS) for tag in tags) else step
-        if event.step <= limit and not any(tag.startswith("_hparams_/") for tag in tags):  # those come at the end
-            writer.write(record)
-    replace_bytes(path, kept.getvalue())
 
 
 def launched_by_others() -> bool:

@@ -15,10 +15,10 @@ import torch
 import yaml
 from conftest import ROOT, Result
 
-from gpt_lightning import runs
 from gpt_lightning.errors import InputError, MachineError
 from gpt_lightning.files import append_row, read_rows
-from gpt_lightning.runs import Run
+from gpt_lightning.runs import folder
+from gpt_lightning.runs.folder import Run
 from gpt_lightning.training import choose_run
 
 Command = Callable[..., Result]
@@ -178,7 +178,7 @@ def test_a_folder_that_cannot_be_made_is_the_machines_fault(command: Command, co
         Run(Path("file/run")).open()
     assert command("fit", "--config", config, "--run_dir", "file/run").code == 1
     with pytest.raises(InputError, match="file: is a file, not a folder"):
-        runs.check_empty(Path("file"))
+        folder.check_empty(Path("file"))
 
 
 def test_a_run_that_never_began_leaves_no_folder(command: Command, config: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, Result
 
 from gpt_lightning.errors import InputError
-from gpt_lightning.plotting import Curve, bar_figure, loss_figure, read_curve, save_figure
+from gpt_lightning.runs.figures import Curve, bar_figure, loss_figure, read_curve, save_figure
 
 Command = Callable[..., Result]
 DOCUMENTS = ROOT / "configs" / "documents"
