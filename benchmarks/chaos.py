@@ -40,12 +40,12 @@ import yaml
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from gpt_lightning.__main__ import main
-from gpt_lightning.archive import read_checkpoint
 from gpt_lightning.callbacks import Progress, Samples, Summary
 from gpt_lightning.checkpoint import AtomicCheckpointIO, RunCheckpoints
+from gpt_lightning.checkpoints.compare import compare_runs, first_difference
+from gpt_lightning.checkpoints.io import read_checkpoint
 from gpt_lightning.errors import InputError
 from gpt_lightning.module import GPTModule
-from gpt_lightning.verify import compare_runs, first_difference
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS, STEPS_PER_EPOCH = 12, 4
@@ -480,12 +480,12 @@ def read_only(run: str) -> int:
 
 def fail_in_save(number: int) -> None:
     """Has the first write of a checkpoint fail."""
-    from gpt_lightning import archive
+    from gpt_lightning.checkpoints import io
 
     def failing(*_: object) -> int:
         raise OSError(number, os.strerror(number))
 
-    archive._SummedZip.write = failing  # type: ignore[method-assign]
+    io._SummedZip.write = failing  # type: ignore[method-assign]
 
 
 def show(line: str) -> None:

@@ -28,8 +28,8 @@ COMMANDS = {
     "look": "what a checkpoint would say next, and what the settings of sampling make of it",
 }
 OWN_MODULES = {
-    "import": "weights",
-    "export": "export",
+    "import": "checkpoints.conversion.importing",
+    "export": "checkpoints.conversion.exporting",
     "plot": "runs.figures",
     "explain": "explain",
     "look": "look",

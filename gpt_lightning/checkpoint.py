@@ -1,4 +1,4 @@
-"""Checkpoints of runs: what is in them, when they are written, exact when resumed. The file: `archive.py`.
+"""Checkpoints of runs: what is in them, when they are written, exact when resumed. The file: `checkpoints/io.py`.
 
 A checkpoint describes itself. Beside what Lightning keeps, it has the key "gpt_lightning":
 
@@ -31,8 +31,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, GradientAccumulationScheduler, WeightAveraging
 
 import gpt_lightning
-from gpt_lightning.archive import FORMAT, WEIGHTS_PREFIX, check_schema, read_checkpoint, write_checkpoint
 from gpt_lightning.callbacks import Progress, at_step_boundary, evaluation_is_due, has_ended, run_ends, watch_anew
+from gpt_lightning.checkpoints.io import read_checkpoint, write_checkpoint
+from gpt_lightning.checkpoints.loading import find_non_finite, without_tensors
+from gpt_lightning.checkpoints.metadata import FORMAT, WEIGHTS_PREFIX, check_schema
 from gpt_lightning.console import warn
 from gpt_lightning.data.datamodule import TextDataModule
 from gpt_lightning.data.sources import short_name
@@ -79,15 +81,6 @@ def newest_checkpoint(run: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def without_tensors(value: Any) -> Any:
-    """A copy of nested dicts and lists. A tensor's memory is the file, which would stay on the disk with it."""
-    if isinstance(value, dict):
-        return {key: without_tensors(one) for key, one in value.items() if not isinstance(one, torch.Tensor)}
-    if isinstance(value, (list, tuple)):
-        return [without_tensors(one) for one in value if not isinstance(one, torch.Tensor)]
-    return value
-
-
 def check_complete(checkpoint: dict[str, Any], name: str) -> None:
     """Raises `InputError` for a checkpoint that holds less than a run needs to go on."""
     if "optimizer_states" not in checkpoint:
@@ -99,24 +92,6 @@ def check_complete(checkpoint: dict[str, Any], name: str) -> None:
     for part in ("state_dict", "optimizer_states"):
         if (key := find_non_finite(checkpoint[part], part)) is not None:
             raise InputError(f"{name}: {key} is not finite, so a run cannot go on from it")
-
-
-def find_non_finite(value: Any, name: str) -> str | None:
-    """The name of the first tensor with an infinity or a NaN in nested dicts and lists; None where there is none.
-
-    Args:
-        value: Tensors, plain data, and dicts and lists of them.
-        name: Of the value.
-    """
-    if isinstance(value, torch.Tensor):
-        return None if torch.isfinite(value).all() else name
-    if isinstance(value, dict):
-        parts = [(f"{name}.{key}", one) for key, one in value.items()]
-    elif isinstance(value, (list, tuple)):
-        parts = [(f"{name}[{i}]", one) for i, one in enumerate(value)]
-    else:
-        return None
-    return next((found for key, one in parts if (found := find_non_finite(one, key)) is not None), None)
 
 
 def check_same_text(data: TextDataModule, checkpoint: dict[str, Any], name: str, hint: str = "") -> None:

@@ -26,9 +26,9 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from gpt_lightning import report
-from gpt_lightning.archive import read_checkpoint
 from gpt_lightning.check import check
 from gpt_lightning.checkpoint import AtomicCheckpointIO, check_same_text, load_weights
+from gpt_lightning.checkpoints.io import read_checkpoint
 from gpt_lightning.completion import check_prompt, complete_all
 from gpt_lightning.console import PROGRAM, say, warn
 from gpt_lightning.data.datamodule import TextDataModule

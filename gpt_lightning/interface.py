@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from gpt_lightning.archive import read_checkpoint
 from gpt_lightning.checkpoint import load_weights
+from gpt_lightning.checkpoints.io import read_checkpoint
 from gpt_lightning.cli import run_command
 from gpt_lightning.completion import CompletedText, complete_all
 from gpt_lightning.data.tokenizer import Tokenizer, load_tokenizer, text_to_token_ids
@@ -90,7 +90,7 @@ def load(checkpoint: str | os.PathLike[str]) -> TrainedGPT:
     """The model of a checkpoint, on the CPU.
 
     Raises:
-        InputError: See `archive.read_checkpoint`.
+        InputError: See `checkpoints.io.read_checkpoint`.
     """
     name = os.fspath(checkpoint)
     content = read_checkpoint(name)

@@ -19,9 +19,10 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler, LearningR
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from gpt_lightning import report
-from gpt_lightning.archive import WEIGHTS_PREFIX, read_checkpoint
 from gpt_lightning.callbacks import EarlyStop, Evaluation, FoundRate, Metrics, Progress, Samples, StepBar, Summary
 from gpt_lightning.checkpoint import RunCheckpoints, check_epoch_end, check_same_text, load_weights, newest_checkpoint
+from gpt_lightning.checkpoints.io import read_checkpoint
+from gpt_lightning.checkpoints.metadata import WEIGHTS_PREFIX
 from gpt_lightning.console import say, warn
 from gpt_lightning.data.datamodule import TextDataModule
 from gpt_lightning.errors import DivergedError, InputError, MachineError, Stopped, describe_expected, why_out_of_memory

@@ -18,10 +18,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
-import torch
-
+from gpt_lightning.checkpoints.compare import compare_runs
 from gpt_lightning.console import PROGRAM
 from gpt_lightning.errors import InputError, MachineError
 from gpt_lightning.files import read_rows
@@ -32,54 +30,6 @@ STEPS_PER_EPOCH = 3
 EPOCHS = 2
 KILLED_AFTER = (2, 4)
 OWNED = ("--run_dir", "--resume", "--save_every", "--save_minutes")
-TIMES = ("tokens_per_second", "flops_utilization")  # what no two runs have in common
-
-
-def first_difference(one: Any, other: Any, name: str) -> str | None:
-    """Where two nested values differ first, in words; None where they are equal to the bit.
-
-    Args:
-        one: Tensors, plain data, and dicts and lists of them.
-        other: Likewise.
-        name: Of the values.
-    """
-    if type(one) is not type(other):
-        return f"{name}: {type(one).__name__} and {type(other).__name__}"
-    if isinstance(one, dict):
-        if one.keys() != other.keys():
-            return f"{name}: has {sorted(map(str, one.keys() ^ other.keys()))[0]} in one run only"
-        pairs = [(f"{name}.{key}", one[key], other[key]) for key in one]
-    elif isinstance(one, (list, tuple)):
-        if len(one) != len(other):
-            return f"{name}: {len(one)} and {len(other)} of them"
-        pairs = [(f"{name}[{i}]", *values) for i, values in enumerate(zip(one, other, strict=True))]
-    elif isinstance(one, torch.Tensor):
-        if one.shape != other.shape or one.dtype != other.dtype:
-            return f"{name}: {tuple(one.shape)} {one.dtype} and {tuple(other.shape)} {other.dtype}"
-        if one.dim() == 0:
-            one, other = one[None], other[None]
-        if torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8)):
-            return None
-        return f"{name}: values differ by up to {(one.double() - other.double()).abs().max().item():g}"
-    else:
-        return None if one == other else f"{name}: {one!r} and {other!r}"
-    return next((found for found in (first_difference(a, b, key) for key, a, b in pairs) if found), None)
-
-
-def compare_runs(one: Path, other: Path) -> str | None:
-    """The first difference between two finished run folders; None where there is none but times."""
-    for name in ("last.ckpt", "best.ckpt"):
-        left, right = (torch.load(run / "checkpoints" / name, weights_only=True, mmap=True) for run in (one, other))
-        if found := first_difference(left, right, name):
-            return found
-    for name in ("metrics.jsonl", "samples.jsonl"):
-        left, right = (
-            [{key: value for key, value in row.items() if key not in TIMES} for row in read_rows(run / name)]
-            for run in (one, other)
-        )
-        if found := first_difference(left, right, name):
-            return found
-    return None
 
 
 def verify_resume(arguments: list[str]) -> None:

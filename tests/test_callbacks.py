@@ -17,8 +17,8 @@ from conftest import Result
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gpt_lightning.callbacks import samples_table
+from gpt_lightning.checkpoints.compare import first_difference
 from gpt_lightning.files import read_rows
-from gpt_lightning.verify import first_difference
 
 Command = Callable[..., Result]
 

@@ -11,7 +11,7 @@ import yaml
 from conftest import Result, tiny_settings
 
 from gpt_lightning import cli
-from gpt_lightning.archive import read_checkpoint
+from gpt_lightning.checkpoints.io import read_checkpoint
 
 Command = Callable[..., Result]
 BF16 = ("bf16-mixed", "it is fast here")

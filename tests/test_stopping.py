@@ -17,10 +17,10 @@ from conftest import STORY, Result
 from lightning.pytorch import Trainer
 
 from gpt_lightning.callbacks import Progress
+from gpt_lightning.checkpoints.compare import compare_runs, first_difference
 from gpt_lightning.data import token_cache
 from gpt_lightning.module import GPTModule
 from gpt_lightning.stopping import StopOnSignal
-from gpt_lightning.verify import compare_runs, first_difference
 
 Command = Callable[..., Result]
 

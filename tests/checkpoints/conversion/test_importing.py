@@ -22,8 +22,9 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gpt_lightning import sources
-from gpt_lightning.archive import read_checkpoint
+from gpt_lightning.checkpoints.conversion import readers
+from gpt_lightning.checkpoints.conversion.importing import architecture_of, convert
+from gpt_lightning.checkpoints.io import read_checkpoint
 from gpt_lightning.data.datamodule import TextDataModule
 from gpt_lightning.data.tokenizer import load_tokenizer
 from gpt_lightning.errors import InputError, MachineError
@@ -32,7 +33,6 @@ from gpt_lightning.generation import KVCache
 from gpt_lightning.interface import load
 from gpt_lightning.models.gpt import GPT
 from gpt_lightning.models.loss import cross_entropy
-from gpt_lightning.weights import architecture_of, convert
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -330,7 +330,7 @@ def test_the_heads_of_the_published_sizes_are_known(in_tmp: Path) -> None:
     shapes |= {f"trf_blocks.{i}.att.W_query.weight": (1280, 1280) for i in range(36)}
     zeros = lambda key: torch.zeros(shapes[key]) + (key == "out_head.weight")  # noqa: E731
 
-    source = sources._source("model.pth", shapes, zeros, {})
+    source = readers._source("model.pth", shapes, zeros, {})
 
     assert source.layout.title == "the book"
     assert (architecture_of(source)["n_heads"], architecture_of(source)["tie_weights"]) == (20, False)
@@ -368,8 +368,8 @@ def test_every_command_takes_the_checkpoint(command: Command, in_tmp: Path) -> N
 def test_importing_needs_no_lightning() -> None:
     code = """
 import sys
-from gpt_lightning.export import export
-from gpt_lightning.weights import convert
+from gpt_lightning.checkpoints.conversion.exporting import export
+from gpt_lightning.checkpoints.conversion.importing import convert
 print("lightning" in sys.modules)
 """
 
@@ -510,7 +510,7 @@ def test_the_published_losses_on_the_verdict(verdict: Path, tmp_path: Path) -> N
     if not folder:
         pytest.skip("needs the folder of gpt2 or gpt2-xl, named by GPT_LIGHTNING_GPT2")
     published = {12: (3.7547486888, 3.5596182346), 48: (3.3046312862, 3.1195147038)}
-    source = sources.open_source(folder)
+    source = readers.open_source(folder)
     converted = convert(source, architecture_of(source), 256)
     model = GPT(**converted.architecture).eval()
     model.load_state_dict(converted.state)
@@ -697,7 +697,7 @@ def test_what_was_written_wrong_is_said(command: Command, in_tmp: Path, monkeypa
         raise InputError(f"{path}: checksum mismatch")
 
     random_gpt2().save_pretrained("hf")
-    monkeypatch.setattr("gpt_lightning.weights.read_checkpoint", damaged)
+    monkeypatch.setattr("gpt_lightning.checkpoints.conversion.importing.read_checkpoint", damaged)
 
     result = command("import", "--from", "hf", "--tokenizer", "bytes", "--output", "in.ckpt")
 
@@ -729,7 +729,7 @@ def test_a_repository_is_fetched_once(command: Command, in_tmp: Path, monkeypatc
         return str(Path("cache") / file)
 
     hub(monkeypatch, download)
-    monkeypatch.setattr(sources, "_reach_hub", lambda: None)
+    monkeypatch.setattr(readers, "_reach_hub", lambda: None)
 
     ours = imported(command, "openai-community/gpt2")
     Path("in.ckpt").unlink()
@@ -773,7 +773,7 @@ def test_a_repository_that_is_not_there(command: Command, in_tmp: Path, monkeypa
         raise RepositoryNotFoundError("404", response=types.SimpleNamespace(headers={}, request=None))  # type: ignore[arg-type]
 
     hub(monkeypatch, download)
-    monkeypatch.setattr(sources, "_reach_hub", lambda: None)
+    monkeypatch.setattr(readers, "_reach_hub", lambda: None)
 
     result = command("import", "--from", "nobody/nothing", "--output", "in.ckpt")
 
@@ -796,17 +796,17 @@ def test_a_file_that_cannot_be_read(in_tmp: Path, monkeypatch: pytest.MonkeyPatc
         raise PermissionError(13, "Permission denied", "model.pth")
 
     Path("model.pth").write_bytes(b"x")
-    monkeypatch.setattr(sources, "_open_pickle", refuse)
+    monkeypatch.setattr(readers, "_open_pickle", refuse)
 
     with pytest.raises(MachineError, match="model.pth: permission denied"):
-        sources.open_source("model.pth")
+        readers.open_source("model.pth")
 
 
 def test_weights_that_are_there_twice_are_refused(tmp_path: Path) -> None:
     torch.save({"tok_emb.weight": torch.ones(3, 2), "module.tok_emb.weight": torch.zeros(3, 2)}, tmp_path / "two.pth")
 
     with pytest.raises(InputError, match="two.pth: holds weights twice, under names that differ in their prefix only"):
-        sources.open_source(str(tmp_path / "two.pth"))
+        readers.open_source(str(tmp_path / "two.pth"))
 
 
 @pytest.mark.parametrize(("offset", "bit"), [(10, 8), (8, 1)])
@@ -817,4 +817,4 @@ def test_a_flipped_bit_in_a_plain_files_directory_is_seen(tmp_path: Path, offset
     (tmp_path / "model.pth").write_bytes(data)
 
     with pytest.raises(InputError, match="model.pth: not a complete checkpoint"):
-        sources.open_source(str(tmp_path / "model.pth"))
+        readers.open_source(str(tmp_path / "model.pth"))

@@ -1,11 +1,6 @@
-"""`import`: GPT-2's weights from other programs' files, as a checkpoint of this one.
+"""Weights of other programs as a checkpoint of this one.
 
-    python -m gpt_lightning import --from SOURCE --output FILE.ckpt
-
-SOURCE is a folder with model.safetensors and config.json as Hugging Face has them, one such file, the name of
-a repository there (openai-community/gpt2; needs the extra hub), the book's model.pth or
-model_and_optimizer.pth, or nanoGPT's ckpt.pt. The format is known by its names and shapes. One weight is read
-at a time: the memory is that of the model and its largest weight.
+One weight is read at a time: the memory is that of the model and its largest weight.
 """
 
 from __future__ import annotations
@@ -22,15 +17,16 @@ import torch
 from torch import Tensor
 
 import gpt_lightning
-from gpt_lightning.archive import FORMAT, WEIGHTS_PREFIX, read_checkpoint, write_checkpoint
+from gpt_lightning.checkpoints.conversion.key_maps import HEAD, NANOGPT, POSITIONS
+from gpt_lightning.checkpoints.conversion.readers import Source, open_source
+from gpt_lightning.checkpoints.io import read_checkpoint, write_checkpoint
+from gpt_lightning.checkpoints.metadata import FORMAT, WEIGHTS_PREFIX
 from gpt_lightning.console import PROGRAM
 from gpt_lightning.data.tokenizer import load_tokenizer
 from gpt_lightning.errors import InputError, MachineError, Parser
 from gpt_lightning.files import check_absent
-from gpt_lightning.layouts import HEAD, NANOGPT, POSITIONS
 from gpt_lightning.models.config import ARCHITECTURE, check_architecture
 from gpt_lightning.models.gpt import parameter_shapes
-from gpt_lightning.sources import Source, open_source
 from gpt_lightning.validation import require_integer
 
 PUBLISHED_HEADS = {(768, 12): 12, (1024, 24): 16, (1280, 36): 20, (1600, 48): 25}  # (emb_dim, n_layers) of GPT-2

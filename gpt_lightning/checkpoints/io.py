@@ -1,7 +1,7 @@
-"""The file of a checkpoint: verified when read, written whole or not at all. Plain torch, no Lightning.
+"""The file of a checkpoint: verified when it is read, written atomically.
 
-A zip file of `torch.save` with the checksum of all that is before it as its comment, so that one flipped bit
-is seen; everything in it loads with `weights_only=True`. What the content means is said in `checkpoint.py`.
+A zip file of `torch.save` with the checksum of everything before it as its comment, so that a single flipped bit
+is detected. Everything in it loads with `weights_only=True`.
 """
 
 from __future__ import annotations
@@ -12,31 +12,15 @@ import pickle
 import zipfile
 import zlib
 from pathlib import Path
-from types import NoneType
 from typing import IO, Any
 
 import torch
 
+from gpt_lightning.checkpoints.metadata import FORMAT, PLAIN, SCHEMA, check_schema
 from gpt_lightning.errors import InputError, MachineError
 from gpt_lightning.files import find_os_error
 from gpt_lightning.runs.folder import BEST, LAST
 
-FORMAT = 1
-PLAIN = (NoneType, bool, int, float, str, list, dict)
-SCHEMA = {
-    "global_step": int,
-    "state_dict": dict,
-    "hyper_parameters": dict,
-    "datamodule_hyper_parameters": dict,
-    "gpt_lightning": {
-        "versions": dict,
-        "text": {"name": str, "sha256": str, "characters": int, "tokens": int, "val_sha256": (str, NoneType)},
-        "progress": {"epochs": int, "steps": int, "tokens_seen": int},
-        "evaluated": dict,
-        "fit": dict,
-    },
-}
-WEIGHTS_PREFIX = "model."
 COMMENT_LENGTH_BYTES = 2  # in which a zip file ends, before its comment
 
 
@@ -171,15 +155,6 @@ class _SummedZip:
         """Writes the comment."""
         assert self._held == bytes(COMMENT_LENGTH_BYTES)
         self._file.write(_end(self._checksum))
-
-
-def check_schema(content: dict[str, Any], schema: dict[str, Any], name: str, prefix: str = "") -> None:
-    """Raises `InputError` where nested settings are missing or of the wrong type."""
-    for key, expected in schema.items():
-        if key not in content or not isinstance(content[key], dict if isinstance(expected, dict) else expected):
-            raise InputError(f"{name}: {prefix}{key} is missing or of the wrong type")
-        if isinstance(expected, dict):
-            check_schema(content[key], expected, name, f"{prefix}{key}.")
 
 
 def write_checkpoint(content: dict[str, Any], path: Path, previous: Path | None = None) -> None:

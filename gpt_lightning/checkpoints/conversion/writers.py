@@ -6,42 +6,23 @@ import itertools
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gpt_lightning.archive import check_sums
+from gpt_lightning.checkpoints.conversion.key_maps import BOOK, GGUF, HEAD, HUGGING_FACE, OURS, Layout, split_name
+from gpt_lightning.checkpoints.conversion.readers import SAFETENSORS, Source
+from gpt_lightning.checkpoints.io import check_sums
+from gpt_lightning.checkpoints.loading import Trained
 from gpt_lightning.console import PROGRAM
 from gpt_lightning.data.tokenizer import END_OF_TEXT, load_tokenizer, published_files
-from gpt_lightning.layouts import BOOK, GGUF, HEAD, HUGGING_FACE, OURS, Layout, split_name
 from gpt_lightning.models.gpt import parameter_shapes
-from gpt_lightning.sources import SAFETENSORS, Source
 
 NORMAL, CONTROL, UNUSED = 1, 3, 5  # llama.cpp's kinds of tokens
 MOMENTS = ("exp_avg", "exp_avg_sq")
 OPTIMIZED = ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize")
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a checkpoint holds, the file being the memory of its tensors.
-
-    Attributes:
-        name: The checkpoint's file.
-        architecture: The settings `model.*` that build its network.
-        tokenizer: Its name.
-        state: Our name -> weight.
-        content: Everything.
-    """
-
-    name: str
-    architecture: dict[str, Any]
-    tokenizer: str
-    state: dict[str, Tensor]
-    content: dict[str, Any]
 
 
 def tensors_of(trained: Trained, layout: Layout, *, head: bool, biases: bool) -> dict[str, Tensor]:
