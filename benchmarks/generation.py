@@ -28,8 +28,9 @@ import torch
 from peers import BookGPT, Shape, our_gpt, transformers_gpt
 from workers import Worker
 
-from gpt_lightning.generation import Sampling, generate
-from gpt_lightning.packing import pack
+from gpt_lightning.inference.generate import generate
+from gpt_lightning.inference.packed_linear import pack
+from gpt_lightning.inference.sampling import Sampling
 
 PROMPT = [6109, 3626, 6100, 345]
 GPT2 = Shape(context_length=1024, drop_rate=0.0)

@@ -22,14 +22,14 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from tqdm import tqdm
 
-from gpt_lightning.completion import complete_all
 from gpt_lightning.console import say, warn
 from gpt_lightning.data.datamodule import TextDataModule
 from gpt_lightning.data.tokenizer import Tokenizer
 from gpt_lightning.data.windows import Batch
 from gpt_lightning.errors import DivergedError, InputError
 from gpt_lightning.files import append_row, read_rows
-from gpt_lightning.generation import Sampling
+from gpt_lightning.inference.completion import complete_all
+from gpt_lightning.inference.sampling import Sampling
 from gpt_lightning.models.loss import perplexity
 from gpt_lightning.module import GPTModule
 from gpt_lightning.runs.figures import loss_figure, read_curve, save_figure

@@ -29,17 +29,17 @@ from gpt_lightning import report
 from gpt_lightning.check import check
 from gpt_lightning.checkpoint import AtomicCheckpointIO, check_same_text, load_weights
 from gpt_lightning.checkpoints.io import read_checkpoint
-from gpt_lightning.completion import check_prompt, complete_all
 from gpt_lightning.console import PROGRAM, say, warn
 from gpt_lightning.data.datamodule import TextDataModule
 from gpt_lightning.data.sources import absolute, short_name
 from gpt_lightning.data.tokenizer import load_tokenizer
 from gpt_lightning.errors import InputError
-from gpt_lightning.generation import Sampling
 from gpt_lightning.hardware import PRECISIONS, choose_precision
+from gpt_lightning.inference.completion import check_prompt, complete_all
+from gpt_lightning.inference.packed_linear import pack
+from gpt_lightning.inference.sampling import Sampling
 from gpt_lightning.models.config import ARCHITECTURE
 from gpt_lightning.module import GPTModule
-from gpt_lightning.packing import pack
 from gpt_lightning.prompting import check_sources, predict
 from gpt_lightning.runs.folder import launched_by_others
 from gpt_lightning.settings import (

@@ -25,7 +25,8 @@ from gpt_lightning.data.text import read_text
 from gpt_lightning.data.tokenizer import load_tokenizer
 from gpt_lightning.data.windows import Windows
 from gpt_lightning.errors import InputError, Parser
-from gpt_lightning.generation import Sampling, evaluation_mode, next_token_probs, sample_next_token
+from gpt_lightning.inference.generate import evaluation_mode
+from gpt_lightning.inference.sampling import Sampling, next_token_probs, sample_next_token
 from gpt_lightning.models.gpt import GPT
 from gpt_lightning.models.loss import cross_entropy, perplexity
 from gpt_lightning.runs.figures import bar_figure, save_figure

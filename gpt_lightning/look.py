@@ -18,12 +18,13 @@ from pathlib import Path
 
 import torch
 
-from gpt_lightning.completion import check_prompt, complete_all, warn_of_length
 from gpt_lightning.console import PROGRAM, table
 from gpt_lightning.errors import InputError, Parser
 from gpt_lightning.explain import candidates, draw_bars
-from gpt_lightning.generation import Sampling, evaluation_mode
-from gpt_lightning.interface import TrainedGPT, load
+from gpt_lightning.inference.completion import check_prompt, complete_all, warn_of_length
+from gpt_lightning.inference.generate import evaluation_mode
+from gpt_lightning.inference.pretrained import TrainedGPT, load
+from gpt_lightning.inference.sampling import Sampling
 from gpt_lightning.settings import is_typed
 from gpt_lightning.validation import require_integer
 

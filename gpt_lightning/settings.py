@@ -12,9 +12,9 @@ from typing import Any
 import yaml
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 
-from gpt_lightning.completion import check_prompt
 from gpt_lightning.errors import InputError, MachineError, describe_os_error
 from gpt_lightning.hardware import PRECISIONS, check_device
+from gpt_lightning.inference.completion import check_prompt
 from gpt_lightning.runs.folder import launched_by_others
 from gpt_lightning.validation import require, require_integer, require_number
 

@@ -12,7 +12,8 @@ from conftest import STORY, Result
 from torch.nn import functional as F
 
 from gpt_lightning.errors import InputError
-from gpt_lightning.interface import load, train
+from gpt_lightning.inference.pretrained import load
+from gpt_lightning.interface import train
 
 Command = Callable[..., Result]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import Result
 
-from gpt_lightning.interface import load
+from gpt_lightning.inference.pretrained import load
 
 Command = Callable[..., Result]
 

@@ -18,7 +18,8 @@ from gpt_lightning.data.datamodule import TextDataModule
 from gpt_lightning.data.text import read_text, remove_empty_lines
 from gpt_lightning.data.tokenizer import load_tokenizer, text_to_token_ids, token_ids_to_text
 from gpt_lightning.data.windows import TrainOrder, Windows
-from gpt_lightning.generation import Sampling, generate, keep_top_k, next_token_probs, sample_next_token
+from gpt_lightning.inference.generate import generate
+from gpt_lightning.inference.sampling import Sampling, keep_top_k, next_token_probs, sample_next_token
 from gpt_lightning.models.config import count_parameters
 from gpt_lightning.models.gpt import GPT
 from gpt_lightning.models.loss import cross_entropy, perplexity

@@ -17,8 +17,8 @@ import pytest
 from conftest import Result
 
 from gpt_lightning.errors import InputError
-from gpt_lightning.interface import load
-from gpt_lightning.prompting import open_output
+from gpt_lightning.inference.batch import open_output
+from gpt_lightning.inference.pretrained import load
 
 Command = Callable[..., Result]
 SETTINGS = ("--sampling.max_new_tokens=5", "--sampling.temperature=1", "--sampling.num_samples=2")

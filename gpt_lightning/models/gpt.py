@@ -30,7 +30,7 @@ def parameter_shapes(architecture: dict[str, Any]) -> dict[str, tuple[int, ...]]
 
 
 class Cache(Protocol):
-    """Keys and values of the tokens that were already read; see `generation.KVCache`."""
+    """Keys and values of the tokens that were already read; see `inference.kv_cache.KVCache`."""
 
     lengths: list[int]
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gpt_lightning.errors import InputError
-from gpt_lightning.generation import KVCache
+from gpt_lightning.inference.kv_cache import KVCache
 from gpt_lightning.models.gpt import GPT
 from gpt_lightning.models.layers import QUERIES, Dropout, WideLinear, attend
 

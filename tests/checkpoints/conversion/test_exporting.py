@@ -33,7 +33,7 @@ from gpt_lightning.checkpoints.io import read_checkpoint
 from gpt_lightning.checkpoints.loading import open_checkpoint
 from gpt_lightning.data.tokenizer import load_tokenizer
 from gpt_lightning.errors import MachineError
-from gpt_lightning.interface import load
+from gpt_lightning.inference.pretrained import load
 from gpt_lightning.models.loss import cross_entropy
 
 transformers.logging.set_verbosity_error()

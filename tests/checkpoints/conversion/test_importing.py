@@ -29,8 +29,8 @@ from gpt_lightning.data.datamodule import TextDataModule
 from gpt_lightning.data.tokenizer import load_tokenizer
 from gpt_lightning.errors import InputError, MachineError
 from gpt_lightning.files import read_rows
-from gpt_lightning.generation import KVCache
-from gpt_lightning.interface import load
+from gpt_lightning.inference.kv_cache import KVCache
+from gpt_lightning.inference.pretrained import load
 from gpt_lightning.models.gpt import GPT
 from gpt_lightning.models.loss import cross_entropy
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from gpt_lightning.generation import Sampling, generate
+from gpt_lightning.inference.generate import generate
+from gpt_lightning.inference.packed_linear import PackedLinear, is_packable, pack
+from gpt_lightning.inference.sampling import Sampling
 from gpt_lightning.models.gpt import GPT
-from gpt_lightning.packing import PackedLinear, is_packable, pack
 
 
 @pytest.mark.parametrize("bias", [True, False])

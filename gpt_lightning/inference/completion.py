@@ -14,7 +14,8 @@ from typing import TypeVar
 from gpt_lightning.console import warn
 from gpt_lightning.data.tokenizer import END_OF_TEXT, Tokenizer
 from gpt_lightning.errors import InputError
-from gpt_lightning.generation import Sampling, generate
+from gpt_lightning.inference.generate import generate
+from gpt_lightning.inference.sampling import Sampling
 from gpt_lightning.models.gpt import GPT
 
 T = TypeVar("T")
@@ -29,7 +30,7 @@ class CompletedText:
         completion: What follows it, up to the first of the stop strings.
         completion_ids: All new tokens, those of a stop string among them.
         log_probs: Of each, the logarithm of the probability that the model itself gave it.
-        finish_reason: length, eos, stop (a stop string) or exhausted; see `generation.Completion`.
+        finish_reason: length, eos, stop (a stop string) or exhausted; see `inference.generate.Completion`.
         seed: That it was drawn from.
     """
 

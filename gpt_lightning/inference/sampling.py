@@ -1,7 +1,6 @@
-"""Next-token sampling, the completion loop and its key-value cache: ids in, ids out.
+"""How the next token is chosen. Nothing here touches the global random state.
 
-Shapes as in models/gpt.py: B batch, T tokens, V vocabulary. Sampling has its own generators and leaves the
-global random state, the training mode and the model as it found them.
+Shapes: B batch, V vocabulary.
 
 The next token is chosen in this order, each step only where its setting asks for it:
 
@@ -21,17 +20,14 @@ order of those two changes no probability.
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
+from torch import Tensor
 
 from gpt_lightning.errors import InputError
-from gpt_lightning.models.gpt import GPT
 from gpt_lightning.validation import require, require_integer, require_number
 
 GREEDY_BELOW = 1e-6  # a smaller temperature is 0: dividing by it would leave the range of float32
@@ -127,22 +123,6 @@ class Sampling:
     def generator(self, sample: int = 0) -> torch.Generator:
         """What sample number `sample` of a prompt draws from."""
         return torch.Generator().manual_seed(self.seed + sample)
-
-
-@contextlib.contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout and gradients off; afterwards every module has the mode it had."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-# ---- choosing a token
 
 
 def penalize_repetition(logits: Tensor, seen_ids: Sequence[int], penalty: float) -> Tensor:
@@ -249,206 +229,3 @@ def sample_next_token(logits: Tensor, sampling: Sampling, generators: Sequence[t
     probs = next_token_probs(logits.float().cpu(), sampling).nan_to_num(nan=1.0)  # not a number: no chances
     drawn = [torch.multinomial(row, 1, generator=generator) for row, generator in zip(probs, generators, strict=True)]
     return torch.cat(drawn)
-
-
-# ---- reading what was written
-
-
-class KVCache:
-    """Keys and values of every layer for the tokens read so far, in memory allocated once.
-
-    Each row has its tokens in the places from 0 on. Rows of different lengths are read together at first, the
-    shorter ones padded at their ends, where no token of theirs looks; then a token at a time.
-
-    Args:
-        max_tokens: The most tokens of a row that it will hold.
-
-    Attributes:
-        lengths: Tokens of each row; after a padded read to be set to the true ones. Empty before the first.
-    """
-
-    def __init__(self, max_tokens: int) -> None:
-        self.lengths: list[int] = []
-        self._max_tokens = max_tokens
-        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
-        self._places: slice | tuple[Tensor, Tensor] = slice(0)  # of the tokens that are being read
-        self._end = 0  # behind the last of them
-        self._mask: Tensor | None = None
-
-    def start_reading(self, token_ids: Tensor) -> Tensor:
-        """Makes room for (B, T) new tokens and returns their positions, (1, T) or (B, 1)."""
-        B, T = token_ids.shape
-        lengths = self.lengths or [0] * B
-        assert T == 1 or not self.lengths
-        self._end = max(lengths) + T
-        self.lengths = [length + T for length in lengths]
-        if min(lengths) == max(lengths):
-            self._places, self._mask = slice(lengths[0], self._end), None
-            return torch.arange(lengths[0], self._end, device=token_ids.device)[None]
-        places = torch.tensor(lengths, device=token_ids.device)
-        self._places = torch.arange(B, device=token_ids.device), places
-        self._mask = (torch.arange(self._end, device=token_ids.device) <= places[:, None])[:, None, None]
-        return places[:, None]
-
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Takes (B, H, T, K) of the new tokens, returns those of all, and a mask of what each row may look at.
-
-        Returns:
-            Keys and values (B, H, longest row, K), and (B, 1, 1, longest row) or None where all are as long.
-        """
-        if layer not in self._layers:
-            B, H, _, K = keys.shape  # zeros: what is masked is multiplied by 0 and must be a number
-            self._layers[layer] = (
-                keys.new_zeros(B, H, self._max_tokens, K),
-                values.new_zeros(B, H, self._max_tokens, K),
-            )
-        for memory, new in zip(self._layers[layer], (keys, values), strict=True):
-            if isinstance(self._places, slice):
-                memory[:, :, self._places] = new
-            else:
-                rows, places = self._places
-                memory[rows, :, places] = new[:, :, 0]
-        all_keys, all_values = (memory[:, :, : self._end] for memory in self._layers[layer])
-        return all_keys, all_values, self._mask
-
-    def keep(self, rows: list[int]) -> None:
-        """Forgets all rows but these."""
-        self.lengths = [self.lengths[row] for row in rows]
-        self._layers = {layer: (keys[rows], values[rows]) for layer, (keys, values) in self._layers.items()}
-
-
-class Reader:
-    """Gives the features behind the last token of growing rows, and reads each token as seldom as it can.
-
-    While a row fits into the context, the cache means that each of its tokens is read once. Beyond it the model
-    sees the last context_length tokens. Its positions are learned: each token that is added moves every other one
-    to another position, which changes its keys and values in all layers, so the whole window is read anew. (Dropping
-    half of the window now and then instead would be faster, and would give other texts than the model's.)
-
-    Args:
-        model: In evaluation mode.
-        max_tokens: The longest that a row will get.
-    """
-
-    def __init__(self, model: GPT, max_tokens: int) -> None:
-        self._model = model
-        self._device = model.tok_emb.weight.device
-        self._cache = KVCache(min(max_tokens, model.context_length))
-        self._cached: list[list[int]] = []  # the rows that the cache holds
-
-    def read(self, rows: list[list[int]]) -> Tensor:
-        """Features (B, D) behind the last token of each row.
-
-        Args:
-            rows: At first any; then some of them, each longer by one token.
-        """
-        context = self._model.context_length
-        if not self._cached:
-            self._cached = list(rows)
-            windows = [row[-context:] for row in rows]
-            features = self._read_windows(windows, self._cache)
-            self._cache.lengths = [len(window) for window in windows]
-            return features
-        inside = [i for i, row in enumerate(rows) if len(row) <= context]
-        beyond = [i for i, row in enumerate(rows) if len(row) > context]
-        weight = self._model.pos_emb.weight  # (context, D)
-        features = weight.new_empty(len(rows), weight.shape[1])
-        if inside:
-            self._drop_all_but([rows[i] for i in inside])
-            new_ids = torch.tensor([rows[i][-1:] for i in inside], device=self._device)
-            features[inside] = self._model.features(new_ids, self._cache)[:, 0]
-        if beyond:
-            features[beyond] = self._read_windows([rows[i][-context:] for i in beyond], None)
-        return features
-
-    def _read_windows(self, windows: list[list[int]], cache: KVCache | None) -> Tensor:
-        ids = pad_sequence([torch.tensor(window) for window in windows], batch_first=True).to(self._device)
-        last = torch.tensor([len(window) - 1 for window in windows], device=self._device)
-        return self._model.features(ids, cache)[torch.arange(len(windows), device=self._device), last]
-
-    def _drop_all_but(self, rows: list[list[int]]) -> None:
-        if len(rows) < len(self._cached):
-            wanted = {id(row) for row in rows}
-            self._cache.keep([i for i, row in enumerate(self._cached) if id(row) in wanted])
-            self._cached = rows
-
-
-# ---- the loop
-
-
-@dataclass
-class Completion:
-    """What the model added to a prompt.
-
-    Attributes:
-        token_ids: Without the prompt, and without the id that ended it.
-        log_probs: Of each, the logarithm of the probability that the model itself gave it, before all settings.
-        finish_reason: length (max_new_tokens), eos (an eos_id), stop (the listener said so) or exhausted (no token
-            was left that no_repeat_ngram_size allows). Empty while it goes on.
-    """
-
-    token_ids: list[int] = field(default_factory=list)
-    log_probs: list[float] = field(default_factory=list)
-    finish_reason: str = ""
-
-
-Listener = Callable[[int, int], bool]
-
-
-def generate(
-    model: GPT,
-    prompts: Sequence[Sequence[int]],
-    sampling: Sampling,
-    samples: Sequence[int] | None = None,
-    listener: Listener | None = None,
-) -> list[Completion]:
-    """Continues prompts of any lengths together, each until an eos_id, max_new_tokens or the listener's word.
-
-    A row gets what it would get alone: it has its own generator, and its logits differ from those that it would
-    have alone by no more than the rounding of sums in another order. So its tokens are the same unless two
-    candidates are as close as that (about one in 10^6 of the logits in float32, one in 100 in bfloat16).
-
-    Args:
-        model: Any mode; it is put back.
-        prompts: Token ids of each row, at least one.
-        sampling: See there; of stop_strings, num_samples and batch_size it knows nothing.
-        samples: The number of each row among the samples of its prompt; None for 0.
-        listener: Called with the row and the id of each new token; whether the row ends with it.
-
-    Returns:
-        A completion per row.
-    """
-    completions = [Completion() for _ in prompts]
-    texts = [list(prompt) for prompt in prompts]  # prompt and completion
-    generators = [sampling.generator(sample) for sample in samples or [0] * len(prompts)]
-    looks_back = sampling.repetition_penalty != 1 or sampling.no_repeat_ngram_size is not None
-    with evaluation_mode(model):
-        reader = Reader(model, max(map(len, texts)) + sampling.max_new_tokens)
-        running = list(range(len(texts)))
-        while running:
-            logits = model.out_head(reader.read([texts[row] for row in running])).float()  # (B, V)
-            new_tokens = len(completions[running[0]].token_ids)
-            choices = logits
-            if looks_back or new_tokens < sampling.min_new_tokens:
-                rows = zip(logits, running, strict=True)
-                choices = torch.stack([adjust_logits(one, texts[row], new_tokens, sampling) for one, row in rows])
-            new_ids = sample_next_token(choices, sampling, [generators[row] for row in running])[:, None]  # (B, 1)
-            new_ids = new_ids.to(logits.device)
-            chances = choices.gather(-1, new_ids)[:, 0].tolist()
-            log_probs = (logits.gather(-1, new_ids)[:, 0] - logits.logsumexp(-1)).tolist()
-            for row, token_id, chance, log_prob in zip(
-                running, new_ids[:, 0].tolist(), chances, log_probs, strict=True
-            ):
-                completion = completions[row]
-                if chance == -math.inf or token_id in sampling.eos_ids:
-                    completion.finish_reason = "exhausted" if chance == -math.inf else "eos"
-                    continue
-                texts[row].append(token_id)
-                completion.token_ids.append(token_id)
-                completion.log_probs.append(log_prob)
-                if listener is not None and listener(row, token_id):
-                    completion.finish_reason = "stop"
-                elif len(completion.token_ids) == sampling.max_new_tokens:
-                    completion.finish_reason = "length"
-            running = [row for row in running if not completions[row].finish_reason]
-    return completions

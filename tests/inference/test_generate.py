@@ -10,16 +10,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt_lightning.completion import TextStream, complete_all, in_batches
 from gpt_lightning.data.tokenizer import ByteTokenizer
 from gpt_lightning.errors import InputError
-from gpt_lightning.generation import (
-    Completion,
-    KVCache,
+from gpt_lightning.inference.completion import TextStream, complete_all, in_batches
+from gpt_lightning.inference.generate import Completion, evaluation_mode, generate
+from gpt_lightning.inference.kv_cache import KVCache
+from gpt_lightning.inference.sampling import (
     Sampling,
     adjust_logits,
-    evaluation_mode,
-    generate,
     keep_min_p,
     keep_top_k,
     keep_top_p,

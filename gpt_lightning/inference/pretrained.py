@@ -1,0 +1,92 @@
+"""A trained model with its tokenizer, from a checkpoint."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gpt_lightning.checkpoint import load_weights
+from gpt_lightning.checkpoints.io import read_checkpoint
+from gpt_lightning.data.tokenizer import Tokenizer, load_tokenizer, text_to_token_ids
+from gpt_lightning.errors import InputError
+from gpt_lightning.inference.completion import CompletedText, complete_all
+from gpt_lightning.inference.generate import evaluation_mode
+from gpt_lightning.inference.sampling import Sampling
+from gpt_lightning.models.config import ARCHITECTURE
+from gpt_lightning.models.gpt import GPT
+from gpt_lightning.models.loss import cross_entropy
+from gpt_lightning.module import GPTModule
+
+
+@dataclass(frozen=True)
+class TrainedGPT:
+    """A model and its tokenizer.
+
+    Attributes:
+        model: In evaluation mode; `.to(device)` moves it.
+        tokenizer: That it was trained with.
+    """
+
+    model: GPT
+    tokenizer: Tokenizer
+
+    def complete(self, prompt: str, **sampling: Any) -> str:
+        """What the model adds to a prompt; of several samples the first. See `complete_all`."""
+        return self.complete_all([prompt], **sampling)[0].completion
+
+    def complete_all(self, prompts: Sequence[str], **sampling: Any) -> list[CompletedText]:
+        """Every completion of every prompt, with its ids, log-probabilities and why it ended.
+
+        Args:
+            prompts: Any texts but empty ones.
+            sampling: Fields of `inference.sampling.Sampling`: max_new_tokens, temperature, top_k, num_samples, seed ...
+
+        Raises:
+            InputError: A prompt is empty, or a field is unknown or out of range.
+        """
+        unknown = sorted(set(sampling) - set(Sampling.__dataclass_fields__))
+        if unknown:
+            raise InputError(f"unknown setting {unknown[0]!r}; sampling has {', '.join(Sampling.__dataclass_fields__)}")
+        return list(complete_all(self.model, self.tokenizer, prompts, Sampling(**sampling)))
+
+    def loss(self, text: str) -> float:
+        """Mean loss in nats per token over all tokens of a text but the first, which nothing predicts.
+
+        The text is read in pieces of context_length tokens, the last one as short as it comes; `validate`
+        counts whole windows only.
+
+        Raises:
+            InputError: The text has fewer than two tokens.
+        """
+        token_ids = text_to_token_ids(text, self.tokenizer).to(self.model.tok_emb.weight.device)  # (1, T)
+        predicted = token_ids.shape[1] - 1
+        if predicted < 1:
+            raise InputError(f"the loss of a text needs at least 2 tokens, got {token_ids.shape[1]}")
+        total = torch.zeros((), dtype=torch.float64)
+        with evaluation_mode(self.model):
+            for start in range(0, predicted, self.model.context_length):
+                piece = token_ids[:, start : start + self.model.context_length + 1]
+                losses = cross_entropy(self.model(piece[:, :-1]), piece[:, 1:])
+                total += losses.double().sum().cpu()
+        return total.item() / predicted
+
+
+def load(checkpoint: str | os.PathLike[str]) -> TrainedGPT:
+    """The model of a checkpoint, on the CPU.
+
+    Raises:
+        InputError: See `checkpoints.io.read_checkpoint`.
+    """
+    name = os.fspath(checkpoint)
+    content = read_checkpoint(name)
+    own, tokenizer = content["hyper_parameters"], content["datamodule_hyper_parameters"].get("tokenizer")
+    try:
+        module = GPTModule(**{key: own.get(key) for key in ARCHITECTURE})
+        load_weights(module, content, name)
+        return TrainedGPT(module.model.eval(), load_tokenizer(str(tokenizer)))
+    except TypeError as error:  # a setting of another type
+        raise InputError(f"{name}: {error}") from None
