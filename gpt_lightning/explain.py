@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from gpt_lightning.console import PROGRAM, table
 from gpt_lightning.data.corpus import split_text
@@ -25,11 +24,11 @@ from gpt_lightning.data.text import read_text
 from gpt_lightning.data.tokenizer import load_tokenizer
 from gpt_lightning.data.windows import Windows
 from gpt_lightning.errors import InputError, Parser
+from gpt_lightning.evaluation.next_token import candidates, draw_bars
 from gpt_lightning.inference.generate import evaluation_mode
-from gpt_lightning.inference.sampling import Sampling, next_token_probs, sample_next_token
+from gpt_lightning.inference.sampling import Sampling
 from gpt_lightning.models.gpt import GPT
 from gpt_lightning.models.loss import cross_entropy, perplexity
-from gpt_lightning.runs.figures import bar_figure, save_figure
 
 SEED = 123
 SENTENCE = "World War I or the First"
@@ -148,54 +147,6 @@ def explain_loss() -> None:
 def _print_mean(probs: Sequence[float]) -> None:
     mean = sum(map(math.log, probs)) / len(probs)
     print(f"  mean of the logarithms {mean:.4f}; loss {-mean:.4f}; perplexity {perplexity(-mean):,.4f}")
-
-
-def count_draws(logits: Tensor, sampling: Sampling, draws: int) -> list[int]:
-    """How often each token is chosen, drawn again and again from one generator.
-
-    Args:
-        logits: (1, V).
-        sampling: Its seed is where the draws start.
-        draws: Number of draws.
-    """
-    generators = [sampling.generator()]
-    drawn = torch.cat([sample_next_token(logits, sampling, generators) for _ in range(draws)])
-    return torch.bincount(drawn, minlength=logits.shape[-1]).tolist()
-
-
-def candidates(
-    words: Sequence[str], logits: Tensor, settings: Sequence[Sampling], draws: int, ids: Sequence[int]
-) -> str:
-    """A row per token: its logit and, for each setting, its probability and how often it was drawn.
-
-    Args:
-        words: Of the tokens that are shown.
-        logits: (1, V).
-        settings: With temperatures above 0.
-        draws: Of each.
-        ids: Of the tokens that are shown.
-    """
-    header, columns = ["", "logit"], [list(words), [f"{logits[0, i].item():.4f}" for i in ids]]
-    for one in settings:
-        probs, counts = next_token_probs(logits, one)[0, list(ids)], count_draws(logits, one, draws)
-        header += [_describe(one), "drawn"]
-        columns += [[f"{prob:.4e}" if 0 < prob < 1e-3 else f"{prob:.4f}" for prob in probs.tolist()]]
-        columns += [[str(counts[i]) for i in ids]]
-    return table("<" + ">" * (len(header) - 1), header, list(zip(*columns, strict=True)))
-
-
-def draw_bars(
-    words: Sequence[str], logits: Tensor, settings: Sequence[Sampling], path: Path, ids: Sequence[int]
-) -> None:
-    """The documents' bar figure of tokens under settings, as PDF and PNG; prints where. Arguments as `candidates`."""
-    series = {_describe(one): next_token_probs(logits, one)[0, list(ids)].tolist() for one in settings}
-    for written in save_figure(bar_figure(words, series), path):
-        print(f"  {written}")
-
-
-def _describe(sampling: Sampling) -> str:
-    top = "" if sampling.top_k is None else f", top {sampling.top_k}"
-    return f"T = {sampling.temperature:g}{top}"
 
 
 def explain_sampling(output: Path | None) -> None:

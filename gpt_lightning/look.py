@@ -20,7 +20,7 @@ import torch
 
 from gpt_lightning.console import PROGRAM, table
 from gpt_lightning.errors import InputError, Parser
-from gpt_lightning.explain import candidates, draw_bars
+from gpt_lightning.evaluation.next_token import candidates, draw_bars
 from gpt_lightning.inference.completion import check_prompt, complete_all, warn_of_length
 from gpt_lightning.inference.generate import evaluation_mode
 from gpt_lightning.inference.pretrained import TrainedGPT, load
