@@ -40,12 +40,14 @@ import yaml
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from gpt_lightning.__main__ import main
-from gpt_lightning.callbacks import Progress, Samples, Summary
-from gpt_lightning.checkpoint import AtomicCheckpointIO, RunCheckpoints
 from gpt_lightning.checkpoints.compare import compare_runs, first_difference
 from gpt_lightning.checkpoints.io import read_checkpoint
 from gpt_lightning.errors import InputError
-from gpt_lightning.module import GPTModule
+from gpt_lightning.training.callbacks.checkpointing import AtomicCheckpointIO, RunCheckpoints
+from gpt_lightning.training.callbacks.metrics import Summary
+from gpt_lightning.training.callbacks.progress import Progress
+from gpt_lightning.training.callbacks.samples import Samples
+from gpt_lightning.training.module import GPTModule
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS, STEPS_PER_EPOCH = 12, 4

@@ -185,7 +185,7 @@ def training_step(name: str, shape: Shape, precision: str) -> Callable[[], None]
     model: Any
     if name == "bare":
         from gpt_lightning.models.loss import cross_entropy
-        from gpt_lightning.training import keep_freed_memory
+        from gpt_lightning.training.fit import keep_freed_memory
 
         keep_freed_memory()  # `fit` does so too
         model = our_gpt(shape)

@@ -25,23 +25,17 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from gpt_lightning import report
-from gpt_lightning.check import check
-from gpt_lightning.checkpoint import AtomicCheckpointIO, check_same_text, load_weights
 from gpt_lightning.checkpoints.io import read_checkpoint
 from gpt_lightning.console import PROGRAM, say, warn
 from gpt_lightning.data.datamodule import TextDataModule
 from gpt_lightning.data.sources import absolute, short_name
 from gpt_lightning.data.tokenizer import load_tokenizer
 from gpt_lightning.errors import InputError
-from gpt_lightning.hardware import PRECISIONS, choose_precision
 from gpt_lightning.inference.completion import check_prompt, complete_all
 from gpt_lightning.inference.packed_linear import pack
 from gpt_lightning.inference.sampling import Sampling
 from gpt_lightning.models.config import ARCHITECTURE
-from gpt_lightning.module import GPTModule
 from gpt_lightning.prompting import check_sources, predict
-from gpt_lightning.runs.folder import launched_by_others
 from gpt_lightning.settings import (
     LINKS,
     TEXT_SETTINGS,
@@ -54,7 +48,14 @@ from gpt_lightning.settings import (
     named_classes,
     prepare_arguments,
 )
-from gpt_lightning.training import RunChoice, choose_run, train
+from gpt_lightning.training import summary
+from gpt_lightning.training.callbacks.checkpointing import AtomicCheckpointIO, load_weights
+from gpt_lightning.training.distributed import launched_by_others
+from gpt_lightning.training.dry_run import check
+from gpt_lightning.training.fit import train
+from gpt_lightning.training.hardware import PRECISIONS, choose_precision
+from gpt_lightning.training.module import GPTModule
+from gpt_lightning.training.resume import RunChoice, check_same_text, choose_run
 from gpt_lightning.validation import require, require_integer, require_number
 
 # Lightning's, less what the program decides itself.
@@ -430,7 +431,7 @@ class CLI(LightningCLI):
     # ---- commands
 
     def fit(self, model: GPTModule, datamodule: TextDataModule) -> None:
-        """Trains, see `training.train`; or says what training would come to."""
+        """Trains, see `training.fit.train`; or says what training would come to."""
         model.starts_from, self.starts_from = self.starts_from, None  # it gives the file back when it has read it
         if self.is_check:
             check(self.trainer, model, datamodule, self.settings, self.precision_reason)
@@ -487,7 +488,7 @@ class CLI(LightningCLI):
             else:
                 name = f"all of {short_name(data.source.path)}"
             loss, perplexity = model.evaluated[f"{metric}_loss"], model.evaluated[f"{metric}_perplexity"]
-            say(report.describe_evaluation(name, loss, perplexity, model.evaluated_tokens[metric], data.splits[split]))
+            say(summary.describe_evaluation(name, loss, perplexity, model.evaluated_tokens[metric], data.splits[split]))
 
     def predict(self, model: GPTModule, datamodule: TextDataModule) -> None:
         """Completes prompts; see `prompting`."""

@@ -13,9 +13,9 @@ import yaml
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 
 from gpt_lightning.errors import InputError, MachineError, describe_os_error
-from gpt_lightning.hardware import PRECISIONS, check_device
 from gpt_lightning.inference.completion import check_prompt
-from gpt_lightning.runs.folder import launched_by_others
+from gpt_lightning.training.distributed import launched_by_others
+from gpt_lightning.training.hardware import PRECISIONS, check_device
 from gpt_lightning.validation import require, require_integer, require_number
 
 MAX_CONFIG_BYTES = 1_000_000

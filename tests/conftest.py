@@ -76,7 +76,7 @@ def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(autouse=True)
 def _without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing is half of the time of a tiny run; `trained` and the real command lines draw."""
-    monkeypatch.setattr("gpt_lightning.callbacks.draw_losses", lambda *_: None)
+    monkeypatch.setattr("gpt_lightning.training.callbacks.metrics.draw_losses", lambda *_: None)
 
 
 def tiny_settings() -> dict[str, Any]:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 import gpt_lightning
 from gpt_lightning.__main__ import main
 from gpt_lightning.models.gpt import GPT
-from gpt_lightning.module import GPTModule
+from gpt_lightning.training.module import GPTModule
 
 Command = Callable[..., Result]
 

@@ -13,7 +13,7 @@ import torch
 import yaml
 from conftest import ROOT, STORY, Result
 
-from gpt_lightning.module import GPTModule
+from gpt_lightning.training.module import GPTModule
 
 Command = Callable[..., Result]
 ALL = sorted((ROOT / "configs").glob("*.yaml"))

@@ -23,7 +23,7 @@ from gpt_lightning.inference.sampling import Sampling, keep_top_k, next_token_pr
 from gpt_lightning.models.config import count_parameters
 from gpt_lightning.models.gpt import GPT
 from gpt_lightning.models.loss import cross_entropy, perplexity
-from gpt_lightning.module import GPTModule
+from gpt_lightning.training.module import GPTModule
 
 GPT2 = load_tokenizer("gpt2")
 INPUTS = torch.tensor([[16833, 3626, 6100], [40, 1107, 588]])  # "every effort moves", "I really like"

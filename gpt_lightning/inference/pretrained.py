@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from gpt_lightning.checkpoint import load_weights
 from gpt_lightning.checkpoints.io import read_checkpoint
 from gpt_lightning.data.tokenizer import Tokenizer, load_tokenizer, text_to_token_ids
 from gpt_lightning.errors import InputError
@@ -19,7 +18,8 @@ from gpt_lightning.inference.sampling import Sampling
 from gpt_lightning.models.config import ARCHITECTURE
 from gpt_lightning.models.gpt import GPT
 from gpt_lightning.models.loss import cross_entropy
-from gpt_lightning.module import GPTModule
+from gpt_lightning.training.callbacks.checkpointing import load_weights
+from gpt_lightning.training.module import GPTModule
 
 
 @dataclass(frozen=True)

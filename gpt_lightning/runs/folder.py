@@ -142,16 +142,6 @@ class Run:
             cut_events(path, step, tokens_seen)
 
 
-def launched_by_others() -> bool:
-    """Whether torchrun or SLURM starts the processes of this run."""
-    return "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get("SLURM_NTASKS", "1") != "1"
-
-
-def is_first_process() -> bool:
-    """Whether this is rank 0, as far as torchrun or SLURM have said."""
-    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) == 0
-
-
 def numbered_runs(name: str) -> list[Path]:
     """The numbered folders of runs/<name>, oldest first."""
     folder = RUNS / name

@@ -19,7 +19,7 @@ from gpt_lightning.errors import InputError, MachineError
 from gpt_lightning.files import append_row, read_rows
 from gpt_lightning.runs import folder
 from gpt_lightning.runs.folder import Run
-from gpt_lightning.training import choose_run
+from gpt_lightning.training.resume import choose_run
 
 Command = Callable[..., Result]
 

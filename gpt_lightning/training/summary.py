@@ -12,9 +12,45 @@ from gpt_lightning.data.corpus import Corpus
 from gpt_lightning.data.datamodule import Split, TextDataModule
 from gpt_lightning.data.sources import short_name
 from gpt_lightning.models.config import BYTES_PER_WEIGHT
-from gpt_lightning.module import GPTModule
+from gpt_lightning.runs.folder import Run
+from gpt_lightning.training.callbacks.checkpointing import RunCheckpoints
+from gpt_lightning.training.callbacks.progress import Progress
+from gpt_lightning.training.module import GPTModule
 
 STATES_PER_WEIGHT = 3  # a full checkpoint holds the weight and AdamW's two moments
+
+
+def farewell(
+    run: Run,
+    progress: Progress,
+    checkpoints: RunCheckpoints,
+    seconds: float,
+    flops: tuple[float, float | None],
+    prompt: str,
+) -> list[str]:
+    """How it went, and the command that samples from the result.
+
+    Args:
+        run: The folder.
+        progress: What was trained on.
+        checkpoints: What was saved.
+        seconds: That it took.
+        flops: Floating-point operations of a device for a token of the batch, and the most per second that
+            it is made for, None where unknown.
+        prompt: For the command.
+    """
+    speed = progress.session_tokens / max(progress.session_seconds, 1e-9)
+    per_token, peak = flops
+    utilization = "n/a" if peak is None else f"{100 * speed * per_token / peak:.1f} %"
+    return [
+        f"Training completed in {seconds / 60:.2f} minutes.",
+        f"{progress.tokens_seen:,} tokens seen, {speed:,.0f} tokens per second in the training steps "
+        f"(utilization of the peak rate {utilization}), "
+        f"{100 * checkpoints.saving_seconds / seconds:.1f} % of the time spent on saving.",
+        f"best.ckpt is of step {checkpoints.best_step} (Val loss {checkpoints.best_val_loss:.3f}), "
+        f"last.ckpt of step {checkpoints.saved_step}. To sample:",
+        "  " + predict_command(f"{run.shown}/checkpoints/best.ckpt", prompt),
+    ]
 
 
 def checkpoint_bytes(parameters: int) -> tuple[int, int]:

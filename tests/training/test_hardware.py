@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gpt_lightning import hardware
 from gpt_lightning.errors import InputError
-from gpt_lightning.hardware import bf16_speedup, check_device, choose_precision, peak_flops
+from gpt_lightning.training import hardware
+from gpt_lightning.training.hardware import bf16_speedup, check_device, choose_precision, peak_flops
 
 
 @pytest.mark.parametrize("cuda", [False, True])

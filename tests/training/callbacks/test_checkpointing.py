@@ -22,12 +22,14 @@ from lightning.pytorch import Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import gpt_lightning
-from gpt_lightning.checkpoint import AtomicCheckpointIO, RunCheckpoints, get_rng_states, load_weights, set_rng_states
 from gpt_lightning.checkpoints.compare import first_difference
 from gpt_lightning.checkpoints.io import read_checkpoint
 from gpt_lightning.errors import InputError, MachineError
 from gpt_lightning.files import read_rows
-from gpt_lightning.module import GPTModule, learning_rate_factor
+from gpt_lightning.training.callbacks.checkpointing import AtomicCheckpointIO, RunCheckpoints, load_weights
+from gpt_lightning.training.callbacks.exact_resume import get_rng_states, set_rng_states
+from gpt_lightning.training.module import GPTModule
+from gpt_lightning.training.optimizers import learning_rate_factor
 
 Command = Callable[..., Result]
 

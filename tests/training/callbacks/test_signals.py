@@ -16,11 +16,11 @@ import torch
 from conftest import STORY, Result
 from lightning.pytorch import Trainer
 
-from gpt_lightning.callbacks import Progress
 from gpt_lightning.checkpoints.compare import compare_runs, first_difference
 from gpt_lightning.data import token_cache
-from gpt_lightning.module import GPTModule
-from gpt_lightning.stopping import StopOnSignal
+from gpt_lightning.training.callbacks.progress import Progress
+from gpt_lightning.training.callbacks.signals import StopOnSignal
+from gpt_lightning.training.module import GPTModule
 
 Command = Callable[..., Result]
 

@@ -16,9 +16,9 @@ import yaml
 from conftest import Result
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gpt_lightning.callbacks import samples_table
 from gpt_lightning.checkpoints.compare import first_difference
 from gpt_lightning.files import read_rows
+from gpt_lightning.training.callbacks.samples import samples_table
 
 Command = Callable[..., Result]
 

@@ -17,110 +17,35 @@ from __future__ import annotations
 
 import math
 import os
-import random
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning
-import numpy as np
 import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, GradientAccumulationScheduler, WeightAveraging
 
 import gpt_lightning
-from gpt_lightning.callbacks import Progress, at_step_boundary, evaluation_is_due, has_ended, run_ends, watch_anew
 from gpt_lightning.checkpoints.io import read_checkpoint, write_checkpoint
-from gpt_lightning.checkpoints.loading import find_non_finite, without_tensors
-from gpt_lightning.checkpoints.metadata import FORMAT, WEIGHTS_PREFIX, check_schema
+from gpt_lightning.checkpoints.loading import find_non_finite
+from gpt_lightning.checkpoints.metadata import FORMAT, WEIGHTS_PREFIX
 from gpt_lightning.console import warn
 from gpt_lightning.data.datamodule import TextDataModule
 from gpt_lightning.data.sources import short_name
 from gpt_lightning.errors import DivergedError, InputError, Stopped
-from gpt_lightning.module import GPTModule
-from gpt_lightning.runs.folder import LAST, PREVIOUS, Run
-from gpt_lightning.stopping import StopOnSignal
+from gpt_lightning.runs.folder import Run
+from gpt_lightning.training.callbacks.early_stopping import has_ended, watch_anew
+from gpt_lightning.training.callbacks.exact_resume import get_rng_states, set_rng_states
+from gpt_lightning.training.callbacks.progress import Progress
+from gpt_lightning.training.callbacks.signals import StopOnSignal
+from gpt_lightning.training.callbacks.step_end import at_step_boundary, evaluation_is_due, run_ends
+from gpt_lightning.training.module import GPTModule
 
-RESUME_SCHEMA = {
-    "optimizer_states": list,
-    "lr_schedulers": list,
-    "loops": {"fit_loop": dict},
-    "callbacks": {"Progress": dict, "RunCheckpoints": dict},
-    "rng_states": dict,
-    "TextDataModule": {"epoch": int, "batches": int},
-}
 TIME_BETWEEN_SAVES = 40  # times as long as a save takes; the run's last step is saved besides
 FIRST_SAVE_SECONDS = 60
-
-
-def newest_checkpoint(run: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint of a run that is whole, and its content but the tensors; None where there never was one.
-
-    Args:
-        run: The run folder.
-
-    Raises:
-        InputError: There are some, and none is whole.
-    """
-    problem = None
-    paths = [run / "checkpoints" / name for name in (LAST, PREVIOUS)]
-    for path in paths:
-        try:
-            content = read_checkpoint(path)
-            check_complete(content, str(path))
-        except InputError as error:
-            problem = problem or error
-            continue
-        if problem is not None:
-            warn(f"{problem}; going on from {path.name}, the one before")
-        return path, without_tensors(content)
-    if problem is not None and any(path.exists() for path in paths):
-        raise problem
-    return None
-
-
-def check_complete(checkpoint: dict[str, Any], name: str) -> None:
-    """Raises `InputError` for a checkpoint that holds less than a run needs to go on."""
-    if "optimizer_states" not in checkpoint:
-        raise InputError(f"{name}: has weights but no optimizer state; a run goes on from its last.ckpt")
-    check_schema(checkpoint, RESUME_SCHEMA, name)
-    for key, state in checkpoint["callbacks"].items():
-        if not isinstance(key, str) or not isinstance(state, dict):
-            raise InputError(f"{name}: callbacks.{key} must be a name and a state")
-    for part in ("state_dict", "optimizer_states"):
-        if (key := find_non_finite(checkpoint[part], part)) is not None:
-            raise InputError(f"{name}: {key} is not finite, so a run cannot go on from it")
-
-
-def check_same_text(data: TextDataModule, checkpoint: dict[str, Any], name: str, hint: str = "") -> None:
-    """Raises `InputError` where the text is not the one that a checkpoint was trained on.
-
-    Args:
-        data: Set up.
-        checkpoint: The content.
-        name: Of the file.
-        hint: What to say besides.
-    """
-    assert data.source is not None
-    seen = checkpoint["gpt_lightning"]["text"]
-    if data.source.sha256 != seen["sha256"]:
-        raise InputError(
-            f"{data.source.path}: is not the text that {name} was trained on "
-            f"({seen['name']}, sha256 {seen['sha256'][:12]}...){hint}"
-        )
-    if data.val_sha256 != seen["val_sha256"]:
-        raise InputError(f"{data.hparams['val_text']}: is not the data.val_text that {name} was evaluated on{hint}")
-
-
-def check_epoch_end(checkpoint: dict[str, Any], name: str) -> None:
-    """Raises `InputError` for a checkpoint from inside an epoch: its position means nothing in another text."""
-    batches = checkpoint["TextDataModule"]["batches"]
-    if batches:
-        raise InputError(
-            f"{name}: is {batches} batches into an epoch; --allow_data_change goes on from the end of an epoch only"
-        )
 
 
 def load_weights(module: GPTModule, checkpoint: dict[str, Any], name: str) -> None:
@@ -174,30 +99,6 @@ class AtomicCheckpointIO(CheckpointIO):
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         Path(path).unlink(missing_ok=True)
-
-
-def get_rng_states() -> dict[str, Any]:
-    """The states of all global random generators, as tensors, ints and lists."""
-    version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    assert isinstance(keys, np.ndarray)
-    return {
-        "torch": torch.get_rng_state(),
-        "python": [version, list(words), gauss],
-        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
-        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],  # of this process's device
-    }
-
-
-def set_rng_states(states: dict[str, Any]) -> None:
-    """Puts back what `get_rng_states` returned: of rank 0, whose generators the others' equal."""
-    version, words, gauss = states["python"]
-    name, keys, position, has_gauss, cached = states["numpy"]
-    torch.set_rng_state(states["torch"])
-    random.setstate((version, tuple(words), gauss))
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"][0])
 
 
 class RunCheckpoints(Checkpoint):

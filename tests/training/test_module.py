@@ -17,7 +17,8 @@ from torch import Tensor
 from gpt_lightning.errors import InputError
 from gpt_lightning.models.gpt import GPT
 from gpt_lightning.models.loss import cross_entropy
-from gpt_lightning.module import GPTModule, learning_rate_factor, total_norm
+from gpt_lightning.training.module import GPTModule
+from gpt_lightning.training.optimizers import learning_rate_factor, total_norm
 
 Command = Callable[..., Result]
 
@@ -261,7 +262,7 @@ def test_two_batches_of_28_equal_one_of_56(command: Command, config: Path) -> No
 FAULTS = """
 import resource
 import torch
-from gpt_lightning.training import keep_freed_memory
+from gpt_lightning.training.fit import keep_freed_memory
 
 keep_freed_memory()
 for _ in range(9):

@@ -22,13 +22,14 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateFinder
 
-from gpt_lightning import report
 from gpt_lightning.console import format_bytes, say
 from gpt_lightning.data.datamodule import TextDataModule
 from gpt_lightning.errors import InputError, memory_bytes
 from gpt_lightning.models.config import BYTES_PER_WEIGHT
-from gpt_lightning.module import GPTModule
-from gpt_lightning.training import check_fit, keep_freed_memory, naming_batch, steps_of_epoch
+from gpt_lightning.training import summary
+from gpt_lightning.training.fit import check_fit, keep_freed_memory, naming_batch
+from gpt_lightning.training.module import GPTModule
+from gpt_lightning.training.steps import steps_of_epoch
 
 PROBED_STEPS = 3  # the first is not measured
 SHOWN_CHARACTERS = 200
@@ -100,10 +101,10 @@ def check(trainer: Trainer, module: GPTModule, data: TextDataModule, settings: A
     parameters = module.count_parameters()
     steps_per_epoch = steps_of_epoch(trainer, train_batches, 0)
     for line in (
-        *report.describe_data(data, train_batches, val_batches, steps_per_epoch),
-        report.describe_model(module, parameters),
-        *report.describe_start(module),
-        report.describe_device(trainer, settings["trainer"]["accelerator"], precision_reason),
+        *summary.describe_data(data, train_batches, val_batches, steps_per_epoch),
+        summary.describe_model(module, parameters),
+        *summary.describe_start(module),
+        summary.describe_device(trainer, settings["trainer"]["accelerator"], precision_reason),
         *_describe_text(data),
     ):
         say(line)
@@ -123,7 +124,7 @@ def check(trainer: Trainer, module: GPTModule, data: TextDataModule, settings: A
         f"{word:<12}Train loss {probe.losses['train_eval_loss']:.3f}, Val loss {probe.losses['val_loss']:.3f}; "
         f"a blind guess, ln {vocab_size:,} = {math.log(vocab_size):.3f}"
     )
-    on_disk = report.checkpoint_bytes(parameters)
+    on_disk = summary.checkpoint_bytes(parameters)
     per_epoch = train_batches * data.hparams["batch_size"] * data.hparams["context_length"] * trainer.world_size
     tokens = round(module.total_steps / steps_per_epoch * per_epoch)
     seconds = min(probe.step_seconds[1:] or probe.step_seconds)

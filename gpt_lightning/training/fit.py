@@ -1,136 +1,48 @@
-"""What `fit` does around Lightning's loop: which run, all checks, the folder, the callbacks, the words."""
+"""`fit`: checks, run folder, callbacks, training, and the result."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import math
 import os
 import signal
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, LearningRateFinder, Timer
+from lightning.pytorch.callbacks import LearningRateFinder, Timer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from gpt_lightning import report
-from gpt_lightning.callbacks import EarlyStop, Evaluation, FoundRate, Metrics, Progress, Samples, StepBar, Summary
-from gpt_lightning.checkpoint import RunCheckpoints, check_epoch_end, check_same_text, load_weights, newest_checkpoint
 from gpt_lightning.checkpoints.io import read_checkpoint
 from gpt_lightning.checkpoints.metadata import WEIGHTS_PREFIX
 from gpt_lightning.console import say, warn
 from gpt_lightning.data.datamodule import TextDataModule
 from gpt_lightning.errors import DivergedError, InputError, MachineError, Stopped, describe_expected, why_out_of_memory
 from gpt_lightning.files import naming, read_rows, replace_bytes
-from gpt_lightning.hardware import allow_tf32, peak_flops
-from gpt_lightning.module import GPTModule
-from gpt_lightning.report import predict_command
 from gpt_lightning.runs.figures import FORMATS, loss_figure, read_curve, save_figure
-from gpt_lightning.runs.folder import (
-    BEST,
-    LAST,
-    PREVIOUS,
-    RUN_DIR_VARIABLE,
-    RUNS,
-    Run,
-    check_empty,
-    is_first_process,
-    launched_by_others,
-    new_run_folder,
-    numbered_runs,
-)
-from gpt_lightning.stopping import StopOnSignal, requeue
+from gpt_lightning.runs.folder import BEST, LAST, PREVIOUS, RUN_DIR_VARIABLE, RUNS, Run, new_run_folder
+from gpt_lightning.training import summary
+from gpt_lightning.training.callbacks.checkpointing import RunCheckpoints, load_weights
+from gpt_lightning.training.callbacks.early_stopping import EarlyStop
+from gpt_lightning.training.callbacks.evaluation import Evaluation
+from gpt_lightning.training.callbacks.learning_rate import FoundRate
+from gpt_lightning.training.callbacks.metrics import Metrics, Summary
+from gpt_lightning.training.callbacks.progress import Progress, StepBar
+from gpt_lightning.training.callbacks.samples import Samples
+from gpt_lightning.training.callbacks.signals import StopOnSignal, requeue
+from gpt_lightning.training.hardware import allow_tf32, peak_flops
+from gpt_lightning.training.module import GPTModule
+from gpt_lightning.training.resume import KEPT_SETTINGS, RunChoice, check_epoch_end, check_same_text, limits_reached
+from gpt_lightning.training.steps import count_steps, limited, steps_of_epoch
+from gpt_lightning.training.summary import farewell
 
-# Settings outside model.* and data.* that a resumed run keeps.
-KEPT_SETTINGS = (
-    "seed_everything",
-    "init_from",
-    "trainer.precision",
-    "trainer.accumulate_grad_batches",
-    "trainer.gradient_clip_val",
-    "trainer.gradient_clip_algorithm",
-)
 # Of glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 # What callbacks from YAML can watch.
 MONITORED = ("val_loss", "val_perplexity", "train_eval_loss", "train_eval_perplexity", "train_loss", "train_perplexity")
-
-
-@dataclass(frozen=True)
-class RunChoice:
-    """Where a run goes.
-
-    Attributes:
-        name: Of the run and its config file.
-        folder: Its folder; None for the next number of `runs/<name>`.
-        checkpoint: File to go on from; None to start.
-        content: What is in that file.
-    """
-
-    name: str
-    folder: Path | None = None
-    checkpoint: Path | None = None
-    content: dict[str, Any] | None = None
-
-
-def choose_run(name: str, settings: Any) -> RunChoice:
-    """Decides between a new run and going on with one; writes nothing.
-
-    Args:
-        name: Of the run.
-        settings: All settings of the command.
-
-    Raises:
-        InputError: `run_dir` already holds a run, or is missing where other programs start the
-            processes.
-    """
-    run_dir, resume = settings["run_dir"], settings["resume"]
-    if run_dir is not None:
-        if not run_dir:
-            raise InputError("--run_dir is empty; name a folder")
-        folder = Path(run_dir)
-        if resume:
-            found = newest_checkpoint(folder)
-            return _begin_again(name, folder) if found is None else RunChoice(name, folder, *found)
-        if RUN_DIR_VARIABLE not in os.environ and is_first_process():  # else rank 0 may have just made it
-            check_empty(folder)
-        return RunChoice(name, folder)
-    if launched_by_others():
-        raise InputError("--run_dir DIR is needed under torchrun and SLURM, so that all processes share it")
-    for folder in reversed(numbered_runs(name)) if resume else ():
-        found = newest_checkpoint(folder)
-        if found is None:
-            return _begin_again(name, folder)
-        if not limits_reached(found[1], settings):
-            return RunChoice(name, folder, *found)
-    return RunChoice(name)
-
-
-def _begin_again(name: str, folder: Path) -> RunChoice:
-    """A run that has no checkpoint: it was stopped before its first, or somebody took them away."""
-    steps = max((row["step"] for row in read_rows(Run(folder).metrics_file)), default=0)
-    if steps > 0 and is_first_process():
-        warn(f"{folder}: has no checkpoint to go on from; the {steps} steps that it had trained begin again")
-    return RunChoice(name, folder)
-
-
-def limits_reached(checkpoint: dict[str, Any], settings: Any) -> bool:
-    """Whether a run has come as far as its limits (-1 or None: none) let it."""
-    max_epochs, max_steps = settings["trainer"]["max_epochs"], settings["trainer"]["max_steps"]
-    patience = settings["early_stopping_patience"]
-    if patience is not None and not settings["allow_data_change"]:  # on another text it waits anew
-        states = [state for name, state in checkpoint["callbacks"].items() if name.startswith("EarlyStop{")]
-        waited = states[0].get("wait_count") if states else None
-        if isinstance(waited, int) and waited >= patience:
-            return True
-    progress = checkpoint["gpt_lightning"]["progress"]
-    by_epochs = max_epochs is not None and max_epochs != -1 and progress["epochs"] >= max_epochs
-    return by_epochs or (max_steps != -1 and progress["steps"] >= max_steps)
 
 
 def train(
@@ -146,7 +58,7 @@ def train(
     """Checks everything, makes the folder, trains, and says how to sample from the result.
 
     Args:
-        trainer: Without limits on steps; see `callbacks.Evaluation`.
+        trainer: Without limits on steps; see `training.callbacks.evaluation.Evaluation`.
         module: Not yet built.
         data: Not yet set up.
         settings: All settings of the command.
@@ -220,11 +132,11 @@ def train(
         if trainer.is_global_zero:
             parameters = module.count_parameters()
             for line in (
-                *report.describe_data(data, train_batches, val_batches, steps_of_epoch(trainer, train_batches, 0)),
-                report.describe_model(module, parameters),
-                *report.describe_start(module),
-                report.describe_device(trainer, settings["trainer"]["accelerator"], precision_reason),
-                report.describe_folder(run.shown, parameters),
+                *summary.describe_data(data, train_batches, val_batches, steps_of_epoch(trainer, train_batches, 0)),
+                summary.describe_model(module, parameters),
+                *summary.describe_start(module),
+                summary.describe_device(trainer, settings["trainer"]["accelerator"], precision_reason),
+                summary.describe_folder(run.shown, parameters),
             ):
                 say(line)
         if resumed_step is not None:
@@ -239,7 +151,7 @@ def train(
         except Stopped:
             if trainer.is_global_zero:
                 say(f"Stopped after step {checkpoints.saved_step}, which is saved. To go on:")
-                say(f"  {report.resume_command(arguments)}")
+                say(f"  {summary.resume_command(arguments)}")
                 if stop.signal_number == signal.SIGUSR1:
                     requeue()
             raise
@@ -274,7 +186,7 @@ def train(
             left = [one.time_remaining() for one in users_callbacks if isinstance(one, Timer)]
             if trainer.global_step < module.total_steps and any(one is not None and one <= 0 for one in left):
                 say(f"Stopped by trainer.max_time after step {checkpoints.saved_step}. With more of it, this goes on:")
-                say(f"  {report.resume_command(arguments)}")
+                say(f"  {summary.resume_command(arguments)}")
             for line in farewell(run, progress, checkpoints, time.monotonic() - start, flops, prompt):
                 say(line)
         return run.path
@@ -322,7 +234,7 @@ def start_from(module: GPTModule, name: str, checkpoint: dict[str, Any]) -> None
         checkpoint: Its content, with at least as many positions.
 
     Raises:
-        InputError: They do not fit, see `checkpoint.load_weights`.
+        InputError: They do not fit, see `training.callbacks.checkpointing.load_weights`.
     """
     state, key = dict(checkpoint["state_dict"]), f"{WEIGHTS_PREFIX}pos_emb.weight"
     if key in state and state[key].dim() > 0:
@@ -406,43 +318,6 @@ def explain_error(error: Exception, callbacks: list[Callback], checkpoint: Path 
     return error
 
 
-def steps_of_epoch(trainer: Trainer, batches: int, epoch: int) -> int:
-    """Optimizer steps of an epoch with so many batches; the last may have fewer batches than the others."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, GradientAccumulationScheduler):
-            return math.ceil(batches / callback.get_accumulate_grad_batches(epoch))
-    return math.ceil(batches / trainer.accumulate_grad_batches)
-
-
-def count_steps(trainer: Trainer, module: GPTModule, batches: int, max_steps: int) -> float:
-    """Optimizer steps of the whole run; infinite without a limit.
-
-    Raises:
-        InputError: The schedule of the learning rate does not fit.
-    """
-    steps = math.inf if max_steps == -1 else max_steps
-    if trainer.max_epochs is not None and trainer.max_epochs != -1:
-        steps = min(steps, sum(steps_of_epoch(trainer, batches, epoch) for epoch in range(trainer.max_epochs)))
-    warmup_steps = module.hparams["warmup_steps"]
-    if warmup_steps >= steps:
-        raise InputError(f"model.warmup_steps ({warmup_steps}) must be below the run's {steps} steps; 0 is none")
-    if module.hparams["min_learning_rate"] is not None and math.isinf(steps):
-        raise InputError("model.min_learning_rate needs an end: set trainer.max_epochs or trainer.max_steps")
-    return steps
-
-
-def limited(name: str, limit: float, batches: int) -> int:
-    """How many of the batches a limit of Lightning (a number, or a share as a float) lets through.
-
-    Raises:
-        InputError: None.
-    """
-    count = min(limit, batches) if isinstance(limit, int) else int(batches * limit)
-    if count < 1:
-        raise InputError(f"trainer.{name} ({limit}) leaves none of the {batches} batches")
-    return int(count)
-
-
 @contextlib.contextmanager
 def open_run(choice: RunChoice, resolved_config: str, module: GPTModule, is_global_zero: bool) -> Iterator[Run]:
     """The run folder, made and locked by rank 0, which tells the ranks that it starts."""
@@ -457,7 +332,7 @@ def open_run(choice: RunChoice, resolved_config: str, module: GPTModule, is_glob
             kept = run.best.with_suffix(".kept")
             os.replace(run.best, kept)
             warn(f"{run.shown} has no last.ckpt to go on from and starts anew; its best.ckpt is kept as {kept.name}")
-        run.check_space(report.checkpoint_bytes(module.count_parameters())[1])
+        run.check_space(summary.checkpoint_bytes(module.count_parameters())[1])
         progress = (
             {"steps": -1, "tokens_seen": -1} if choice.content is None else choice.content["gpt_lightning"]["progress"]
         )
@@ -476,36 +351,3 @@ def open_run(choice: RunChoice, resolved_config: str, module: GPTModule, is_glob
     finally:
         os.environ.pop(RUN_DIR_VARIABLE, None)
         run.close()
-
-
-def farewell(
-    run: Run,
-    progress: Progress,
-    checkpoints: RunCheckpoints,
-    seconds: float,
-    flops: tuple[float, float | None],
-    prompt: str,
-) -> list[str]:
-    """How it went, and the command that samples from the result.
-
-    Args:
-        run: The folder.
-        progress: What was trained on.
-        checkpoints: What was saved.
-        seconds: That it took.
-        flops: Floating-point operations of a device for a token of the batch, and the most per second that
-            it is made for, None where unknown.
-        prompt: For the command.
-    """
-    speed = progress.session_tokens / max(progress.session_seconds, 1e-9)
-    per_token, peak = flops
-    utilization = "n/a" if peak is None else f"{100 * speed * per_token / peak:.1f} %"
-    return [
-        f"Training completed in {seconds / 60:.2f} minutes.",
-        f"{progress.tokens_seen:,} tokens seen, {speed:,.0f} tokens per second in the training steps "
-        f"(utilization of the peak rate {utilization}), "
-        f"{100 * checkpoints.saving_seconds / seconds:.1f} % of the time spent on saving.",
-        f"best.ckpt is of step {checkpoints.best_step} (Val loss {checkpoints.best_val_loss:.3f}), "
-        f"last.ckpt of step {checkpoints.saved_step}. To sample:",
-        "  " + predict_command(f"{run.shown}/checkpoints/best.ckpt", prompt),
-    ]

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from gpt_lightning.console import format_bytes
-from gpt_lightning.report import describe_device, predict_command
+from gpt_lightning.training.summary import describe_device, predict_command
 
 
 @pytest.mark.parametrize(

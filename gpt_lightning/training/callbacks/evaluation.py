@@ -1,0 +1,74 @@
+"""When a run is evaluated, and when it ends."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from gpt_lightning.console import say
+from gpt_lightning.errors import DivergedError
+from gpt_lightning.runs.folder import Run
+from gpt_lightning.training.callbacks.metrics import log
+from gpt_lightning.training.callbacks.progress import Progress
+from gpt_lightning.training.callbacks.step_end import NEVER, at_step_boundary, run_ends
+from gpt_lightning.training.module import GPTModule
+
+
+class Evaluation(Callback):
+    """Evaluates before the first update, every N optimizer steps and after the last; prints the line.
+
+    Lightning counts batches between validations; here its counter is set so that it validates after
+    this batch, or not at all. It also ends the run: at max_steps, and where a stop was asked for (by
+    max_time, say) at the end of the optimizer step. So it has to come after the callbacks that ask.
+
+    Args:
+        run: Where the metrics go.
+        progress: Counts tokens.
+        every: Optimizer steps between evaluations.
+        max_steps: Optimizer steps of the whole run; -1 for no limit. (Lightning's own limit, when a
+            run is resumed at the end of an epoch, takes that epoch for unfinished.)
+
+    Raises:
+        DivergedError: A loss is infinite or not a number.
+    """
+
+    def __init__(self, run: Run, progress: Progress, every: int, max_steps: int) -> None:
+        self.run = run
+        self.progress = progress
+        self.every = every
+        self.max_steps = max_steps
+        self._stop_requested = False
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        boundary = at_step_boundary(trainer)
+        self._stop_requested |= trainer.should_stop or -1 < self.max_steps <= trainer.global_step
+        trainer.should_stop = self._stop_requested and boundary
+        due = boundary and (trainer.global_step % self.every == 0 or run_ends(trainer))
+        trainer.val_check_batch = 1 if due else NEVER
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, GPTModule)
+        if trainer.state.fn != "fit":
+            return
+        losses = pl_module.evaluated
+        train_loss, val_loss = losses["train_eval_loss"], losses["val_loss"]
+        if not math.isfinite(train_loss + val_loss):
+            raise DivergedError(
+                f"non-finite loss in the evaluation at step {trainer.global_step} "
+                f"(Train loss {train_loss:.3f}, Val loss {val_loss:.3f})"
+            )
+        if not trainer.is_global_zero:
+            return
+        if trainer.sanity_checking:
+            vocab_size = pl_module.model.vocab_size
+            guess = f"; a blind guess, ln {vocab_size:,} = {math.log(vocab_size):.3f}"
+            word, rest = ("Untrained", guess) if pl_module.starts_from is None else ("At first", "")
+            say(f"{word} (Step 000000): Train loss {train_loss:.3f}, Val loss {val_loss:.3f}{rest}")
+        else:
+            say(
+                f"Ep {trainer.current_epoch + 1} (Step {trainer.global_step:06d}): "
+                f"Train loss {train_loss:.3f}, Val loss {val_loss:.3f}"
+            )
+        log(trainer, self.run, self.progress, {name: losses[name] for name in sorted(losses)})

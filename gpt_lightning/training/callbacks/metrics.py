@@ -1,0 +1,137 @@
+"""The metrics table, the loggers, the final losses and the loss figure."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+
+from gpt_lightning.data.windows import Batch
+from gpt_lightning.files import append_row, read_rows
+from gpt_lightning.models.loss import perplexity
+from gpt_lightning.runs.figures import loss_figure, read_curve, save_figure
+from gpt_lightning.runs.folder import Run
+from gpt_lightning.runs.metrics import BY_TOKENS
+from gpt_lightning.training.callbacks.progress import Progress
+from gpt_lightning.training.callbacks.step_end import at_step_boundary, run_ends
+from gpt_lightning.training.module import GPTModule
+
+
+def log(trainer: Trainer, run: Run, progress: Progress, values: dict[str, float]) -> None:
+    """Writes one event, at the current optimizer step, to the metrics table and to every logger.
+
+    TensorBoard shows losses against tokens seen as well.
+    """
+    step, tokens_seen = trainer.global_step, progress.tokens_seen
+    append_row(run.metrics_file, {"step": step, "epoch": progress.epochs, "tokens_seen": tokens_seen, **values})
+    for logger in trainer.loggers:
+        logger.log_metrics(values, step)
+        if isinstance(logger, TensorBoardLogger):
+            losses = {BY_TOKENS + name: value for name, value in values.items() if name.endswith("loss")}
+            logger.log_metrics(losses, tokens_seen)
+
+
+class Metrics(Callback):
+    """Logs loss, perplexity, learning rate, gradient norm, tokens and speed of each optimizer step.
+
+    Args:
+        run: Where the metrics go.
+        progress: Counts tokens.
+        peak_flops: The most floating-point operations per second of one device, to log the share of them that
+            the model's come to; None where unknown.
+    """
+
+    def __init__(self, run: Run, progress: Progress, peak_flops: float | None) -> None:
+        self.run = run
+        self.progress = progress
+        self.peak_flops = peak_flops
+        self._losses: list[Tensor] = []
+        self._learning_rate = math.nan
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        self._learning_rate = optimizer.param_groups[0]["lr"]
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, GPTModule)
+        self._losses.append(outputs["train_loss"])
+        if not at_step_boundary(trainer):
+            return
+        loss = trainer.strategy.reduce(torch.stack(self._losses).mean(), reduce_op="mean").item()
+        self._losses = []
+        if trainer.is_global_zero and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            values = {
+                "train_loss": loss,
+                "train_perplexity": perplexity(loss),
+                "learning_rate": self._learning_rate,
+                "gradient_norm": pl_module.gradient_norm,
+                "tokens_per_second": self.progress.tokens_per_second,
+            }
+            if self.peak_flops is not None:
+                flops = self.progress.tokens_per_second * pl_module.flops_per_token
+                values["flops_utilization"] = flops / (self.peak_flops * trainer.world_size)
+            log(trainer, self.run, self.progress, values)
+            for logger in trainer.loggers:
+                logger.log_metrics({"tokens_seen": self.progress.tokens_seen}, trainer.global_step)
+
+
+class Summary(Callback):
+    """At the end of a run: its settings beside its last losses, before the last save, and the loss figure.
+
+    Args:
+        run: Where the figure goes.
+        settings: Of the model and the data.
+    """
+
+    def __init__(self, run: Run, settings: dict[str, Any]) -> None:
+        self.run = run
+        self.settings = settings
+        self._logged_step = -1
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._log_at_the_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._log_at_the_end(trainer, pl_module)
+
+    def _log_at_the_end(self, trainer: Trainer, module: LightningModule) -> None:
+        step = trainer.global_step
+        if not run_ends(trainer) or not trainer.is_global_zero or step == self._logged_step:
+            return
+        self._logged_step = step
+        rows = self._evaluations()
+        if not rows:  # a callback may end a run before its first evaluation
+            return
+        final = {
+            "final/train_eval_loss": rows[-1]["train_eval_loss"],
+            "final/val_loss": rows[-1]["val_loss"],
+            "final/best_val_loss": min(row["val_loss"] for row in rows),
+        }
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                found = {"learning_rate": module.hparams["learning_rate"]}  # perhaps by a LearningRateFinder
+                logger.log_hyperparams(self.settings | found, final, step)
+                logger.save()
+            else:
+                logger.log_metrics(final, step)
+
+    def _evaluations(self) -> list[dict[str, Any]]:
+        return [row for row in read_rows(self.run.metrics_file) if "val_loss" in row and row["step"] > 0]
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and self._evaluations():
+            draw_losses(self.run, trainer)
+
+
+def draw_losses(run: Run, trainer: Trainer) -> None:
+    """The loss figure of a run, in its folder and in TensorBoard."""
+    figure = loss_figure([read_curve(run.path)])
+    save_figure(figure, run.path / "loss")
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_figure("loss", figure, trainer.global_step, close=False)

@@ -1,0 +1,88 @@
+"""A completion of each prompt after each epoch."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from gpt_lightning.console import say
+from gpt_lightning.data.tokenizer import Tokenizer
+from gpt_lightning.files import append_row, read_rows
+from gpt_lightning.inference.completion import complete_all
+from gpt_lightning.inference.sampling import Sampling
+from gpt_lightning.runs.folder import Run
+from gpt_lightning.training.callbacks.step_end import at_step_boundary, averages_in
+from gpt_lightning.training.module import GPTModule
+
+ROWS_SHOWN = 200  # of samples in TensorBoard
+
+
+class Samples(Callback):
+    """Prints what the model makes of each prompt, after each epoch and every N optimizer steps.
+
+    Newlines are printed as spaces. It is the text that `predict` writes from a checkpoint of that step: it has to
+    come after the callbacks that average weights and before the one that saves them.
+
+    Args:
+        run: Where samples.jsonl is.
+        tokenizer: Of the run.
+        prompts: Texts to continue.
+        sampling: How.
+        every: Optimizer steps between samples; None for after each epoch only.
+    """
+
+    def __init__(
+        self, run: Run, tokenizer: Tokenizer, prompts: Sequence[str], sampling: Sampling, every: int | None
+    ) -> None:
+        self.run = run
+        self.tokenizer = tokenizer
+        self.prompts = prompts
+        self.sampling = sampling
+        self.every = every
+        self._sampled_step = -1
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if self.every is not None and at_step_boundary(trainer) and trainer.global_step % self.every == 0:
+            self._sample(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.should_stop:  # a run that ends inside of an epoch is saved before the epoch's end
+            self._sample(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._sample(trainer, pl_module)
+
+    def _sample(self, trainer: Trainer, module: LightningModule) -> None:
+        step = trainer.global_step
+        if not trainer.is_global_zero or step == self._sampled_step:
+            return
+        self._sampled_step = step
+        assert isinstance(module, GPTModule)
+        epoch = trainer.current_epoch + 1
+        with averages_in(trainer, module):
+            completed = list(complete_all(module.model, self.tokenizer, self.prompts, self.sampling))
+        for one in completed:
+            say(" ".join(one.text.splitlines()))
+            row = {"step": step, "epoch": epoch, "prompt": one.prompt, "completion": one.completion}
+            append_row(self.run.samples_file, row)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and self.prompts:
+                rows = read_rows(self.run.samples_file)[-ROWS_SHOWN:]
+                logger.experiment.add_text("samples", samples_table(rows), step)
+
+
+def samples_table(rows: list[dict[str, Any]]) -> str:
+    """Rows of samples.jsonl as a table in Markdown."""
+
+    def cell(text: object) -> str:
+        return html.escape(" ".join(str(text).split())).replace("|", "&#124;")
+
+    lines = ["| epoch | step | prompt | completion |", "|---|---|---|---|"]
+    lines += [
+        f"| {' | '.join(cell(row[name]) for name in ('epoch', 'step', 'prompt', 'completion'))} |" for row in rows
+    ]
+    return "\n".join(lines)
