@@ -39,9 +39,9 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from gpt_lightning.__main__ import main
 from gpt_lightning.checkpoints.compare import compare_runs, first_difference
 from gpt_lightning.checkpoints.io import read_checkpoint
+from gpt_lightning.cli.main import main
 from gpt_lightning.errors import InputError
 from gpt_lightning.training.callbacks.checkpointing import AtomicCheckpointIO, RunCheckpoints
 from gpt_lightning.training.callbacks.metrics import Summary
@@ -510,7 +510,7 @@ def run_all() -> None:
     parser.add_argument("--runs", type=int, help="number of runs of kills and signals")
     parser.add_argument("--seed", type=int, default=1, help="of the moments")
     typed = parser.parse_args()
-    import gpt_lightning.cli  # noqa: F401  what every start would import
+    import gpt_lightning.cli.lightning_cli  # noqa: F401  what every start would import
 
     instrument()
     parts: dict[str, Callable[[], bool]] = {

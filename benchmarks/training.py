@@ -80,7 +80,7 @@ def work(contender: Contender, connection: Connection) -> None:
 
 def fit(contender: Contender, connection: Connection) -> None:
     """The program's own `fit`, with everything that it prints and logs, on a text long enough not to end."""
-    from gpt_lightning.__main__ import main
+    from gpt_lightning.cli.main import main
 
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  open until the end
     Gate.connection = connection

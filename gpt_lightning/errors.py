@@ -11,7 +11,6 @@ the file, its value and the limit. `assert` is for what only a bug can break.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import re
@@ -21,7 +20,6 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Iterator
-from typing import NoReturn
 
 from gpt_lightning.console import PROGRAM, format_bytes
 
@@ -66,14 +64,6 @@ class Stopped(Exception):
 
 class Terminated(BaseException):
     """SIGTERM where there is no step to finish: like `KeyboardInterrupt`, no `except Exception` is meant for it."""
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose complaints are an `InputError`."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raises `InputError` instead of printing the usage."""
-        raise InputError(message)
 
 
 def describe_os_error(error: OSError) -> tuple[str, int]:

@@ -16,7 +16,7 @@ import hypothesis
 import pytest
 import yaml
 
-from gpt_lightning.__main__ import main
+from gpt_lightning.cli.main import main
 
 # The same examples every time, and no timings: the machine may be shared.
 hypothesis.settings.register_profile(

@@ -14,7 +14,7 @@ import yaml
 from conftest import ROOT, STORY, Result, tiny_settings
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gpt_lightning.__main__ import OWN_MODULES
+from gpt_lightning.cli.main import OWN_MODULES
 
 Command = Callable[..., Result]
 README = (ROOT / "README.md").read_text()

@@ -1,14 +1,8 @@
-"""Figures from recorded numbers, drawn without a screen: loss curves and bars of probabilities.
-
-`python -m gpt_lightning plot RUN [RUN ...]` draws the losses of one run or lays those of several over
-one another. A RUN is a run folder, or a file of the same rows as its metrics.jsonl.
-"""
+"""Figures drawn from recorded numbers, without a screen: loss curves and bars of probabilities."""
 
 from __future__ import annotations
 
-import argparse
 import io
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,13 +13,11 @@ from matplotlib import rcParams
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from gpt_lightning.console import PROGRAM
-from gpt_lightning.errors import InputError, Parser
+from gpt_lightning.errors import InputError
 from gpt_lightning.files import read_rows, replace_bytes
 
 FORMATS = ("pdf", "png")
 METADATA: dict[str, dict[str, None]] = {"pdf": {"CreationDate": None}, "png": {}}  # equal figures, equal files
-MOST_CURVES = 10  # as many as matplotlib has colours
 
 
 @dataclass(frozen=True)
@@ -136,23 +128,3 @@ def save_figure(figure: Figure, stem: str | Path) -> list[Path]:
         replace_bytes(path, content.getvalue())
         written.append(path)
     return written
-
-
-def plot(arguments: list[str]) -> None:
-    """`plot RUN [RUN ...] [--output STEM]`: draws loss curves and says where they are."""
-    parser = Parser(f"python -m {PROGRAM} plot", description=__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("run", nargs="+", metavar="RUN", help="a run folder, or a file like its metrics.jsonl")
-    parser.add_argument(
-        "--output", metavar="STEM", help="write STEM.pdf and STEM.png; default: loss, in a single run's folder"
-    )
-    typed = parser.parse_args(arguments)
-    if len(typed.run) > MOST_CURVES:
-        raise InputError(f"plot draws at most {MOST_CURVES} runs at once, got {len(typed.run)}")
-    curves = [read_curve(run) for run in typed.run]
-    alone = len(curves) == 1 and os.path.isdir(typed.run[0])
-    stem, suffix = os.path.splitext(typed.output or (os.path.join(typed.run[0], "loss") if alone else "loss"))
-    if suffix.removeprefix(".") not in FORMATS:
-        stem += suffix
-    for path in save_figure(loss_figure(curves), stem):
-        print(path)

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from conftest import Result, tiny_settings
 
-from gpt_lightning import cli
 from gpt_lightning.checkpoints.io import read_checkpoint
+from gpt_lightning.cli import lightning_cli
 
 Command = Callable[..., Result]
 BF16 = ("bf16-mixed", "it is fast here")
@@ -34,7 +34,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[tuple[str, str]], None
     """What the machine comes to from now on."""
 
     def become(choice: tuple[str, str]) -> None:
-        monkeypatch.setattr(cli, "choose_precision", lambda *_, **__: choice)
+        monkeypatch.setattr(lightning_cli, "choose_precision", lambda *_, **__: choice)
 
     return become
 

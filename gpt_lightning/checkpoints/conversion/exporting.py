@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,9 +15,8 @@ from torch import Tensor
 from gpt_lightning.checkpoints.conversion.importing import architecture_of, convert
 from gpt_lightning.checkpoints.conversion.readers import Source, open_source
 from gpt_lightning.checkpoints.conversion.writers import open_gguf, write_book, write_gguf, write_hf, write_own
-from gpt_lightning.checkpoints.loading import Trained, open_checkpoint
-from gpt_lightning.console import PROGRAM
-from gpt_lightning.errors import InputError, MachineError, Parser, describe_os_error
+from gpt_lightning.checkpoints.loading import Trained
+from gpt_lightning.errors import InputError, MachineError, describe_os_error
 from gpt_lightning.files import check_absent, find_os_error
 from gpt_lightning.models.gpt import GPT
 
@@ -128,16 +126,3 @@ def read_back(read: Callable[[], Source], trained: Trained, expected: Tensor) ->
     if not difference <= TOLERANCE * max(largest, 1):
         raise MachineError(f"{source.name}: read back, its logits differ by {difference:.1e}; nothing is kept")
     return difference
-
-
-def export(arguments: list[str]) -> None:
-    """`export --ckpt_path CKPT --format hf|book|safetensors|gguf --output PATH`."""
-    parser = Parser(f"python -m {PROGRAM} export", description=__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--ckpt_path", required=True, metavar="CKPT", help="checkpoint to use")
-    parser.add_argument("--format", required=True, choices=FORMATS)
-    parser.add_argument("--output", required=True, type=Path, metavar="PATH", help="file or folder to write")
-    typed = parser.parse_args(arguments)
-    check_absent(typed.output)
-    for line in export_weights(open_checkpoint(typed.ckpt_path), typed.format, typed.output):
-        print(line, flush=True)

@@ -5,7 +5,6 @@ One weight is read at a time: the memory is that of the model and its largest we
 
 from __future__ import annotations
 
-import argparse
 import re
 import shlex
 from collections.abc import Iterator
@@ -18,13 +17,12 @@ from torch import Tensor
 
 import gpt_lightning
 from gpt_lightning.checkpoints.conversion.key_maps import HEAD, NANOGPT, POSITIONS
-from gpt_lightning.checkpoints.conversion.readers import Source, open_source
+from gpt_lightning.checkpoints.conversion.readers import Source
 from gpt_lightning.checkpoints.io import read_checkpoint, write_checkpoint
 from gpt_lightning.checkpoints.metadata import FORMAT, WEIGHTS_PREFIX
 from gpt_lightning.console import PROGRAM
 from gpt_lightning.data.tokenizer import load_tokenizer
-from gpt_lightning.errors import InputError, MachineError, Parser
-from gpt_lightning.files import check_absent
+from gpt_lightning.errors import InputError, MachineError
 from gpt_lightning.models.config import ARCHITECTURE, check_architecture
 from gpt_lightning.models.gpt import parameter_shapes
 from gpt_lightning.validation import require_integer
@@ -248,19 +246,3 @@ def import_weights(
     if source.layout is NANOGPT:
         yield "nanoGPT computes GELU exactly, GPT-2 and this program with tanh: logits differ by some thousandths"
     yield f'To sample: python -m {PROGRAM} predict --ckpt_path {shlex.quote(str(output))} --prompt "Hello, I am"'
-
-
-def import_(arguments: list[str]) -> None:
-    """`import --from SOURCE --output FILE.ckpt [--context_length N] [--n_heads N] [--tokenizer NAME]`."""
-    parser = Parser(f"python -m {PROGRAM} import", description=__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--from", required=True, dest="source", metavar="SOURCE", help="file, folder or repository")
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="checkpoint to write")
-    parser.add_argument("--context_length", type=int, metavar="N", help="keep the first N positions only")
-    parser.add_argument("--n_heads", type=int, metavar="N", help="attention heads, where SOURCE does not say")
-    parser.add_argument("--tokenizer", metavar="NAME", help="gpt2 (the default), bytes, or another of tiktoken")
-    typed = parser.parse_args(arguments)
-    check_absent(typed.output)
-    source = open_source(typed.source)
-    for line in import_weights(source, typed.output, typed.context_length, typed.n_heads, typed.tokenizer):
-        print(line, flush=True)

@@ -27,10 +27,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
-from gpt_lightning.__main__ import main
 from gpt_lightning.checkpoints.conversion import exporting, writers
 from gpt_lightning.checkpoints.io import read_checkpoint
 from gpt_lightning.checkpoints.loading import open_checkpoint
+from gpt_lightning.cli.main import main
 from gpt_lightning.data.tokenizer import load_tokenizer
 from gpt_lightning.errors import MachineError
 from gpt_lightning.inference.pretrained import load

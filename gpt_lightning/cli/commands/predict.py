@@ -1,9 +1,4 @@
-"""`predict`: where prompts come from, and where completions go.
-
-Prompts are typed, or come from a file or standard input, a line each, or from a `.jsonl` file, an object with a
-"prompt" in each line. Completions go to stdout as text, or as JSON lines to stdout or to a file; a job that writes to
-a file goes on where it was stopped.
-"""
+"""`predict`: where prompts come from, and where completions go."""
 
 from __future__ import annotations
 

@@ -17,13 +17,14 @@ from pathlib import Path
 
 import torch
 
+from gpt_lightning.cli.arguments import Parser
 from gpt_lightning.console import PROGRAM, table
 from gpt_lightning.data.corpus import split_text
 from gpt_lightning.data.sources import DATA_VARIABLE
 from gpt_lightning.data.text import read_text
 from gpt_lightning.data.tokenizer import load_tokenizer
 from gpt_lightning.data.windows import Windows
-from gpt_lightning.errors import InputError, Parser
+from gpt_lightning.errors import InputError
 from gpt_lightning.evaluation.next_token import candidates, draw_bars
 from gpt_lightning.inference.generate import evaluation_mode
 from gpt_lightning.inference.sampling import Sampling

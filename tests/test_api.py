@@ -11,9 +11,9 @@ import torch
 from conftest import STORY, Result
 from torch.nn import functional as F
 
+from gpt_lightning.api import train
 from gpt_lightning.errors import InputError
 from gpt_lightning.inference.pretrained import load
-from gpt_lightning.interface import train
 
 Command = Callable[..., Result]
 

@@ -7,7 +7,6 @@ and from the command line. A checkpoint's text yields to `--data.text` alone.
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import warnings
 from enum import Enum
@@ -26,6 +25,28 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from gpt_lightning.checkpoints.io import read_checkpoint
+from gpt_lightning.cli.arguments import (
+    ALLOW_CLASSES,
+    LINKS,
+    TEXT_SETTINGS,
+    TYPED_ONLY,
+    is_typed,
+    prepare_arguments,
+    typed_modules,
+)
+from gpt_lightning.cli.commands.predict import check_sources, predict
+from gpt_lightning.cli.config_files import ConfigFile
+from gpt_lightning.cli.parser_errors import ParserError, explain_class_error, explain_parser_error
+from gpt_lightning.cli.precedence import FREE_ON_RESUME, checkpoint_settings
+from gpt_lightning.cli.trainer_options import (
+    LIMITS,
+    TAKING_CODE,
+    TRAINER_DEFAULTS,
+    TRAINER_FIXED,
+    TRAINER_OWNED,
+    check_trainer,
+    named_classes,
+)
 from gpt_lightning.console import PROGRAM, say, warn
 from gpt_lightning.data.datamodule import TextDataModule
 from gpt_lightning.data.sources import absolute, short_name
@@ -35,19 +56,6 @@ from gpt_lightning.inference.completion import check_prompt, complete_all
 from gpt_lightning.inference.packed_linear import pack
 from gpt_lightning.inference.sampling import Sampling
 from gpt_lightning.models.config import ARCHITECTURE
-from gpt_lightning.prompting import check_sources, predict
-from gpt_lightning.settings import (
-    LINKS,
-    TEXT_SETTINGS,
-    TYPED_ONLY,
-    ConfigFile,
-    check_trainer,
-    explain_class_error,
-    explain_parser_error,
-    is_typed,
-    named_classes,
-    prepare_arguments,
-)
 from gpt_lightning.training import summary
 from gpt_lightning.training.callbacks.checkpointing import AtomicCheckpointIO, load_weights
 from gpt_lightning.training.distributed import launched_by_others
@@ -58,54 +66,8 @@ from gpt_lightning.training.module import GPTModule
 from gpt_lightning.training.resume import RunChoice, check_same_text, choose_run
 from gpt_lightning.validation import require, require_integer, require_number
 
-# Lightning's, less what the program decides itself.
-TRAINER_OWNED = {
-    "enable_checkpointing",
-    "enable_model_summary",
-    "default_root_dir",
-    "fast_dev_run",
-    "barebones",
-    "val_check_interval",
-    "check_val_every_n_epoch",
-    "num_sanity_val_steps",
-    "min_epochs",
-    "min_steps",
-    "overfit_batches",
-    "reload_dataloaders_every_n_epochs",
-    "use_distributed_sampler",
-    "model_registry",
-}
-TRAINER_DEFAULTS = {"trainer.max_epochs": 10, "trainer.log_every_n_steps": 1}
-TRAINER_FIXED = {
-    "check_val_every_n_epoch": None,  # callbacks.Evaluation decides
-    "num_sanity_val_steps": -1,  # the evaluation before the first update, over everything
-    "max_steps": -1,  # callbacks.Evaluation stops the run
-    "use_distributed_sampler": False,  # data.TrainOrder knows the ranks
-    "enable_model_summary": False,
-}
-# Read here as a count or a share: which of the two a Union of Lightning's tries first is not sure
-# (https://docs.python.org/3/library/typing.html#typing.Union, and its cache).
-LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches")
-# Classes of Lightning whose settings are code.
-TAKING_CODE = ("lightning.pytorch.callbacks.LambdaCallback", "lightning.pytorch.callbacks.lambda_function")
-ALLOW_CLASSES = "--allow_classes_of"
-# What a resumed run may change; everything else that its checkpoint names stays as it was.
-FREE_ON_RESUME = {
-    "data.num_workers",
-    "data.test_text",
-    "data.text",
-    "data.address",
-    "data.sha256",
-    "data.fallback_text",
-    "data.text_source",
-    "evaluate_batches",
-}
 # Of the weights that `predict` reads, by trainer.precision; float32 where it is another one.
 WEIGHTS = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
-
-
-class ParserError(InputError):
-    """What jsonargparse says; `CLI` puts it into words."""
 
 
 class Parser(LightningArgumentParser):
@@ -524,13 +486,6 @@ def as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def checkpoint_settings(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint's settings by their full names."""
-    own = {f"model.{name}": value for name, value in checkpoint["hyper_parameters"].items()}
-    own |= {f"data.{name}": value for name, value in checkpoint["datamodule_hyper_parameters"].items()}
-    return own | checkpoint["gpt_lightning"]["fit"]
-
-
 def _quiet_excepthook(arguments: threading.ExceptHookArgs) -> None:
     """Says nothing of a full disk in the thread that writes TensorBoard's events: the next event raises it again."""
     if not isinstance(arguments.exc_value, OSError):
@@ -555,23 +510,6 @@ def quiet_lightning() -> None:
         ".*your dataloader is not resumable.*",
     ):
         warnings.filterwarnings("ignore", message=message)
-
-
-def typed_modules(arguments: list[str]) -> list[str]:
-    """The modules named by --allow_classes_of.
-
-    Raises:
-        InputError: One is no module's name.
-    """
-    modules = []
-    for i, argument in enumerate(arguments):
-        name, has_value, value = argument.partition("=")
-        if name == ALLOW_CLASSES:
-            module = value if has_value else "".join(arguments[i + 1 : i + 2])
-            if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", module) is None:
-                raise InputError(f"{ALLOW_CLASSES} must be a module's name, got {module!r}")
-            modules.append(module)
-    return modules
 
 
 def run_command(command: str, arguments: list[str]) -> CLI:

@@ -19,7 +19,7 @@ from conftest import ROOT, STORY, Result
 from torch.nn import functional as F
 
 import gpt_lightning
-from gpt_lightning.__main__ import main
+from gpt_lightning.cli.main import main
 from gpt_lightning.models.gpt import GPT
 from gpt_lightning.training.module import GPTModule
 
@@ -34,7 +34,7 @@ def program(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 
 
 def test_the_table_of_commands_answers_at_once_and_without_lightning() -> None:
-    code = "import sys; from gpt_lightning.__main__ import main; main(['--help']); print(sorted(sys.modules))"
+    code = "import sys; from gpt_lightning.cli.main import main; main(['--help']); print(sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=10)
 
     modules = done.stdout.splitlines()[-1]
@@ -553,12 +553,12 @@ def test_a_bug_is_one_line_with_the_place_of_its_traceback(
 ) -> None:
     import tempfile
 
-    from gpt_lightning import cli
+    from gpt_lightning.cli import lightning_cli
 
     def broken(*_: object) -> None:
         raise ZeroDivisionError("oh no")
 
-    monkeypatch.setattr(cli, "train", broken)
+    monkeypatch.setattr(lightning_cli, "train", broken)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
     result = command("fit", "--config", config)

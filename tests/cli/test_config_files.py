@@ -12,16 +12,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 
+from gpt_lightning.cli.arguments import TYPED_ONLY, is_typed, prepare_arguments
+from gpt_lightning.cli.config_files import SECTIONS, ConfigFile, read_config
+from gpt_lightning.cli.parser_errors import explain_parser_error
 from gpt_lightning.errors import InputError, MachineError
-from gpt_lightning.settings import (
-    SECTIONS,
-    TYPED_ONLY,
-    ConfigFile,
-    explain_parser_error,
-    is_typed,
-    prepare_arguments,
-    read_config,
-)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +198,7 @@ def test_an_unknown_message_is_kept() -> None:
 
 
 def test_nan_is_no_clipping_value() -> None:
-    from gpt_lightning.settings import check_trainer
+    from gpt_lightning.cli.trainer_options import check_trainer
 
     settings = {"max_epochs": 1, "max_steps": -1, "max_time": None, "gradient_clip_val": math.nan}
     settings |= {"limit_train_batches": None, "limit_val_batches": None, "limit_test_batches": None}

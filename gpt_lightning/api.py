@@ -1,7 +1,6 @@
 """For notebooks: load a checkpoint, complete a text, the loss of a text, train from a config.
 
-    from gpt_lightning.inference.pretrained import load
-from gpt_lightning.interface import train
+    from gpt_lightning.api import load, train
 
     run = train("configs/debug.yaml", "--trainer.max_epochs=2")
     gpt = load(run / "checkpoints/best.ckpt")
@@ -16,7 +15,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from gpt_lightning.cli import run_command
+from gpt_lightning.cli.lightning_cli import run_command
+from gpt_lightning.inference.pretrained import TrainedGPT, load
+
+__all__ = ["TrainedGPT", "load", "train"]
 
 
 def train(config: str | os.PathLike[str], *arguments: str) -> Path:

@@ -18,14 +18,14 @@ from pathlib import Path
 
 import torch
 
+from gpt_lightning.cli.arguments import Parser, is_typed
 from gpt_lightning.console import PROGRAM, table
-from gpt_lightning.errors import InputError, Parser
+from gpt_lightning.errors import InputError
 from gpt_lightning.evaluation.next_token import candidates, draw_bars
 from gpt_lightning.inference.completion import check_prompt, complete_all, warn_of_length
 from gpt_lightning.inference.generate import evaluation_mode
 from gpt_lightning.inference.pretrained import TrainedGPT, load
 from gpt_lightning.inference.sampling import Sampling
-from gpt_lightning.settings import is_typed
 from gpt_lightning.validation import require_integer
 
 TEMPERATURES = (1.0, 0.1, 5.0)  # of the documents' first figure

@@ -20,11 +20,12 @@ import time
 from pathlib import Path
 
 from gpt_lightning.checkpoints.compare import compare_runs
+from gpt_lightning.cli.arguments import is_typed
+from gpt_lightning.cli.config_files import read_config
 from gpt_lightning.console import PROGRAM
 from gpt_lightning.errors import InputError, MachineError
 from gpt_lightning.files import read_rows
 from gpt_lightning.runs.folder import RUNS
-from gpt_lightning.settings import is_typed, read_config
 
 STEPS_PER_EPOCH = 3
 EPOCHS = 2

@@ -1,0 +1,33 @@
+"""`export`: a checkpoint's weights in the formats of other programs, read back before it says that it is done.
+
+python -m gpt_lightning export --ckpt_path CKPT --format FORMAT --output PATH
+
+hf           a folder for GPT2LMHeadModel.from_pretrained and AutoTokenizer.from_pretrained
+book         a folder with the book's model.pth and, of a last.ckpt, its model_and_optimizer.pth
+safetensors  one file with this program's names
+gguf         one file for llama.cpp; needs the extra gguf
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from gpt_lightning.checkpoints.conversion.exporting import FORMATS, export_weights
+from gpt_lightning.checkpoints.loading import open_checkpoint
+from gpt_lightning.cli.arguments import Parser
+from gpt_lightning.console import PROGRAM
+from gpt_lightning.files import check_absent
+
+
+def export(arguments: list[str]) -> None:
+    """`export --ckpt_path CKPT --format hf|book|safetensors|gguf --output PATH`."""
+    parser = Parser(f"python -m {PROGRAM} export", description=__doc__, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--ckpt_path", required=True, metavar="CKPT", help="checkpoint to use")
+    parser.add_argument("--format", required=True, choices=FORMATS)
+    parser.add_argument("--output", required=True, type=Path, metavar="PATH", help="file or folder to write")
+    typed = parser.parse_args(arguments)
+    check_absent(typed.output)
+    for line in export_weights(open_checkpoint(typed.ckpt_path), typed.format, typed.output):
+        print(line, flush=True)

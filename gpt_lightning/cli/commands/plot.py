@@ -1,0 +1,38 @@
+"""Draw the loss curves of one run, or of several over one another.
+
+    python -m gpt_lightning plot RUN [RUN ...]
+
+A RUN is a run folder, or a file with rows like those of its metrics.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from gpt_lightning.cli.arguments import Parser
+from gpt_lightning.console import PROGRAM
+from gpt_lightning.errors import InputError
+from gpt_lightning.runs.figures import FORMATS, loss_figure, read_curve, save_figure
+
+MOST_CURVES = 10  # as many as matplotlib has colours
+
+
+def plot(arguments: list[str]) -> None:
+    """`plot RUN [RUN ...] [--output STEM]`: draws loss curves and says where they are."""
+    parser = Parser(f"python -m {PROGRAM} plot", description=__doc__, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("run", nargs="+", metavar="RUN", help="a run folder, or a file like its metrics.jsonl")
+    parser.add_argument(
+        "--output", metavar="STEM", help="write STEM.pdf and STEM.png; default: loss, in a single run's folder"
+    )
+    typed = parser.parse_args(arguments)
+    if len(typed.run) > MOST_CURVES:
+        raise InputError(f"plot draws at most {MOST_CURVES} runs at once, got {len(typed.run)}")
+    curves = [read_curve(run) for run in typed.run]
+    alone = len(curves) == 1 and os.path.isdir(typed.run[0])
+    stem, suffix = os.path.splitext(typed.output or (os.path.join(typed.run[0], "loss") if alone else "loss"))
+    if suffix.removeprefix(".") not in FORMATS:
+        stem += suffix
+    for path in save_figure(loss_figure(curves), stem):
+        print(path)

@@ -1,0 +1,158 @@
+"""YAML files of settings, read strictly."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
+
+from gpt_lightning.cli.arguments import LINKS, TEXT_LISTS, TEXT_SETTINGS, TYPED_ONLY
+from gpt_lightning.errors import InputError, MachineError, describe_os_error
+
+MAX_CONFIG_BYTES = 1_000_000
+MAX_CONFIG_NODES = 100_000
+SECTIONS = ("model", "data", "sampling", "trainer")
+TEXT, SEQUENCE, NULL = "tag:yaml.org,2002:str", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:null"
+NO_NAMES = ("tag:yaml.org,2002:merge", NULL)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which a key may stand only once, and prompts are texts as they are written: 1.50 is "1.50"."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        for option in TEXT_LISTS:
+            self._make_texts(node, option.removeprefix("--"))
+        return node
+
+    def _make_texts(self, node: yaml.Node | None, name: str) -> None:
+        """Makes a list of texts of a setting in a mapping, or of the one text that stands there."""
+        if not isinstance(node, yaml.MappingNode):
+            return
+        for i, (key, value) in enumerate(node.value):
+            if key.value == name and isinstance(value, yaml.SequenceNode):
+                texts = [self._make_text(item) for item in value.value]
+                node.value[i] = key, yaml.SequenceNode(value.tag, texts, value.start_mark)
+            elif key.value == name and isinstance(value, yaml.ScalarNode):
+                if value.tag == NULL and name != "prompt":  # a prompt may be any word; elsewhere null is none
+                    continue
+                node.value[i] = key, yaml.SequenceNode(SEQUENCE, [self._make_text(value)], value.start_mark)
+            elif isinstance(key.value, str) and name.startswith(f"{key.value}."):
+                self._make_texts(value, name.removeprefix(f"{key.value}."))
+
+    def _make_text(self, node: yaml.Node) -> yaml.Node:
+        if not isinstance(node, yaml.ScalarNode):
+            return node
+        untagged = self.resolve(yaml.ScalarNode, node.value, (True, False))  # type: ignore[no-untyped-call]
+        return yaml.ScalarNode(TEXT, node.value, node.start_mark, style='"') if node.tag in (TEXT, untagged) else node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag in NO_NAMES:
+                problem = "a name must be a plain word"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            if key_node.value in seen:
+                problem = f"key {key_node.value!r} stands twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        value = super().construct_scalar(node)
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise yaml.constructor.ConstructorError(None, None, "half a character", node.start_mark)
+        return value
+
+
+def read_config(path: str) -> tuple[dict[str, Any], str]:
+    """Reads a YAML file of settings.
+
+    Returns:
+        The settings; and the same in YAML that leaves no doubt of what is a text.
+
+    Raises:
+        InputError: No such file, a folder, empty, too large, not UTF-8, not YAML, not a mapping, a key
+            twice, a tag, or a setting that can only be typed.
+        MachineError: It cannot be read.
+    """
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise InputError(f"{path}: must be a regular file")  # a pipe may never end
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        message, code = describe_os_error(error)
+        raise (InputError if code == InputError.exit_code else MachineError)(message) from None
+    if len(data) > MAX_CONFIG_BYTES:
+        raise InputError(f"{path}: too large for a config ({len(data):,} bytes, limit {MAX_CONFIG_BYTES:,})")
+    try:
+        content = data.decode("utf-8")
+        node = yaml.compose(content, Loader=_Loader)
+        if node is not None and _count_nodes(node, {}) > MAX_CONFIG_NODES:
+            raise InputError(f"{path}: too large for a config (more than {MAX_CONFIG_NODES:,} values)")
+        config = yaml.load(content, Loader=_Loader)  # a SafeLoader
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text (byte 0x{data[error.start]:02x} at offset {error.start})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise InputError(f"{path}{line}: not valid YAML: {problem}") from None
+    except InputError:
+        raise
+    except ValueError as error:  # a date that no calendar has
+        raise InputError(f"{path}: not valid YAML: {error}") from None
+    except RecursionError:
+        raise InputError(f"{path}: not a config: nested too deeply") from None
+    if config is None:
+        raise InputError(f"{path}: is empty")
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: is a {type(config).__name__}, not settings (name: value)")
+    for name in config:
+        if not isinstance(name, str):
+            raise InputError(f"{path}: a name must be a plain word, not {name!r}")
+    if "__path__" in config:  # jsonargparse's own
+        raise InputError(f"{path}: unknown setting '__path__'")
+    for name in TYPED_ONLY:
+        if name in config:
+            raise InputError(f"{path}: {name} is given on the command line only (--{name})")
+    for name in SECTIONS:
+        if not isinstance(config.get(name, {}), dict):
+            raise InputError(f"{path}: {name} must hold settings (name: value), got {config[name]!r}")
+    for source, target in LINKS.items():
+        section, _, name = target.partition(".")
+        if name in config.get(section, {}):
+            raise InputError(f"{path}: {target} is given as {source}")
+    return config, yaml.serialize(node, explicit_start=True)
+
+
+def _count_nodes(node: yaml.Node, counted: dict[int, int]) -> int:
+    """Values in a YAML tree with every alias written out."""
+    if counted.get(id(node)) == 0:
+        raise yaml.composer.ComposerError(None, None, "an alias inside of what it stands for", node.start_mark)
+    if id(node) not in counted:
+        counted[id(node)] = 0  # until it is known
+        children: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            children = [child for pair in node.value for child in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            children = node.value
+        counted[id(node)] = 1 + sum(_count_nodes(child, counted) for child in children)
+    return counted[id(node)]
+
+
+class ConfigFile(ActionConfigFile):
+    """`--config FILE`: read by `read_config`; jsonargparse applies what that returns."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        config, content = read_config(values)
+        super().__call__(parser, cfg, content, option_string)  # type: ignore[no-untyped-call]
+        cfg[self.dest][-1] = values  # the name of the file, for that of the run
+        data = config.get("data")
+        if isinstance(data, dict) and "text" in data:
+            for name in TEXT_SETTINGS:
+                if name not in data:
+                    cfg[f"data.{name}"] = None
