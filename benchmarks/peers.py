@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.models.gpt import GPT
 
 VOCABULARY = 50_257
@@ -139,7 +140,7 @@ class BookGPT(nn.Module):
 def our_gpt(shape: Shape) -> GPT:
     """This project's network."""
     sizes = {name: getattr(shape, name) for name in ("context_length", "emb_dim", "n_heads", "n_layers", "drop_rate")}
-    return GPT(VOCABULARY, **sizes)
+    return GPT(GPTConfig(VOCABULARY, **sizes))
 
 
 def transformers_gpt(shape: Shape) -> Any:
@@ -185,7 +186,7 @@ def training_step(name: str, shape: Shape, precision: str) -> Callable[[], None]
     model: Any
     if name == "bare":
         from gpt_lightning.models.loss import cross_entropy
-        from gpt_lightning.training.fit import keep_freed_memory
+        from gpt_lightning.training.hardware import keep_freed_memory
 
         keep_freed_memory()  # `fit` does so too
         model = our_gpt(shape)

@@ -15,9 +15,7 @@ from gpt_lightning.errors import InputError
 
 PACKAGES = {module.name for module in pkgutil.walk_packages(gpt_lightning.__path__, "gpt_lightning.") if module.ispkg}
 MODULES = sorted(
-    module.name
-    for module in pkgutil.walk_packages(gpt_lightning.__path__, "gpt_lightning.")
-    if not module.ispkg and not module.name.endswith("__main__")
+    module.name for module in pkgutil.walk_packages(gpt_lightning.__path__, "gpt_lightning.") if not module.ispkg
 )
 
 
@@ -37,6 +35,41 @@ def imports(module: str) -> set[str]:
     return found
 
 
+# Who stands where: each may import what stands on a line above it, and its own room.
+ROOMS = (
+    ("__init__",),
+    ("console",),
+    ("errors",),
+    ("validation", "files"),
+    ("models", "data", "runs"),
+    ("checkpoints",),
+    ("inference",),
+    ("evaluation",),
+    ("training",),
+    ("cli",),
+    ("api", "__main__"),
+)
+LIGHTNING = ("gpt_lightning.data.datamodule", "gpt_lightning.training.", "gpt_lightning.cli.lightning_cli")
+
+
+def room(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def test_imports_go_downward_only() -> None:
+    floor = {name: number for number, names in enumerate(ROOMS) for name in names}
+
+    upward = [
+        (module, other)
+        for module in MODULES
+        for other in imports(module)
+        if other.split(".")[0] == "gpt_lightning"
+        and room(other) != room(module)
+        and floor[room(other)] >= floor[room(module)]
+    ]
+    assert upward == []
+
+
 def test_imports_form_no_circle() -> None:
     done: set[str] = set()
     while ready := {name for name in MODULES if name not in done and imports(name) & set(MODULES) <= done}:
@@ -45,7 +78,19 @@ def test_imports_form_no_circle() -> None:
     assert done == set(MODULES)
 
 
-@pytest.mark.parametrize("module", MODULES)
+def test_rooms_are_empty_packages() -> None:
+    assert sorted(PACKAGES)
+    assert all(not source(f"{name}.__init__") for name in PACKAGES)
+
+
+def test_lightning_is_known_to_training_only() -> None:
+    users = {name for name in MODULES if any(one.split(".")[0] == "lightning" for one in imports(name))}
+
+    assert users
+    assert all(name.startswith(LIGHTNING) for name in users)
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if not name.endswith("__main__")])
 def test_everything_public_says_what_it_does(module: str) -> None:
     loaded = importlib.import_module(module)
 

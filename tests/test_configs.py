@@ -13,7 +13,7 @@ import torch
 import yaml
 from conftest import ROOT, STORY, Result
 
-from gpt_lightning.training.module import GPTModule
+from gpt_lightning.models.config import GPTConfig
 
 Command = Callable[..., Result]
 ALL = sorted((ROOT / "configs").glob("*.yaml"))
@@ -36,9 +36,9 @@ def test_an_overlay_has_the_sizes_of_a_published_gpt2(name: str, parameters: int
     (overlay,) = [path for path in OVERLAYS if path.stem == f"gpt2_{name}"]
     sizes = yaml.safe_load(overlay.read_text())["model"]
 
-    module = GPTModule(50257, 1024, qkv_bias=True, tie_weights=True, **sizes)
+    config = GPTConfig(50257, 1024, qkv_bias=True, tie_weights=True, **sizes)
 
-    assert module.count_parameters() == parameters
+    assert config.num_parameters == parameters
 
 
 @pytest.mark.parametrize("name", BROUGHT)

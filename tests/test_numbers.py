@@ -20,7 +20,7 @@ from gpt_lightning.data.tokenizer import load_tokenizer, text_to_token_ids, toke
 from gpt_lightning.data.windows import TrainOrder, Windows
 from gpt_lightning.inference.generate import generate
 from gpt_lightning.inference.sampling import Sampling, keep_top_k, next_token_probs, sample_next_token
-from gpt_lightning.models.config import count_parameters
+from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.models.gpt import GPT
 from gpt_lightning.models.loss import cross_entropy, perplexity
 from gpt_lightning.training.module import GPTModule
@@ -34,7 +34,7 @@ TARGETS = torch.tensor([[3626, 6100, 345], [1107, 588, 11311]])  # " effort move
 def untrained() -> GPT:
     """GPT-2 small with context 256, as it is right after seed 123."""
     torch.manual_seed(123)
-    return GPT(50257, context_length=256).eval()
+    return GPT(GPTConfig(50257, context_length=256)).eval()
 
 
 @pytest.fixture(scope="module")
@@ -117,11 +117,12 @@ def test_the_untrained_model_continues_every_effort_as_document_a_prints(untrain
     ],
 )
 def test_parameter_counts_of_gpt2_small(context_length: int, tied: bool, parameters: int) -> None:
+    config = GPTConfig(50257, context_length=context_length, tie_weights=tied)
     with torch.device("meta"):
-        model = GPT(50257, context_length=context_length, tie_weights=tied)
+        model = GPT(config)
 
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
-    assert count_parameters(50257, context_length, 768, 12, False, tied) == parameters
+    assert config.num_parameters == parameters
 
 
 @pytest.mark.parametrize(
@@ -134,11 +135,12 @@ def test_parameter_counts_of_gpt2_small(context_length: int, tied: bool, paramet
     ],
 )
 def test_parameter_counts_of_the_published_gpt2(emb_dim: int, n_layers: int, n_heads: int, parameters: int) -> None:
+    config = GPTConfig(50257, 1024, emb_dim, n_heads, n_layers, qkv_bias=True, tie_weights=True)
     with torch.device("meta"):
-        model = GPT(50257, 1024, emb_dim, n_heads, n_layers, qkv_bias=True, tie_weights=True)
+        model = GPT(config)
 
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
-    assert count_parameters(50257, 1024, emb_dim, n_layers, True, True) == parameters
+    assert config.num_parameters == parameters
 
 
 # ---- 5.1.2 the loss
@@ -280,7 +282,7 @@ def test_document_bs_cleaning() -> None:
 
 
 def test_document_as_optimizer() -> None:
-    module = GPTModule(vocab_size=5, context_length=4, emb_dim=4, n_heads=1, n_layers=1)
+    module = GPTModule(GPTConfig(vocab_size=5, context_length=4, emb_dim=4, n_heads=1, n_layers=1))
     module.configure_model()
 
     optimizer = module.configure_optimizers()

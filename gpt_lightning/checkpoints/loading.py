@@ -1,8 +1,8 @@
-"""From the content of a checkpoint to checked weights and a network."""
+"""From a checkpoint's file to a network: the one way that every command takes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -11,21 +11,93 @@ from torch import Tensor
 from gpt_lightning.checkpoints.io import read_checkpoint
 from gpt_lightning.checkpoints.metadata import WEIGHTS_PREFIX
 from gpt_lightning.errors import InputError
-from gpt_lightning.models.config import ARCHITECTURE
-from gpt_lightning.models.gpt import parameter_shapes
+from gpt_lightning.models.config import GPTConfig
+from gpt_lightning.models.gpt import GPT, parameter_shapes
+
+POSITIONS = "pos_emb.weight"
 
 
-def without_tensors(value: Any) -> Any:
-    """A copy of nested dicts and lists. A tensor's memory is the file, which would stay on the disk with it."""
-    if isinstance(value, dict):
-        return {key: without_tensors(one) for key, one in value.items() if not isinstance(one, torch.Tensor)}
-    if isinstance(value, (list, tuple)):
-        return [without_tensors(one) for one in value if not isinstance(one, torch.Tensor)]
-    return value
+@dataclass(frozen=True)
+class LoadedCheckpoint:
+    """A checkpoint whose weights were checked against its settings.
+
+    Attributes:
+        name: Its file, which is the memory of its tensors.
+        config: The architecture of its network.
+        tokenizer: Name of the tokenizer that it was trained with.
+        state: Weights by their names in `GPT`.
+        content: Everything in the file.
+    """
+
+    name: str
+    config: GPTConfig
+    tokenizer: str
+    state: dict[str, Tensor]
+    content: dict[str, Any]
+
+    def build(self) -> GPT:
+        """Return the network in evaluation mode; its float32 weights stay memory-mapped."""
+        return _assign(self.config, self.state).eval()
+
+    def build_for_training(self, config: GPTConfig, *, activation_checkpointing: bool) -> GPT:
+        """Return a network of another run with copies of the weights, of its positions the first `context_length`.
+
+        Args:
+            config: The checkpoint's, but for drop_rate, init and a context_length that is at most the checkpoint's.
+            activation_checkpointing: See `GPT`.
+        """
+        state = self.state | {POSITIONS: self.state[POSITIONS][: config.context_length]}
+        return _assign(config, {key: tensor.clone() for key, tensor in state.items()}, activation_checkpointing)
+
+
+def _assign(config: GPTConfig, state: dict[str, Tensor], activation_checkpointing: bool = False) -> GPT:
+    """Build a network on the meta device and make these tensors its weights."""
+    config.check_memory()
+    with torch.device("meta"):
+        model = GPT(config, activation_checkpointing=activation_checkpointing)
+    model.load_state_dict({key: tensor.float() for key, tensor in state.items()}, assign=True)
+    if config.tie_weights:
+        model.out_head.weight = model.tok_emb.weight  # two names, one parameter
+    return model
+
+
+def open_checkpoint(path: str) -> LoadedCheckpoint:
+    """Read a checkpoint and check its weights.
+
+    Raises:
+        InputError: See `checkpoints.io.read_checkpoint`; or a weight is missing, left over, of another shape than its
+            settings say, or not finite.
+    """
+    return check_weights(read_checkpoint(path), path)
+
+
+def check_weights(content: dict[str, Any], name: str) -> LoadedCheckpoint:
+    """Check the weights in a checkpoint's content against its settings.
+
+    Raises:
+        InputError: See `open_checkpoint`.
+    """
+    settings = content["hyper_parameters"]
+    state = {key.removeprefix(WEIGHTS_PREFIX): tensor for key, tensor in content["state_dict"].items()}
+    layers = len({key.split(".")[1] for key in state if key.startswith("trf_blocks.")})
+    if settings.get("n_layers") != layers:  # before a network of any number of layers is built
+        raise InputError(f"{name}: has weights of {layers} layers, its settings say {settings.get('n_layers')}")
+    try:
+        config = GPTConfig(**{field.name: settings.get(field.name) for field in fields(GPTConfig)})
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+    shapes = parameter_shapes(config)
+    for key in sorted(shapes.keys() | state.keys()):
+        if key not in shapes or key not in state or tuple(state[key].shape) != shapes[key]:
+            raise InputError(f"{name}: weights do not fit the model ({key})")
+    if (key := find_non_finite(state, "")) is not None:
+        raise InputError(f"{name}: contains non-finite weights ({key.removeprefix('.')})")
+    tokenizer = str(content["datamodule_hyper_parameters"].get("tokenizer"))
+    return LoadedCheckpoint(name, config, tokenizer, state, content)
 
 
 def find_non_finite(value: Any, name: str) -> str | None:
-    """The name of the first tensor with an infinity or a NaN in nested dicts and lists; None where there is none.
+    """Return the name of the first tensor with an infinity or a NaN in nested dicts and lists, or None.
 
     Args:
         value: Tensors, plain data, and dicts and lists of them.
@@ -42,46 +114,10 @@ def find_non_finite(value: Any, name: str) -> str | None:
     return next((found for key, one in parts if (found := find_non_finite(one, key)) is not None), None)
 
 
-def open_checkpoint(name: str) -> Trained:
-    """Reads a checkpoint of this program.
-
-    Raises:
-        InputError: See `checkpoints.io.read_checkpoint`; or its weights are not those of its settings.
-    """
-    content = read_checkpoint(name)
-    own = content["hyper_parameters"]
-    state = {key.removeprefix(WEIGHTS_PREFIX): tensor for key, tensor in content["state_dict"].items()}
-    layers = len({key.split(".")[1] for key in state if key.startswith("trf_blocks.")})
-    if own.get("n_layers") != layers:  # before a network of any number of layers is built
-        raise InputError(f"{name}: has weights of {layers} layers, its settings say {own.get('n_layers')}")
-    architecture = {key: own.get(key) for key in ARCHITECTURE}
-    try:
-        shapes = parameter_shapes(architecture)
-    except (InputError, TypeError) as error:
-        raise InputError(f"{name}: {error}") from None
-    for key in sorted(shapes.keys() | state.keys()):
-        if key not in shapes or key not in state or tuple(state[key].shape) != shapes[key]:
-            raise InputError(f"{name}: weights do not fit the model ({key})")
-        if not torch.isfinite(state[key]).all():
-            raise InputError(f"{name}: contains non-finite weights ({key})")
-    tokenizer = str(content["datamodule_hyper_parameters"].get("tokenizer"))
-    return Trained(name, architecture, tokenizer, state, content)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a checkpoint holds, the file being the memory of its tensors.
-
-    Attributes:
-        name: The checkpoint's file.
-        architecture: The settings `model.*` that build its network.
-        tokenizer: Its name.
-        state: Our name -> weight.
-        content: Everything.
-    """
-
-    name: str
-    architecture: dict[str, Any]
-    tokenizer: str
-    state: dict[str, Tensor]
-    content: dict[str, Any]
+def without_tensors(value: Any) -> Any:
+    """Return a copy of nested dicts and lists without tensors, which would keep their memory-mapped file open."""
+    if isinstance(value, dict):
+        return {key: without_tensors(one) for key, one in value.items() if not isinstance(one, torch.Tensor)}
+    if isinstance(value, (list, tuple)):
+        return [without_tensors(one) for one in value if not isinstance(one, torch.Tensor)]
+    return value

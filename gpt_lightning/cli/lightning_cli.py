@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
+from dataclasses import fields
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from gpt_lightning.checkpoints.io import read_checkpoint
+from gpt_lightning.checkpoints.loading import check_weights
 from gpt_lightning.cli.arguments import (
     ALLOW_CLASSES,
     LINKS,
@@ -55,16 +57,18 @@ from gpt_lightning.errors import InputError
 from gpt_lightning.inference.completion import check_prompt, complete_all
 from gpt_lightning.inference.packed_linear import pack
 from gpt_lightning.inference.sampling import Sampling
-from gpt_lightning.models.config import ARCHITECTURE
+from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.training import summary
-from gpt_lightning.training.callbacks.checkpointing import AtomicCheckpointIO, load_weights
+from gpt_lightning.training.callbacks.checkpointing import AtomicCheckpointIO
+from gpt_lightning.training.config import RunConfig, TrainingConfig
 from gpt_lightning.training.distributed import launched_by_others
 from gpt_lightning.training.dry_run import check
-from gpt_lightning.training.fit import train
+from gpt_lightning.training.fit import fit
 from gpt_lightning.training.hardware import PRECISIONS, choose_precision
 from gpt_lightning.training.module import GPTModule
-from gpt_lightning.training.resume import RunChoice, check_same_text, choose_run
-from gpt_lightning.validation import require, require_integer, require_number
+from gpt_lightning.training.optimizers import OptimizerConfig
+from gpt_lightning.training.resume import RESUME_SETTINGS, check_same_text, plan_run
+from gpt_lightning.validation import require
 
 # Of the weights that `predict` reads, by trainer.precision; float32 where it is another one.
 WEIGHTS = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
@@ -90,7 +94,6 @@ class CLI(LightningCLI):
         self.command = command = "fit" if self.is_check else command
         self.arguments = arguments
         self.checkpoint: dict[str, Any] | None = None
-        self.starts_from: tuple[str, dict[str, Any]] | None = None
         super().__init__(
             GPTModule,
             TextDataModule,
@@ -114,10 +117,16 @@ class CLI(LightningCLI):
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("-c", "--config", action=ConfigFile, help="YAML file of settings; may be repeated")
-        parser.add_argument("--seed_everything", type=int, default=123, help="seed of everything random in a run")
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_class_arguments(GPTModule, "model", sub_configs=True)
+        parser.add_class_arguments(GPTConfig, "model", skip={"vocab_size"}, instantiate=False)
+        parser.add_class_arguments(OptimizerConfig, "model", as_group=False, instantiate=False)
+        help_line = "number of token ids; null: the tokenizer's"
+        parser.add_argument("--model.vocab_size", type=int | None, default=None, help=help_line)
+        help_line = "run the network through torch.compile: faster steps, a slower start"
+        parser.add_argument("--model.compile", type=bool, default=False, help=help_line)
+        help_line = "compute activations again for the backward pass: less memory, more time, the same weights"
+        parser.add_argument("--model.activation_checkpointing", type=bool, default=False, help=help_line)
         parser.add_class_arguments(TextDataModule, "data", sub_configs=True)
         parser.add_class_arguments(
             Trainer, "trainer", skip={*TRAINER_OWNED, *LIMITS}, instantiate=False, fail_untyped=False, sub_configs=True
@@ -129,42 +138,12 @@ class CLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(Sampling, "sampling")
-        parser.add_argument("--prompt", type=list[str], default=[], help="text to continue; may be repeated")
+        parser.add_class_arguments(TrainingConfig, None)
         parser.add_argument(
             "--precision",
             type=str,
             default="auto",
             help="of the arithmetic: auto (bf16-mixed where the hardware gains from it), or one of trainer.precision",
-        )
-        parser.add_argument(
-            "--peak_flops",
-            type=float | None,
-            default=None,
-            help="floating-point operations per second of one device, of which the model's share is logged; "
-            "null takes the data sheet's, where it is known",
-        )
-        parser.add_argument("--evaluate_every", type=int, default=5, help="optimizer steps between evaluations")
-        parser.add_argument("--evaluate_batches", type=int, default=5, help="training batches whose loss is evaluated")
-        parser.add_argument(
-            "--sample_every", type=int | None, default=None, help="optimizer steps between samples; null: each epoch"
-        )
-        parser.add_argument(
-            "--early_stopping_patience",
-            type=int | None,
-            default=None,
-            help="evaluations without a lower validation loss after which the run ends; null: never",
-        )
-        parser.add_argument(
-            "--save_every",
-            type=int | None,
-            default=None,
-            help="optimizer steps between checkpoints",
-        )
-        parser.add_argument(
-            "--save_minutes",
-            type=float | None,
-            default=None,
-            help="minutes between checkpoints; where save_every is null too, they take 1/40 of the time",
         )
         if self.command == "fit":
             parser.add_argument(
@@ -173,17 +152,19 @@ class CLI(LightningCLI):
                 default=None,
                 help="checkpoint whose weights and architecture a new run starts from, with a fresh optimizer",
             )
-            parser.add_argument("--run_dir", type=str | None, default=None, help="the run's folder (typed only)")
-            parser.add_argument("--resume", action="store_true", help="go on with the newest run (typed only)")
+            parser.add_argument("--run_dir", type=str | None, default=None, help="the run's folder (command line only)")
             parser.add_argument(
-                "--allow_data_change", action="store_true", help="go on with a run on another text (typed only)"
+                "--resume", action="store_true", help="resume the newest run of this name (command line only)"
+            )
+            parser.add_argument(
+                "--allow_data_change", action="store_true", help="resume a run on another text (command line only)"
             )
             parser.add_argument(
                 ALLOW_CLASSES,
                 type=str | None,
                 default=None,
                 metavar="MODULE",
-                help="let YAML name classes of this module of yours, which runs its code; may be repeated (typed only)",
+                help="let YAML name classes of this module, which runs its code; may be repeated (command line only)",
             )
         else:
             parser.add_argument("--ckpt_path", type=str | None, default=None, help="checkpoint to use")
@@ -193,7 +174,7 @@ class CLI(LightningCLI):
             )
             parser.add_argument("--jsonl", action="store_true", help="write JSON lines instead of text")
             parser.add_argument("--output", type=str | None, default=None, help="file for JSON lines")
-            parser.add_argument("--resume", action="store_true", help="go on with the output of a stopped job")
+            parser.add_argument("--resume", action="store_true", help="resume the output of a stopped job")
             parser.add_argument("--interactive", action="store_true", help="complete what is typed, line by line")
         for source, target in LINKS.items():
             parser.link_arguments(source, target)
@@ -209,9 +190,11 @@ class CLI(LightningCLI):
         if self.is_check and settings["resume"]:
             raise InputError("check looks at new runs; leave --resume out")
         if self.command == "fit":
-            self.run_choice = self._choose_run(settings)
-            self.checkpoint_path = self.run_choice.checkpoint
-            self.checkpoint = self.run_choice.content
+            first = settings["config"][0] if settings["config"] else settings["data"]["text"] or "run"
+            name = Path(str(first)).stem
+            self.plan = plan_run(name, settings["run_dir"], settings["resume"], settings["allow_data_change"])
+            self.checkpoint_path = self.plan.checkpoint
+            self.checkpoint = self.plan.content
         else:
             self.checkpoint_path = settings["ckpt_path"]
             if not self.checkpoint_path:
@@ -259,7 +242,7 @@ class CLI(LightningCLI):
         subparser = self._parser(self.command)
         own = checkpoint_settings(checkpoint)
         known = set(self._setting_names()) - set(LINKS.values())
-        fixed = [*(f"model.{name}" for name in ARCHITECTURE), "data.tokenizer"]
+        fixed = [*(f"model.{one.name}" for one in fields(GPTConfig)), "data.tokenizer"]
         for name in fixed:
             if own.get(name) is None:
                 raise InputError(f"{self.checkpoint_path}: its settings lack {name}")
@@ -299,9 +282,8 @@ class CLI(LightningCLI):
             InputError: A setting that its weights cannot be used with; names both values.
         """
         content = read_checkpoint(name)
-        self.starts_from = (name, content)
         own = checkpoint_settings(content)
-        fixed = [*(f"model.{setting}" for setting in ARCHITECTURE if setting != "init"), "data.tokenizer"]
+        fixed = [*(f"model.{one.name}" for one in fields(GPTConfig) if one.name != "init"), "data.tokenizer"]
         for setting in fixed:
             if own.get(setting) is None:
                 raise InputError(f"{name}: its settings lack {setting}")
@@ -337,24 +319,13 @@ class CLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Nothing is left to do: `parse_arguments` has made the checkpoint's settings defaults."""
 
-    def _choose_run(self, settings: Namespace) -> RunChoice:
-        first = settings["config"][0] if settings["config"] else settings["data"]["text"] or "run"
-        return choose_run(Path(str(first)).stem, settings)
-
     # ---- building
 
     def _check_settings(self) -> None:
         """What no class checks: the settings outside `model`, `data` and `sampling`."""
         settings = self.config[self.command]
-        require_integer("seed_everything", settings["seed_everything"], 0, 2**32 - 1)
+        self.training = TrainingConfig(**{one.name: settings[one.name] for one in fields(TrainingConfig)})
         check_trainer(settings["trainer"])
-        for name in ("evaluate_every", "evaluate_batches", "sample_every", "save_every", "early_stopping_patience"):
-            if settings[name] is not None:
-                require_integer(name, settings[name], 1)
-        if settings["peak_flops"] is not None:
-            require_number("peak_flops", settings["peak_flops"], "be above 0", lambda rate: rate > 0)
-        if settings["save_minutes"] is not None:
-            require_number("save_minutes", settings["save_minutes"], "be above 0", lambda minutes: minutes > 0)
         both_typed = all(is_typed(self.arguments, f"--data.{name}") for name in ("val_text", "train_ratio"))
         if both_typed and settings["data"]["val_text"] is not None:
             raise InputError("data.train_ratio has no effect, because data.val_text is the validation text; give one")
@@ -392,22 +363,45 @@ class CLI(LightningCLI):
 
     # ---- commands
 
-    def fit(self, model: GPTModule, datamodule: TextDataModule) -> None:
-        """Trains, see `training.fit.train`; or says what training would come to."""
-        model.starts_from, self.starts_from = self.starts_from, None  # it gives the file back when it has read it
+    def fit(self, model: Namespace, datamodule: TextDataModule) -> None:
+        """Train, or estimate what training would cost.
+
+        Args:
+            model: The settings `model.*`; the network is built once the text is known.
+            datamodule: Not yet set up.
+        """
+        config = self._run_config(model)
         if self.is_check:
-            check(self.trainer, model, datamodule, self.settings, self.precision_reason)
+            check(self.trainer, datamodule, config)
             return
-        config = self._resolved_config()
-        self.run_folder = train(
-            self.trainer,
-            model,
-            datamodule,
-            self.settings,
-            self.run_choice,
-            config,
-            self.arguments,
-            self.precision_reason,
+        command = summary.resume_command(self.arguments)
+        self.run_folder = fit(self.trainer, datamodule, config, self.plan, self._resolved_config(), command)
+
+    def _run_config(self, model: Namespace) -> RunConfig:
+        """Type and check the settings of a run."""
+        settings = self.settings
+        tokenizer_size = load_tokenizer(settings["data"].hparams["tokenizer"]).vocab_size
+        vocab_size = tokenizer_size if model["vocab_size"] is None else model["vocab_size"]
+        architecture = {one.name: model[one.name] for one in fields(GPTConfig)} | {"vocab_size": vocab_size}
+        network = GPTConfig(**architecture)
+        if vocab_size < tokenizer_size:
+            raise InputError(f"model.vocab_size ({vocab_size}) is smaller than the tokenizer's {tokenizer_size}")
+        trainer = settings["trainer"]
+        return RunConfig(
+            model=network,
+            optimizer=OptimizerConfig(**{one.name: model[one.name] for one in fields(OptimizerConfig)}),
+            training=self.training,
+            sampling=settings["sampling"],
+            compile=model["compile"],
+            activation_checkpointing=model["activation_checkpointing"],
+            init_from=settings["init_from"],
+            max_epochs=trainer["max_epochs"],
+            max_steps=trainer["max_steps"],
+            accelerator=trainer["accelerator"],
+            precision_reason=self.precision_reason,
+            has_progress_bar=trainer["enable_progress_bar"] is not False,
+            has_tensorboard=trainer["logger"] is not False,
+            resume_settings={name: settings[name] for name in RESUME_SETTINGS},
         )
 
     def _resolved_config(self) -> str:
@@ -423,23 +417,24 @@ class CLI(LightningCLI):
         body = yaml.safe_dump(plain(settings.as_dict()), sort_keys=False)
         return f"# All settings of this run. To run it again: python -m {PROGRAM} fit --config THIS_FILE\n{body}"
 
-    def validate(self, model: GPTModule, datamodule: TextDataModule) -> None:
+    def validate(self, model: Namespace, datamodule: TextDataModule) -> None:
         """Prints loss and perplexity: of the checkpoint's own validation split, or of a whole text."""
         datamodule.whole_text = is_typed(self.arguments, "--data.text")
-        self._evaluate(model, datamodule, "validate", "validation", "val")
+        self._evaluate(datamodule, "validate", "validation", "val")
 
-    def test(self, model: GPTModule, datamodule: TextDataModule) -> None:
+    def test(self, model: Namespace, datamodule: TextDataModule) -> None:
         """Prints loss and perplexity of data.test_text."""
-        self._evaluate(model, datamodule, "test", "test", "test")
+        self._evaluate(datamodule, "test", "test", "test")
 
-    def _evaluate(self, model: GPTModule, data: TextDataModule, stage: str, split: str, metric: str) -> None:
+    def _evaluate(self, data: TextDataModule, stage: str, split: str, metric: str) -> None:
         assert self.checkpoint is not None
         data.is_compared = stage == "validate" and not data.whole_text
         data.setup(stage)
         if data.is_compared:
             check_same_text(data, self.checkpoint, str(self.checkpoint_path))
-        load_weights(model, self.checkpoint, str(self.checkpoint_path))
-        getattr(self.trainer, stage)(model, data, verbose=False)
+        loaded = check_weights(self.checkpoint, str(self.checkpoint_path))
+        module = GPTModule(loaded.config, network=loaded.build())
+        getattr(self.trainer, stage)(module, data, verbose=False)
         if self.trainer.is_global_zero:
             assert data.source is not None
             val_text = None if data.whole_text else data.hparams["val_text"]
@@ -449,20 +444,22 @@ class CLI(LightningCLI):
                 name = f"{split} split of {short_name(data.source.path)}"
             else:
                 name = f"all of {short_name(data.source.path)}"
-            loss, perplexity = model.evaluated[f"{metric}_loss"], model.evaluated[f"{metric}_perplexity"]
-            say(summary.describe_evaluation(name, loss, perplexity, model.evaluated_tokens[metric], data.splits[split]))
+            loss, perplexity = module.evaluated[f"{metric}_loss"], module.evaluated[f"{metric}_perplexity"]
+            tokens = module.evaluated_tokens[metric]
+            say(summary.describe_evaluation(name, loss, perplexity, tokens, data.splits[split]))
 
-    def predict(self, model: GPTModule, datamodule: TextDataModule) -> None:
-        """Completes prompts; see `prompting`."""
+    def predict(self, model: Namespace, datamodule: TextDataModule) -> None:
+        """Complete prompts; see `commands.predict`."""
         assert self.checkpoint is not None
         sampling = self.settings["sampling"]
-        sampling.check_vocabulary(model.hparams["vocab_size"])
-        tokenizer = load_tokenizer(datamodule.hparams["tokenizer"])
-        load_weights(model, self.checkpoint, str(self.checkpoint_path))
-        model.to(self.trainer.strategy.root_device, WEIGHTS.get(self.trainer.precision))
-        pack(model.model, sampling.batch_size)
-        completer = partial(complete_all, model.model, tokenizer, sampling=sampling)
-        weight = model.model.pos_emb.weight
+        loaded = check_weights(self.checkpoint, str(self.checkpoint_path))
+        sampling.check_vocabulary(loaded.config.vocab_size)
+        tokenizer = load_tokenizer(loaded.tokenizer)
+        network = loaded.build()
+        network.to(self.trainer.strategy.root_device, WEIGHTS.get(self.trainer.precision))
+        pack(network, sampling.batch_size)
+        completer = partial(complete_all, network, tokenizer, sampling=sampling)
+        weight = network.pos_emb.weight
         predict(completer, self.settings, Path(str(self.checkpoint_path)), f"{weight.dtype} {weight.device.type}")
 
 

@@ -9,17 +9,14 @@ from typing import Any
 
 import torch
 
-from gpt_lightning.checkpoints.io import read_checkpoint
+from gpt_lightning.checkpoints.loading import open_checkpoint
 from gpt_lightning.data.tokenizer import Tokenizer, load_tokenizer, text_to_token_ids
 from gpt_lightning.errors import InputError
 from gpt_lightning.inference.completion import CompletedText, complete_all
 from gpt_lightning.inference.generate import evaluation_mode
 from gpt_lightning.inference.sampling import Sampling
-from gpt_lightning.models.config import ARCHITECTURE
 from gpt_lightning.models.gpt import GPT
 from gpt_lightning.models.loss import cross_entropy
-from gpt_lightning.training.callbacks.checkpointing import load_weights
-from gpt_lightning.training.module import GPTModule
 
 
 @dataclass(frozen=True)
@@ -76,17 +73,10 @@ class TrainedGPT:
 
 
 def load(checkpoint: str | os.PathLike[str]) -> TrainedGPT:
-    """The model of a checkpoint, on the CPU.
+    """Return the model of a checkpoint, on the CPU.
 
     Raises:
-        InputError: See `checkpoints.io.read_checkpoint`.
+        InputError: See `checkpoints.loading.open_checkpoint`.
     """
-    name = os.fspath(checkpoint)
-    content = read_checkpoint(name)
-    own, tokenizer = content["hyper_parameters"], content["datamodule_hyper_parameters"].get("tokenizer")
-    try:
-        module = GPTModule(**{key: own.get(key) for key in ARCHITECTURE})
-        load_weights(module, content, name)
-        return TrainedGPT(module.model.eval(), load_tokenizer(str(tokenizer)))
-    except TypeError as error:  # a setting of another type
-        raise InputError(f"{name}: {error}") from None
+    opened = open_checkpoint(os.fspath(checkpoint))
+    return TrainedGPT(opened.build(), load_tokenizer(opened.tokenizer))

@@ -1,61 +1,91 @@
-"""The settings of a network: their limits, and its number of parameters."""
+"""The settings of a network: their limits, and what can be computed from them before it is built.
+
+Shapes: T context_length, D emb_dim, V vocab_size.
+"""
 
 from __future__ import annotations
 
-from gpt_lightning.errors import InputError
+from dataclasses import dataclass
+
+from gpt_lightning.errors import InputError, MachineError, memory_bytes
 from gpt_lightning.validation import require, require_integer, require_number
 
 INITS = ("book", "gpt2")
-ARCHITECTURE = (  # the settings that make a network
-    "vocab_size",
-    "context_length",
-    "emb_dim",
-    "n_heads",
-    "n_layers",
-    "drop_rate",
-    "qkv_bias",
-    "tie_weights",
-    "init",
-)
-
-
-def check_architecture(
-    vocab_size: int | None,
-    context_length: int,
-    emb_dim: int,
-    n_heads: int,
-    n_layers: int,
-    drop_rate: float,
-    init: str,
-) -> None:
-    """Raises `InputError` for an architecture that cannot be built, named by its setting."""
-    if vocab_size is not None:
-        require_integer("model.vocab_size", vocab_size, 1)
-    require_integer("model.context_length", context_length, 1)
-    require_integer("model.emb_dim", emb_dim, 1)
-    require_integer("model.n_heads", n_heads, 1)
-    require_integer("model.n_layers", n_layers, 1)
-    require_number("model.drop_rate", drop_rate, "be at least 0 and below 1", lambda rate: 0 <= rate < 1)
-    require(init in INITS, "model.init", f"be one of {', '.join(INITS)}", init)
-    if emb_dim % n_heads != 0:
-        raise InputError(f"model.emb_dim ({emb_dim}) must be divisible by model.n_heads ({n_heads})")
-
-
-def count_parameters(
-    vocab_size: int,
-    context_length: int,
-    emb_dim: int,
-    n_layers: int,
-    qkv_bias: bool,
-    tie_weights: bool,
-) -> int:
-    """Trainable values of a GPT that has not been built; a tied head counts once."""
-    attention = 4 * emb_dim**2 + emb_dim + (3 * emb_dim if qkv_bias else 0)
-    feed_forward = 8 * emb_dim**2 + 5 * emb_dim
-    norms = 4 * emb_dim
-    embeddings = (vocab_size + context_length) * emb_dim
-    head = 0 if tie_weights else vocab_size * emb_dim
-    return embeddings + n_layers * (attention + feed_forward + norms) + 2 * emb_dim + head
-
-
 BYTES_PER_WEIGHT = 4  # float32
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The architecture of a GPT (Radford et al. 2019; chapter 4 of the book).
+
+    Args:
+        vocab_size: Number of token ids.
+        context_length: Maximum number of tokens that the model can attend to.
+        emb_dim: Width of the model; a multiple of n_heads.
+        n_heads: Attention heads per layer.
+        n_layers: Number of transformer blocks.
+        drop_rate: Dropout probability in training, at least 0 and below 1.
+        qkv_bias: Whether the query, key and value projections have biases (GPT-2's have).
+        tie_weights: Whether the output head shares the token embedding's weights (GPT-2's does).
+        init: book (PyTorch's default initialization) or gpt2 (normal with standard deviation 0.02, where the
+            projections into the shortcuts are scaled by 1 / sqrt(2 n_layers)).
+
+    Raises:
+        InputError: A value is out of range; it is named as the setting `model.<name>`.
+    """
+
+    vocab_size: int
+    context_length: int = 256
+    emb_dim: int = 768
+    n_heads: int = 12
+    n_layers: int = 12
+    drop_rate: float = 0.1
+    qkv_bias: bool = False
+    tie_weights: bool = False
+    init: str = "book"
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers"):
+            require_integer(f"model.{name}", getattr(self, name), 1)
+        require_number("model.drop_rate", self.drop_rate, "be at least 0 and below 1", lambda rate: 0 <= rate < 1)
+        for name in ("qkv_bias", "tie_weights"):
+            require(isinstance(getattr(self, name), bool), f"model.{name}", "be true or false", getattr(self, name))
+        require(self.init in INITS, "model.init", f"be one of {', '.join(INITS)}", self.init)
+        if self.emb_dim % self.n_heads != 0:
+            raise InputError(f"model.emb_dim ({self.emb_dim}) must be divisible by model.n_heads ({self.n_heads})")
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable values of the network; a tied head counts once."""
+        D = self.emb_dim
+        attention = 4 * D**2 + D + (3 * D if self.qkv_bias else 0)
+        feed_forward = 8 * D**2 + 5 * D
+        norms = 4 * D
+        embeddings = (self.vocab_size + self.context_length) * D
+        head = 0 if self.tie_weights else self.vocab_size * D
+        return embeddings + self.n_layers * (attention + feed_forward + norms) + 2 * D + head
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the weights in float32."""
+        return BYTES_PER_WEIGHT * self.num_parameters
+
+    @property
+    def flops_per_token(self) -> int:
+        """Floating-point operations of training on one token.
+
+        6 for each weight of a matrix product, 12 n_layers T D for attention (Chowdhery et al. 2022, appendix B).
+        """
+        looked_up = (self.vocab_size * (not self.tie_weights) + self.context_length) * self.emb_dim
+        attention = 12 * self.n_layers * self.context_length * self.emb_dim
+        return 6 * (self.num_parameters - looked_up) + attention
+
+    def check_memory(self) -> None:
+        """Raise `MachineError` if the weights alone exceed this machine's memory."""
+        memory = memory_bytes()
+        if self.weight_bytes > memory:
+            raise MachineError(
+                f"out of memory: the {self.num_parameters:,} weights of model.emb_dim ({self.emb_dim}) and "
+                f"model.n_layers ({self.n_layers}) take {self.weight_bytes / 1e9:,.1f} GB, "
+                f"this machine has {memory / 1e9:.1f} GB"
+            )

@@ -10,7 +10,7 @@ this is the untrained model that *Build a Large Language Model From Scratch* pri
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +18,14 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from gpt_lightning.errors import InputError
-from gpt_lightning.models.config import check_architecture
+from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.models.layers import Dropout, WideLinear, attend, draws_bits
 
 
-def parameter_shapes(architecture: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every weight, in the order in which an optimizer numbers them; a tied head comes last."""
+def parameter_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every weight by name, in the optimizer's order; a tied head comes last."""
     with torch.device("meta"):
-        model = GPT(**architecture)
+        model = GPT(config)
     return {name: tuple(one.shape) for name, one in model.named_parameters(remove_duplicate=False)}
 
 
@@ -46,12 +46,12 @@ class Cache(Protocol):
 class CausalSelfAttention(nn.Module):
     """Multi-head attention in which a token sees itself and what came before it."""
 
-    def __init__(self, emb_dim: int, n_heads: int, drop_rate: float, qkv_bias: bool) -> None:
+    def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.n_heads = n_heads
-        self.drop_rate = drop_rate
-        self.qkv = nn.Linear(emb_dim, 3 * emb_dim, bias=qkv_bias)
-        self.out_proj = nn.Linear(emb_dim, emb_dim)
+        self.n_heads = config.n_heads
+        self.drop_rate = config.drop_rate
+        self.qkv = nn.Linear(config.emb_dim, 3 * config.emb_dim, bias=config.qkv_bias)
+        self.out_proj = nn.Linear(config.emb_dim, config.emb_dim)
 
     def forward(self, x: Tensor, layer: int, cache: Cache | None) -> Tensor:
         B, T, D = x.shape
@@ -76,15 +76,16 @@ class CausalSelfAttention(nn.Module):
 class TransformerBlock(nn.Module):
     """Attention and a feed-forward network, each after a norm and inside a shortcut."""
 
-    def __init__(self, emb_dim: int, n_heads: int, drop_rate: float, qkv_bias: bool) -> None:
+    def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.att = CausalSelfAttention(emb_dim, n_heads, drop_rate, qkv_bias)
+        emb_dim = config.emb_dim
+        self.att = CausalSelfAttention(config)
         self.ff = nn.Sequential(
             WideLinear(emb_dim, 4 * emb_dim), nn.GELU(approximate="tanh"), nn.Linear(4 * emb_dim, emb_dim)
         )
         self.norm1 = nn.LayerNorm(emb_dim)
         self.norm2 = nn.LayerNorm(emb_dim)
-        self.drop_shortcut = Dropout(drop_rate)
+        self.drop_shortcut = Dropout(config.drop_rate)
 
     def forward(self, x: Tensor, layer: int, cache: Cache | None) -> Tensor:
         x = x + self.drop_shortcut(self.att(self.norm1(x), layer, cache))
@@ -95,49 +96,26 @@ class GPT(nn.Module):
     """GPT-2's architecture (Radford et al. 2019), as built in chapter 4 of the book.
 
     Args:
-        vocab_size: V, the number of token ids.
-        context_length: The most tokens the model can look at.
-        emb_dim: D, the width; a multiple of n_heads.
-        n_heads: H, attention heads per layer.
-        n_layers: Number of transformer blocks.
-        drop_rate: Share of activations dropped in training, 0 <= p < 1.
-        qkv_bias: Whether the query, key and value projections have biases (GPT-2's have).
-        tie_weights: Whether the head shares the token embedding's weights (GPT-2's does).
-        init: "book" for PyTorch's default initialisation, "gpt2" for normal(0, 0.02) with the
-            projections into the shortcuts scaled by 1 / sqrt(2 n_layers).
-
-    Raises:
-        InputError: An argument is out of range, named as the setting `model.<name>`.
+        config: Its architecture.
+        activation_checkpointing: Whether training keeps only the input of each block and computes the rest again for
+            the backward pass.
     """
 
-    def __init__(
-        self,
-        vocab_size: int,
-        context_length: int = 256,
-        emb_dim: int = 768,
-        n_heads: int = 12,
-        n_layers: int = 12,
-        drop_rate: float = 0.1,
-        qkv_bias: bool = False,
-        tie_weights: bool = False,
-        init: str = "book",
-    ) -> None:
+    def __init__(self, config: GPTConfig, *, activation_checkpointing: bool = False) -> None:
         super().__init__()
-        check_architecture(vocab_size, context_length, emb_dim, n_heads, n_layers, drop_rate, init)
-        self.vocab_size = vocab_size
-        self.context_length = context_length
-        self.activation_checkpointing = False  # whether training keeps only what goes into each block
-        self.tok_emb = nn.Embedding(vocab_size, emb_dim)
-        self.pos_emb = nn.Embedding(context_length, emb_dim)
-        self.drop_emb = Dropout(drop_rate)
-        self.trf_blocks = nn.ModuleList(
-            TransformerBlock(emb_dim, n_heads, drop_rate, qkv_bias) for _ in range(n_layers)
-        )
-        self.final_norm = nn.LayerNorm(emb_dim)
-        self.out_head = WideLinear(emb_dim, vocab_size, bias=False)
-        if init == "gpt2":
+        self.config = config
+        self.vocab_size = config.vocab_size
+        self.context_length = config.context_length
+        self.activation_checkpointing = activation_checkpointing
+        self.tok_emb = nn.Embedding(config.vocab_size, config.emb_dim)
+        self.pos_emb = nn.Embedding(config.context_length, config.emb_dim)
+        self.drop_emb = Dropout(config.drop_rate)
+        self.trf_blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.n_layers))
+        self.final_norm = nn.LayerNorm(config.emb_dim)
+        self.out_head = WideLinear(config.emb_dim, config.vocab_size, bias=False)
+        if config.init == "gpt2":
             self._init_gpt2()
-        if tie_weights:
+        if config.tie_weights:
             self.out_head.weight = self.tok_emb.weight
 
     def _init_gpt2(self) -> None:

@@ -29,7 +29,7 @@ from gpt_lightning.runs.metrics import cut_events
 
 RUNS = Path("runs")
 BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "prev.ckpt"
-RUN_DIR_VARIABLE = "GPT_LIGHTNING_RUN_DIR"  # how rank 0 tells the ranks it starts
+RUN_DIR_ENV = "GPT_LIGHTNING_RUN_DIR"  # how rank 0 tells the ranks it starts
 
 
 class Run:

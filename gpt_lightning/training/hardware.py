@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import time
@@ -13,6 +14,7 @@ import torch
 from gpt_lightning.errors import InputError
 from gpt_lightning.validation import require, require_integer
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
 PRECISIONS = (
     "32-true",
@@ -111,6 +113,18 @@ def allow_tf32(device: torch.device) -> None:
     """
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep freed memory for the next tensor; with another C library, do nothing.
+
+    By default it returns a large tensor's memory to the system when it is freed, and each step maps the same hundreds
+    of megabytes again, which the system zeroes page by page.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def bf16_speedup() -> float:

@@ -14,7 +14,7 @@ from gpt_lightning.console import warn
 from gpt_lightning.data.datamodule import TextDataModule
 from gpt_lightning.errors import InputError
 from gpt_lightning.files import read_rows
-from gpt_lightning.runs.folder import LAST, PREVIOUS, RUN_DIR_VARIABLE, Run, check_empty, numbered_runs
+from gpt_lightning.runs.folder import LAST, PREVIOUS, RUN_DIR_ENV, Run, check_empty, numbered_runs
 from gpt_lightning.training.distributed import is_first_process, launched_by_others
 
 RESUME_SCHEMA = {
@@ -46,7 +46,7 @@ def newest_checkpoint(run: Path) -> tuple[Path, dict[str, Any]] | None:
             problem = problem or error
             continue
         if problem is not None:
-            warn(f"{problem}; going on from {path.name}, the one before")
+            warn(f"{problem}; resuming from {path.name}, the one before")
         return path, without_tensors(content)
     if problem is not None and any(path.exists() for path in paths):
         raise problem
@@ -54,16 +54,16 @@ def newest_checkpoint(run: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def check_complete(checkpoint: dict[str, Any], name: str) -> None:
-    """Raises `InputError` for a checkpoint that holds less than a run needs to go on."""
+    """Raises `InputError` for a checkpoint that holds less than a run needs to be resumed."""
     if "optimizer_states" not in checkpoint:
-        raise InputError(f"{name}: has weights but no optimizer state; a run goes on from its last.ckpt")
+        raise InputError(f"{name}: has weights but no optimizer state; resume from a run's last.ckpt")
     check_schema(checkpoint, RESUME_SCHEMA, name)
     for key, state in checkpoint["callbacks"].items():
         if not isinstance(key, str) or not isinstance(state, dict):
             raise InputError(f"{name}: callbacks.{key} must be a name and a state")
     for part in ("state_dict", "optimizer_states"):
         if (key := find_non_finite(checkpoint[part], part)) is not None:
-            raise InputError(f"{name}: {key} is not finite, so a run cannot go on from it")
+            raise InputError(f"{name}: {key} is not finite, so a run cannot be resumed from it")
 
 
 def check_same_text(data: TextDataModule, checkpoint: dict[str, Any], name: str, hint: str = "") -> None:
@@ -91,12 +91,12 @@ def check_epoch_end(checkpoint: dict[str, Any], name: str) -> None:
     batches = checkpoint["TextDataModule"]["batches"]
     if batches:
         raise InputError(
-            f"{name}: is {batches} batches into an epoch; --allow_data_change goes on from the end of an epoch only"
+            f"{name}: is {batches} batches into an epoch; --allow_data_change resumes from the end of an epoch only"
         )
 
 
 # Settings outside model.* and data.* that a resumed run keeps.
-KEPT_SETTINGS = (
+RESUME_SETTINGS = (
     "seed_everything",
     "init_from",
     "trainer.precision",
@@ -107,72 +107,82 @@ KEPT_SETTINGS = (
 
 
 @dataclass(frozen=True)
-class RunChoice:
-    """Where a run goes.
+class RunPlan:
+    """Whether `fit` starts a new run or resumes one.
 
     Attributes:
         name: Of the run and its config file.
         folder: Its folder; None for the next number of `runs/<name>`.
-        checkpoint: File to go on from; None to start.
-        content: What is in that file.
+        checkpoint: File to resume from; None for a new run.
+        content: What is in that file, without tensors.
+        allow_data_change: Whether the text may be another one than the checkpoint's.
     """
 
     name: str
     folder: Path | None = None
     checkpoint: Path | None = None
     content: dict[str, Any] | None = None
+    allow_data_change: bool = False
+
+    def check_text(self, data: TextDataModule) -> None:
+        """Raise `InputError` if a resumed run cannot go on with this text."""
+        if self.content is None:
+            return
+        if self.allow_data_change:
+            check_epoch_end(self.content, str(self.checkpoint))
+        else:
+            check_same_text(
+                data, self.content, str(self.checkpoint), "; --allow_data_change trains the run on this one"
+            )
+
+    def is_finished(self, max_epochs: int | None, max_steps: int, patience: int | None) -> bool:
+        """Whether the run to resume has reached its limits.
+
+        Args:
+            max_epochs: Limit; None or -1 for none.
+            max_steps: Limit; -1 for none.
+            patience: Of early stopping; None for none.
+        """
+        if self.content is None:
+            return False
+        if patience is not None and not self.allow_data_change:  # on another text it starts to count again
+            states = [state for name, state in self.content["callbacks"].items() if name.startswith("EarlyStop{")]
+            waited = states[0].get("wait_count") if states else None
+            if isinstance(waited, int) and waited >= patience:
+                return True
+        progress = self.content["gpt_lightning"]["progress"]
+        by_epochs = max_epochs is not None and max_epochs != -1 and progress["epochs"] >= max_epochs
+        return by_epochs or (max_steps != -1 and progress["steps"] >= max_steps)
 
 
-def choose_run(name: str, settings: Any) -> RunChoice:
-    """Decides between a new run and going on with one; writes nothing.
+def plan_run(name: str, run_dir: str | None, resume: bool, allow_data_change: bool) -> RunPlan:
+    """Decide whether to start a new run or to resume one; nothing is written.
 
     Args:
         name: Of the run.
-        settings: All settings of the command.
+        run_dir: Its folder; None takes a number of `runs/<name>`: the next one, or with `resume` the highest.
+        resume: Whether to resume the run; where there is none, a new one starts.
+        allow_data_change: See `RunPlan`.
 
     Raises:
-        InputError: `run_dir` already holds a run, or is missing where other programs start the
-            processes.
+        InputError: `run_dir` already holds a run, or is missing where torchrun or SLURM start the processes.
     """
-    run_dir, resume = settings["run_dir"], settings["resume"]
+    if run_dir is None and launched_by_others():
+        raise InputError("--run_dir DIR is needed under torchrun and SLURM, so that all processes share it")
     if run_dir is not None:
         if not run_dir:
             raise InputError("--run_dir is empty; name a folder")
-        folder = Path(run_dir)
-        if resume:
-            found = newest_checkpoint(folder)
-            return _begin_again(name, folder) if found is None else RunChoice(name, folder, *found)
-        if RUN_DIR_VARIABLE not in os.environ and is_first_process():  # else rank 0 may have just made it
-            check_empty(folder)
-        return RunChoice(name, folder)
-    if launched_by_others():
-        raise InputError("--run_dir DIR is needed under torchrun and SLURM, so that all processes share it")
-    for folder in reversed(numbered_runs(name)) if resume else ():
-        found = newest_checkpoint(folder)
-        if found is None:
-            return _begin_again(name, folder)
-        if not limits_reached(found[1], settings):
-            return RunChoice(name, folder, *found)
-    return RunChoice(name)
-
-
-def _begin_again(name: str, folder: Path) -> RunChoice:
-    """A run that has no checkpoint: it was stopped before its first, or somebody took them away."""
+        folder: Path | None = Path(run_dir)
+        if not resume and RUN_DIR_ENV not in os.environ and is_first_process():  # else rank 0 may have just made it
+            check_empty(Path(run_dir))
+    else:
+        folder = next(reversed(numbered_runs(name)), None)
+    if not resume or folder is None:
+        return RunPlan(name, folder if run_dir is not None else None)
+    found = newest_checkpoint(folder)
+    if found is not None:
+        return RunPlan(name, folder, *found, allow_data_change)
     steps = max((row["step"] for row in read_rows(Run(folder).metrics_file)), default=0)
     if steps > 0 and is_first_process():
-        warn(f"{folder}: has no checkpoint to go on from; the {steps} steps that it had trained begin again")
-    return RunChoice(name, folder)
-
-
-def limits_reached(checkpoint: dict[str, Any], settings: Any) -> bool:
-    """Whether a run has come as far as its limits (-1 or None: none) let it."""
-    max_epochs, max_steps = settings["trainer"]["max_epochs"], settings["trainer"]["max_steps"]
-    patience = settings["early_stopping_patience"]
-    if patience is not None and not settings["allow_data_change"]:  # on another text it waits anew
-        states = [state for name, state in checkpoint["callbacks"].items() if name.startswith("EarlyStop{")]
-        waited = states[0].get("wait_count") if states else None
-        if isinstance(waited, int) and waited >= patience:
-            return True
-    progress = checkpoint["gpt_lightning"]["progress"]
-    by_epochs = max_epochs is not None and max_epochs != -1 and progress["epochs"] >= max_epochs
-    return by_epochs or (max_steps != -1 and progress["steps"] >= max_steps)
+        warn(f"{folder}: has no checkpoint to resume from; restarting from step 0, {steps} steps are lost")
+    return RunPlan(name, folder)

@@ -3,41 +3,69 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
+from gpt_lightning.data.datamodule import TextDataModule
 from gpt_lightning.errors import InputError
-from gpt_lightning.training.module import GPTModule
+from gpt_lightning.training.optimizers import OptimizerConfig
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The batches and optimizer steps of a run.
+
+    Attributes:
+        train_batches: Batches per epoch on each rank.
+        val_batches: Batches of an evaluation.
+        per_epoch: Optimizer steps of the first epoch.
+        total: Optimizer steps of the whole run; infinite without a limit.
+    """
+
+    train_batches: int
+    val_batches: int
+    per_epoch: int
+    total: float
+
+
+def count_steps(trainer: Trainer, data: TextDataModule, optimizer: OptimizerConfig, max_steps: int) -> Steps:
+    """Count the batches and optimizer steps of a run.
+
+    Args:
+        trainer: With its limits but the one on steps.
+        data: Set up.
+        optimizer: Whose schedule must fit.
+        max_steps: Limit of the whole run; -1 for none.
+
+    Raises:
+        InputError: A limit leaves no batch, or the learning-rate schedule does not fit the number of steps.
+    """
+    train_batches = limited("limit_train_batches", trainer.limit_train_batches, data.train_batches)
+    val_batches = limited("limit_val_batches", trainer.limit_val_batches, data.val_batches)
+    total = math.inf if max_steps == -1 else max_steps
+    if trainer.max_epochs is not None and trainer.max_epochs != -1:
+        total = min(total, sum(steps_of_epoch(trainer, train_batches, epoch) for epoch in range(trainer.max_epochs)))
+    if optimizer.warmup_steps >= total:
+        raise InputError(
+            f"model.warmup_steps ({optimizer.warmup_steps}) must be below the run's {total} steps; 0 is none"
+        )
+    if optimizer.min_learning_rate is not None and math.isinf(total):
+        raise InputError("model.min_learning_rate needs an end: set trainer.max_epochs or trainer.max_steps")
+    return Steps(train_batches, val_batches, steps_of_epoch(trainer, train_batches, 0), total)
 
 
 def steps_of_epoch(trainer: Trainer, batches: int, epoch: int) -> int:
-    """Optimizer steps of an epoch with so many batches; the last may have fewer batches than the others."""
+    """Return the optimizer steps of an epoch; the last may accumulate fewer batches than the others."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, GradientAccumulationScheduler):
             return math.ceil(batches / callback.get_accumulate_grad_batches(epoch))
     return math.ceil(batches / trainer.accumulate_grad_batches)
 
 
-def count_steps(trainer: Trainer, module: GPTModule, batches: int, max_steps: int) -> float:
-    """Optimizer steps of the whole run; infinite without a limit.
-
-    Raises:
-        InputError: The schedule of the learning rate does not fit.
-    """
-    steps = math.inf if max_steps == -1 else max_steps
-    if trainer.max_epochs is not None and trainer.max_epochs != -1:
-        steps = min(steps, sum(steps_of_epoch(trainer, batches, epoch) for epoch in range(trainer.max_epochs)))
-    warmup_steps = module.hparams["warmup_steps"]
-    if warmup_steps >= steps:
-        raise InputError(f"model.warmup_steps ({warmup_steps}) must be below the run's {steps} steps; 0 is none")
-    if module.hparams["min_learning_rate"] is not None and math.isinf(steps):
-        raise InputError("model.min_learning_rate needs an end: set trainer.max_epochs or trainer.max_steps")
-    return steps
-
-
 def limited(name: str, limit: float, batches: int) -> int:
-    """How many of the batches a limit of Lightning (a number, or a share as a float) lets through.
+    """Return how many batches a limit of the Trainer (a number, or a share as a float) lets through.
 
     Raises:
         InputError: None.

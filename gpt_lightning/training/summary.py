@@ -1,4 +1,4 @@
-"""What the program says about a run, before and after."""
+"""The lines that are printed before and after a run."""
 
 from __future__ import annotations
 
@@ -11,16 +11,114 @@ from gpt_lightning.console import PROGRAM, format_bytes
 from gpt_lightning.data.corpus import Corpus
 from gpt_lightning.data.datamodule import Split, TextDataModule
 from gpt_lightning.data.sources import short_name
-from gpt_lightning.models.config import BYTES_PER_WEIGHT
+from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.runs.folder import Run
 from gpt_lightning.training.callbacks.checkpointing import RunCheckpoints
 from gpt_lightning.training.callbacks.progress import Progress
-from gpt_lightning.training.module import GPTModule
+from gpt_lightning.training.steps import Steps
 
 STATES_PER_WEIGHT = 3  # a full checkpoint holds the weight and AdamW's two moments
 
 
-def farewell(
+def line(label: str, text: str) -> str:
+    """Return a line with its label in a column."""
+    return f"{label:<12}{text}"
+
+
+def checkpoint_bytes(config: GPTConfig) -> tuple[int, int]:
+    """Return the size of a run's checkpoints when it has ended and, at most, while it runs."""
+    best = config.weight_bytes
+    last = STATES_PER_WEIGHT * best
+    return best + 2 * last, best + 3 * last  # last, prev, and the one being written
+
+
+def describe_data(data: TextDataModule, steps: Steps) -> list[str]:
+    """Describe the text, its split and its windows.
+
+    Args:
+        data: Set up.
+        steps: Of the run.
+    """
+    assert data.source is not None
+    source = data.source
+    documents = f" in {source.documents:,} documents of {source.files:,} files" if isinstance(source, Corpus) else ""
+    train, val = data.splits["training"], data.splits["validation"]
+    batch_size, context_length = data.hparams["batch_size"], data.hparams["context_length"]
+    return [
+        line(
+            "text",
+            f"{short_name(source.path)}: {source.characters:,} characters, {data.total_tokens:,} tokens{documents} "
+            f"({data.tokenizer.name}, {data.tokenizer.vocab_size:,} in the vocabulary)",
+        ),
+        line(
+            "split",
+            f"{train.characters:,} / {val.characters:,} characters, {train.tokens:,} / {val.tokens:,} tokens for "
+            "training / validation",
+        ),
+        line(
+            "windows",
+            f"{len(train.windows)} + {len(val.windows)} of {context_length} tokens, stride {data.stride}; "
+            f"no window predicts the last {train.windows.tail} + {val.windows.tail} tokens",
+        ),
+        line(
+            "batches",
+            f"{steps.train_batches} + {steps.val_batches} of {batch_size} windows; "
+            f"{steps.per_epoch} optimizer steps per epoch{_left_out(data, train, steps.train_batches)}",
+        ),
+    ]
+
+
+def _left_out(data: TextDataModule, train: Split, train_batches: int) -> str:
+    world_size = data.trainer.world_size if data.trainer is not None else 1
+    left_out = len(train.windows) - train_batches * data.hparams["batch_size"] * world_size
+    reason = "that fill no batch" if train_batches == data.train_batches else "beyond trainer.limit_train_batches"
+    return f", {left_out} windows {reason} left out of each" if left_out else ""
+
+
+def describe_model(config: GPTConfig) -> str:
+    """Describe the size and shape of the network."""
+    tied = "tied" if config.tie_weights else "untied"
+    return line(
+        "model",
+        f"{config.num_parameters:,} parameters: {config.n_layers} layers, {config.n_heads} heads, "
+        f"width {config.emb_dim}, context {config.context_length}, {tied} head",
+    )
+
+
+def describe_init(init_from: str | None, config: GPTConfig) -> list[str]:
+    """Describe where the weights of a new run come from, if they are not random."""
+    if init_from is None:
+        return []
+    return [line("weights", f"{init_from}, its first {config.context_length} positions; a new optimizer")]
+
+
+def describe_device(trainer: Trainer, accelerator: str, precision_reason: str) -> str:
+    """Describe the device and the precision, and why they were chosen."""
+    device = trainer.strategy.root_device.type
+    if accelerator not in ("auto", "gpu"):
+        reason = "as trainer.accelerator says"
+    elif device == "cpu":
+        reason = "no CUDA or MPS device found"
+    else:
+        reason = "found on this machine"
+    threads = f", {torch.get_num_threads()} threads" if device == "cpu" else ""
+    count = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
+    text = f"{count}{device} ({reason}), precision {trainer.precision} ({precision_reason}){threads}"
+    if device == "mps":
+        text += "; training on MPS had issues where this comes from: --trainer.accelerator cpu trains on the CPU"
+    return line("device", text)
+
+
+def describe_folder(display_path: str, config: GPTConfig) -> str:
+    """Describe the run folder and what will be written to it."""
+    done, running = checkpoint_bytes(config)
+    return line(
+        "run folder",
+        f"{display_path}; checkpoints take {format_bytes(done)} when done, up to {format_bytes(running)} while it runs",
+    )
+
+
+def summarize_run(
     run: Run,
     progress: Progress,
     checkpoints: RunCheckpoints,
@@ -28,15 +126,15 @@ def farewell(
     flops: tuple[float, float | None],
     prompt: str,
 ) -> list[str]:
-    """How it went, and the command that samples from the result.
+    """Describe how a run went, and the command that samples from its best checkpoint.
 
     Args:
         run: The folder.
         progress: What was trained on.
         checkpoints: What was saved.
-        seconds: That it took.
-        flops: Floating-point operations of a device for a token of the batch, and the most per second that
-            it is made for, None where unknown.
+        seconds: Duration of the run.
+        flops: Floating-point operations of one device for a token of the global batch, and its peak rate per second,
+            None where that is unknown.
         prompt: For the command.
     """
     speed = progress.session_tokens / max(progress.session_seconds, 1e-9)
@@ -53,102 +151,24 @@ def farewell(
     ]
 
 
-def checkpoint_bytes(parameters: int) -> tuple[int, int]:
-    """Size of a run's checkpoints when it is done and, at most, while it runs."""
-    best = BYTES_PER_WEIGHT * parameters
-    last = STATES_PER_WEIGHT * best
-    return best + 2 * last, best + 3 * last  # last, prev, and the one being written
-
-
-def describe_data(data: TextDataModule, train_batches: int, val_batches: int, steps: int) -> list[str]:
-    """The text, its parts and their windows.
-
-    Args:
-        data: Set up.
-        train_batches: Batches per epoch on each rank.
-        val_batches: Batches of an evaluation.
-        steps: Optimizer steps of the first epoch.
-    """
-    assert data.source is not None
-    source = data.source
-    documents = f" in {source.documents:,} documents of {source.files:,} files" if isinstance(source, Corpus) else ""
-    train, val = data.splits["training"], data.splits["validation"]
-    batch_size, context_length = data.hparams["batch_size"], data.hparams["context_length"]
-    return [
-        f"text        {short_name(source.path)}: {source.characters:,} characters, {data.total_tokens:,} tokens"
-        f"{documents} ({data.tokenizer.name}, {data.tokenizer.vocab_size:,} in the vocabulary)",
-        f"split       {train.characters:,} / {val.characters:,} characters, "
-        f"{train.tokens:,} / {val.tokens:,} tokens for training / validation",
-        f"windows     {len(train.windows)} + {len(val.windows)} of {context_length} tokens, stride {data.stride}; "
-        f"no window predicts the last {train.windows.tail} + {val.windows.tail} tokens",
-        f"batches     {train_batches} + {val_batches} of {batch_size} windows; "
-        f"{steps} optimizer steps per epoch{_left_out(data, train, train_batches)}",
-    ]
-
-
-def _left_out(data: TextDataModule, train: Split, train_batches: int) -> str:
-    world_size = data.trainer.world_size if data.trainer is not None else 1
-    left_out = len(train.windows) - train_batches * data.hparams["batch_size"] * world_size
-    reason = "that fill no batch" if train_batches == data.train_batches else "beyond trainer.limit_train_batches"
-    return f", {left_out} windows {reason} left out of each" if left_out else ""
-
-
-def describe_device(trainer: Trainer, asked: str, precision_reason: str) -> str:
-    """The device and the precision, and why these."""
-    device = trainer.strategy.root_device.type
-    if asked not in ("auto", "gpu"):
-        reason = "as trainer.accelerator says"
-    elif device == "cpu":
-        reason = "no CUDA or MPS device found"
-    else:
-        reason = "found on this machine"
-    threads = f", {torch.get_num_threads()} threads" if device == "cpu" else ""
-    count = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
-    line = f"device      {count}{device} ({reason}), precision {trainer.precision} ({precision_reason}){threads}"
-    if device == "mps":
-        line += "; training on MPS had issues where this comes from: --trainer.accelerator cpu trains on the CPU"
-    return line
-
-
-def describe_model(module: GPTModule, parameters: int) -> str:
-    """Size and shape of the network."""
-    h = module.hparams
-    tied = "tied" if h["tie_weights"] else "untied"
-    return (
-        f"model       {parameters:,} parameters: {h['n_layers']} layers, {h['n_heads']} heads, width {h['emb_dim']}, "
-        f"context {h['context_length']}, {tied} head"
-    )
-
-
-def describe_start(module: GPTModule) -> list[str]:
-    """Where the weights of a new run come from, where they are not random."""
-    if module.starts_from is None:
-        return []
-    name = module.starts_from[0]
-    return [f"weights     {name}, its first {module.hparams['context_length']} positions; the optimizer starts anew"]
-
-
-def describe_folder(shown: str, parameters: int) -> str:
-    """The run folder and what will be written to it."""
-    done, running = checkpoint_bytes(parameters)
-    return (
-        f"run folder  {shown}; checkpoints take {format_bytes(done)} when done, "
-        f"up to {format_bytes(running)} while it runs"
-    )
-
-
 def resume_command(arguments: list[str]) -> str:
-    """The command that goes on with a run, for a shell.
+    """Return the shell command that resumes a run.
 
     Args:
-        arguments: What was typed after `fit`.
+        arguments: Of the command line after `fit`.
     """
-    typed = arguments if "--resume" in arguments else [*arguments, "--resume"]
-    return f"python -m {PROGRAM} fit {shlex.join(typed)}"
+    resuming = arguments if "--resume" in arguments else [*arguments, "--resume"]
+    return f"python -m {PROGRAM} fit {shlex.join(resuming)}"
+
+
+def predict_command(checkpoint: str, prompt: str) -> str:
+    """Return the shell command that samples from a checkpoint."""
+    quoted = shlex.quote(prompt) if set(prompt) & set('"$`\\!') else f'"{prompt}"'
+    return f"python -m {PROGRAM} predict --ckpt_path {shlex.quote(checkpoint)} --prompt {quoted}"
 
 
 def describe_evaluation(name: str, loss: float, perplexity: float, tokens: int, part: Split) -> str:
-    """One line with the loss of a split.
+    """Describe the loss of a split in one line.
 
     Args:
         name: Of the split.
@@ -165,9 +185,3 @@ def describe_evaluation(name: str, loss: float, perplexity: float, tokens: int, 
         f"over {tokens:,} tokens in {windows} windows of {part.windows.context_length}; "
         + (f"{left_out} windows left out by a limit" if left_out else rest)
     )
-
-
-def predict_command(checkpoint: str, prompt: str) -> str:
-    """The command that samples from a checkpoint, to be pasted into a shell."""
-    quoted = shlex.quote(prompt) if set(prompt) & set('"$`\\!') else f'"{prompt}"'
-    return f"python -m {PROGRAM} predict --ckpt_path {shlex.quote(checkpoint)} --prompt {quoted}"

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 import gpt_lightning
 from gpt_lightning.cli.main import main
+from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.models.gpt import GPT
 from gpt_lightning.training.module import GPTModule
 
@@ -175,7 +176,7 @@ def test_validate_reads_its_own_split_or_the_whole_of_a_text(command: Command, t
     assert "over 20,416 tokens in 319 windows of 64" in whole.out
     assert test.out == part.out
     state = torch.load(checkpoint)["state_dict"]
-    model = GPT(257, context_length=64, emb_dim=16, n_heads=2, n_layers=1).eval()
+    model = GPT(GPTConfig(257, context_length=64, emb_dim=16, n_heads=2, n_layers=1)).eval()
     model.load_state_dict({key.removeprefix("model."): value for key, value in state.items()})
     token_ids = torch.tensor(list(Path("part.txt").read_bytes()))
     with torch.no_grad():
@@ -558,7 +559,7 @@ def test_a_bug_is_one_line_with_the_place_of_its_traceback(
     def broken(*_: object) -> None:
         raise ZeroDivisionError("oh no")
 
-    monkeypatch.setattr(lightning_cli, "train", broken)
+    monkeypatch.setattr(lightning_cli, "fit", broken)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
     result = command("fit", "--config", config)

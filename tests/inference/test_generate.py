@@ -24,6 +24,7 @@ from gpt_lightning.inference.sampling import (
     next_token_probs,
     sample_next_token,
 )
+from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.models.gpt import GPT
 
 BYTES = ByteTokenizer()
@@ -32,7 +33,7 @@ BYTES = ByteTokenizer()
 @pytest.fixture(scope="module")
 def model() -> GPT:
     torch.manual_seed(7)
-    return GPT(257, context_length=12, emb_dim=16, n_heads=2, n_layers=2, drop_rate=0.2)
+    return GPT(GPTConfig(257, context_length=12, emb_dim=16, n_heads=2, n_layers=2, drop_rate=0.2))
 
 
 def complete(model: GPT, prompt: str, sampling: Sampling) -> str:
@@ -173,7 +174,7 @@ def test_log_probabilities_are_the_models_own(model: GPT) -> None:
 
 def test_a_completion_ends_where_no_token_is_left() -> None:
     torch.manual_seed(3)
-    small = GPT(4, context_length=9, emb_dim=8, n_heads=1, n_layers=1)
+    small = GPT(GPTConfig(4, context_length=9, emb_dim=8, n_heads=1, n_layers=1))
     for temperature in (0.0, 1.0):
         sampling = Sampling(max_new_tokens=9, temperature=temperature, no_repeat_ngram_size=1)
 

@@ -11,6 +11,7 @@ from torch import nn
 from gpt_lightning.inference.generate import generate
 from gpt_lightning.inference.packed_linear import PackedLinear, is_packable, pack
 from gpt_lightning.inference.sampling import Sampling
+from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.models.gpt import GPT
 
 
@@ -26,7 +27,9 @@ def test_a_packed_layer_is_the_same_linear_function(shape: tuple[int, ...], bias
 @pytest.mark.parametrize("tie_weights", [True, False])
 def test_a_packed_model_completes_as_it_did(tie_weights: bool) -> None:
     torch.manual_seed(4)
-    model = GPT(257, context_length=12, emb_dim=16, n_heads=2, n_layers=2, qkv_bias=True, tie_weights=tie_weights)
+    model = GPT(
+        GPTConfig(257, context_length=12, emb_dim=16, n_heads=2, n_layers=2, qkv_bias=True, tie_weights=tie_weights)
+    )
     packed = copy.deepcopy(model)
     pack(packed, 3)
 

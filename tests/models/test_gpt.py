@@ -10,13 +10,16 @@ from torch.nn import functional as F
 
 from gpt_lightning.errors import InputError
 from gpt_lightning.inference.kv_cache import KVCache
+from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.models.gpt import GPT
 from gpt_lightning.models.layers import QUERIES, Dropout, WideLinear, attend
 
 
 def tiny(**settings: Any) -> GPT:
     torch.manual_seed(1)
-    return GPT(**{"vocab_size": 11, "context_length": 8, "emb_dim": 12, "n_heads": 3, "n_layers": 2, **settings})
+    return GPT(
+        GPTConfig(**{"vocab_size": 11, "context_length": 8, "emb_dim": 12, "n_heads": 3, "n_layers": 2, **settings})
+    )
 
 
 def plain_forward(model: GPT, token_ids: Tensor) -> Tensor:

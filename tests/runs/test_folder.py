@@ -19,7 +19,7 @@ from gpt_lightning.errors import InputError, MachineError
 from gpt_lightning.files import append_row, read_rows
 from gpt_lightning.runs import folder
 from gpt_lightning.runs.folder import Run
-from gpt_lightning.training.resume import choose_run
+from gpt_lightning.training.resume import plan_run
 
 Command = Callable[..., Result]
 
@@ -50,16 +50,18 @@ def test_the_kept_settings_run_the_same_again(command: Command, config: Path) ->
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
-def test_resume_goes_on_with_the_newest_unfinished_run(command: Command, config: Path) -> None:
-    command("fit", "--config", config, "--resume", "--trainer.max_steps=2")
-    command("fit", "--config", config, "--trainer.max_epochs=3")
+def test_resume_takes_the_newest_run_and_no_other(command: Command, config: Path) -> None:
+    started = command("fit", "--config", config, "--resume", "--trainer.max_steps=1")
+    command("fit", "--config", config, "--trainer.max_steps=2")
 
-    result = command("fit", "--config", config, "--resume")  # run 2 is finished, run 1 is not
+    finished = command("fit", "--config", config, "--resume", "--trainer.max_steps=2")  # run 1 is not
+    resumed = command("fit", "--config", config, "--resume", "--trainer.max_steps=3")
 
-    assert "run folder  runs/tiny/1;" in result.out
-    assert "going on    after step 2" in result.out
-    again = command("fit", "--config", config, "--resume", "--trainer.max_steps=1", "--trainer.max_epochs=9")
-    assert "run folder  runs/tiny/3;" in again.out
+    assert "run folder  runs/tiny/1;" in started.out
+    limits = "trainer.max_epochs, trainer.max_steps and early_stopping_patience"
+    assert (finished.code, finished.out) == (0, f"runs/tiny/2: finished; nothing is left to do within {limits}\n")
+    assert "run folder  runs/tiny/2;" in resumed.out
+    assert "resumed     after step 2" in resumed.out
 
 
 def test_a_run_goes_on_when_its_text_is_typed(command: Command, config: Path) -> None:
@@ -73,7 +75,7 @@ def test_a_run_goes_on_when_its_text_is_typed(command: Command, config: Path) ->
     result = command("fit", "--config", described, "--run_dir", "run", "--resume", "--trainer.max_steps=2", *text)
 
     assert result.code == 0, result.err
-    assert "going on    after step 1" in result.out
+    assert "resumed     after step 1" in result.out
 
 
 def test_a_named_folder_must_be_empty_or_resumed(command: Command, config: Path) -> None:
@@ -148,13 +150,13 @@ def test_a_slower_rank_finds_the_folder_that_the_first_has_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    settings = {"run_dir": str(tmp_path / "run"), "resume": False}
+    run = str(tmp_path / "run")
 
     monkeypatch.setenv(variable, "0")
     with pytest.raises(InputError, match="already holds a run"):
-        choose_run("run", settings)
+        plan_run("run", run, resume=False, allow_data_change=False)
     monkeypatch.setenv(variable, "1")
-    assert choose_run("run", settings).folder == tmp_path / "run"
+    assert plan_run("run", run, resume=False, allow_data_change=False).folder == tmp_path / "run"
 
 
 def test_too_little_space_is_said_before_the_first_step(

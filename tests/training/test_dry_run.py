@@ -73,7 +73,7 @@ def test_what_is_wrong_or_without_effect(command: Command, config: Path, argumen
     [
         (["--resume"], "check looks at new runs; leave --resume out"),
         (["--data.text=missing.txt"], "missing.txt: no such file"),
-        (["--trainer.max_epochs=-1", "--trainer.max_time=00:00:01:00"], "check needs an end to foretell: "),
+        (["--trainer.max_epochs=-1", "--trainer.max_time=00:00:01:00"], "check needs an end to estimate: "),
         (["--model.warmup_steps=99"], "model.warmup_steps (99) must be below the run's 15 steps"),
     ],
 )

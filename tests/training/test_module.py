@@ -14,11 +14,13 @@ import torch
 from conftest import STORY, Result, tiny_settings
 from torch import Tensor
 
+from gpt_lightning.checkpoints.io import read_checkpoint
 from gpt_lightning.errors import InputError
+from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.models.gpt import GPT
 from gpt_lightning.models.loss import cross_entropy
 from gpt_lightning.training.module import GPTModule
-from gpt_lightning.training.optimizers import learning_rate_factor, total_norm
+from gpt_lightning.training.optimizers import OptimizerConfig, learning_rate_factor, total_norm
 
 Command = Callable[..., Result]
 
@@ -42,7 +44,7 @@ def plain_loop(
     token_ids = torch.tensor(list(content[: int(0.9 * len(content))].encode()))
     starts = range(0, len(token_ids) - 64, 64)
     torch.manual_seed(123)
-    model = GPT(257, context_length=64, emb_dim=16, n_heads=2, n_layers=1)
+    model = GPT(GPTConfig(257, context_length=64, emb_dim=16, n_heads=2, n_layers=1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1, fused=True)
     losses = []
     updates = 0
@@ -105,7 +107,7 @@ def test_evaluation_is_the_exact_mean_over_tokens(command: Command, trained: Pat
     content = STORY.read_text()
     token_ids = torch.tensor(list(content[int(0.9 * len(content)) :].encode()))
     module = torch.load(trained / "checkpoints/last.ckpt")
-    model = GPT(257, context_length=64, emb_dim=16, n_heads=2, n_layers=1).eval()
+    model = GPT(GPTConfig(257, context_length=64, emb_dim=16, n_heads=2, n_layers=1)).eval()
     model.load_state_dict({key.removeprefix("model."): value for key, value in module["state_dict"].items()})
     total, count = 0.0, 0
     for start in range(0, len(token_ids) - 64, 64):
@@ -148,18 +150,24 @@ def test_without_a_least_rate_the_rate_stays() -> None:
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        GPTModule(**settings)
+        OptimizerConfig(**settings)
 
 
-def test_the_vocabulary_comes_from_the_tokenizer_or_is_larger() -> None:
-    left, larger, smaller = GPTModule(), GPTModule(vocab_size=50304), GPTModule(vocab_size=100)
+@pytest.mark.parametrize(("given", "found"), [("null", 257), ("300", 300)])
+def test_the_vocabulary_comes_from_the_tokenizer_or_is_larger(
+    command: Command, config: Path, given: str, found: int
+) -> None:
+    command("fit", "--config", config, "--run_dir=run", "--trainer.max_steps=1", f"--model.vocab_size={given}")
 
-    left.set_vocabulary(257)
-    larger.set_vocabulary(257)
+    saved = read_checkpoint("run/checkpoints/last.ckpt")
+    assert saved["hyper_parameters"]["vocab_size"] == found
+    assert saved["state_dict"]["model.tok_emb.weight"].shape == (found, 16)
 
-    assert (left.hparams["vocab_size"], larger.hparams["vocab_size"]) == (257, 50304)
-    with pytest.raises(InputError, match=r"model.vocab_size \(100\) is smaller than the tokenizer's 257"):
-        smaller.set_vocabulary(257)
+
+def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(command: Command, config: Path) -> None:
+    result = command("fit", "--config", config, "--model.vocab_size=100")
+
+    assert (result.code, result.error) == (2, "model.vocab_size (100) is smaller than the tokenizer's 257")
 
 
 def test_a_diverging_run_stops_before_the_update(command: Command, config: Path) -> None:
@@ -191,10 +199,8 @@ def one_update(module: GPTModule) -> dict[str, tuple[Tensor, Tensor]]:
 @pytest.mark.parametrize("tie_weights", [False, True])
 @pytest.mark.parametrize("decay_matrices_only", [False, True])
 def test_weight_decay_takes_its_share_of_the_parameters_it_should(decay_matrices_only: bool, tie_weights: bool) -> None:
-    module = GPTModule(
-        11, 8, 12, 3, 2, learning_rate=0.1, weight_decay=0.5, tie_weights=tie_weights,
-        decay_matrices_only=decay_matrices_only,
-    )  # fmt: skip
+    optimizer = OptimizerConfig(learning_rate=0.1, weight_decay=0.5, decay_matrices_only=decay_matrices_only)
+    module = GPTModule(GPTConfig(11, 8, 12, 3, 2, tie_weights=tie_weights), optimizer)
 
     for name, (before, after) in one_update(module).items():
         is_matrix = before.dim() == 2 and not name.endswith("emb.weight")
@@ -262,7 +268,7 @@ def test_two_batches_of_28_equal_one_of_56(command: Command, config: Path) -> No
 FAULTS = """
 import resource
 import torch
-from gpt_lightning.training.fit import keep_freed_memory
+from gpt_lightning.training.hardware import keep_freed_memory
 
 keep_freed_memory()
 for _ in range(9):

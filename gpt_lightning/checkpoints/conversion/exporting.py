@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,23 +14,24 @@ from torch import Tensor
 from gpt_lightning.checkpoints.conversion.importing import architecture_of, convert
 from gpt_lightning.checkpoints.conversion.readers import Source, open_source
 from gpt_lightning.checkpoints.conversion.writers import open_gguf, write_book, write_gguf, write_hf, write_own
-from gpt_lightning.checkpoints.loading import Trained
+from gpt_lightning.checkpoints.loading import LoadedCheckpoint
 from gpt_lightning.errors import InputError, MachineError, describe_os_error
 from gpt_lightning.files import check_absent, find_os_error
+from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.models.gpt import GPT
 
 PROBE_TOKENS = 16
 TOLERANCE = 1e-5  # of the largest logit
 
 
-def probe_logits(state: dict[str, Tensor], architecture: dict[str, Any]) -> Tensor:
+def probe_logits(state: dict[str, Tensor], config: GPTConfig) -> Tensor:
     """Logits (T, V) of up to 16 random token ids, always the same; the network gets no memory of its own."""
     with torch.device("meta"):
-        model = GPT(**architecture).eval()
+        model = GPT(config).eval()
     model.load_state_dict({key: tensor.float() for key, tensor in state.items()}, assign=True)
     generator = torch.Generator().manual_seed(0)
-    length = min(PROBE_TOKENS, architecture["context_length"])
-    token_ids = torch.randint(architecture["vocab_size"], (1, length), generator=generator)
+    length = min(PROBE_TOKENS, config.context_length)
+    token_ids = torch.randint(config.vocab_size, (1, length), generator=generator)
     with torch.no_grad():
         return model(token_ids)[0]
 
@@ -47,7 +47,7 @@ class Format:
         has_vocabulary: Whether the tokenizer is part of it, which has to be GPT-2's then.
     """
 
-    write: Callable[[Trained, Path], Iterator[str]]
+    write: Callable[[LoadedCheckpoint, Path], Iterator[str]]
     read: Callable[[Path], Source]
     suffix: str = ""
     has_vocabulary: bool = False
@@ -61,7 +61,7 @@ FORMATS = {
 }
 
 
-def check_format(name: str, trained: Trained, output: Path) -> None:
+def check_format(name: str, trained: LoadedCheckpoint, output: Path) -> None:
     """Raises `InputError` where a format cannot hold the model, needs an extra, or wants another name."""
     chosen = FORMATS[name]
     if chosen.suffix and output.suffix != chosen.suffix:
@@ -79,7 +79,7 @@ def check_format(name: str, trained: Trained, output: Path) -> None:
             raise InputError(f"--format gguf needs the extra gguf: {extra}") from None
 
 
-def export_weights(trained: Trained, name: str, output: Path) -> Iterator[str]:
+def export_weights(trained: LoadedCheckpoint, name: str, output: Path) -> Iterator[str]:
     """Writes one format whole or not at all and yields lines that say what was done.
 
     Raises:
@@ -87,7 +87,7 @@ def export_weights(trained: Trained, name: str, output: Path) -> Iterator[str]:
         MachineError: It cannot be written, or what is read back is not the model.
     """
     check_format(name, trained, output)
-    expected = probe_logits(trained.state, trained.architecture)
+    expected = probe_logits(trained.state, trained.config)
     folder = output.with_name(f"{output.name}.tmp-{os.getpid()}")
     try:
         folder.mkdir(parents=True)
@@ -109,7 +109,7 @@ def export_weights(trained: Trained, name: str, output: Path) -> Iterator[str]:
     yield f"read back: {len(expected)} tokens' logits differ by at most {difference:.1e}"
 
 
-def read_back(read: Callable[[], Source], trained: Trained, expected: Tensor) -> float:
+def read_back(read: Callable[[], Source], trained: LoadedCheckpoint, expected: Tensor) -> float:
     """How far the logits of what was written are from those of the checkpoint, at most.
 
     Raises:
@@ -117,10 +117,10 @@ def read_back(read: Callable[[], Source], trained: Trained, expected: Tensor) ->
     """
     try:
         source = read()
-        converted = convert(source, architecture_of(source, trained.architecture["n_heads"]))
+        converted = convert(source, architecture_of(source, trained.config.n_heads))
     except InputError as error:
         raise MachineError(f"{error}, though it was just written") from None
-    logits = probe_logits(converted.state, converted.architecture)
+    logits = probe_logits(converted.state, converted.config)
     largest = expected.abs().max().item()
     difference = (logits - expected).abs().max().item() if logits.shape == expected.shape else float("inf")
     if not difference <= TOLERANCE * max(largest, 1):

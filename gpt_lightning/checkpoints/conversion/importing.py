@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from gpt_lightning.checkpoints.metadata import FORMAT, WEIGHTS_PREFIX
 from gpt_lightning.console import PROGRAM
 from gpt_lightning.data.tokenizer import load_tokenizer
 from gpt_lightning.errors import InputError, MachineError
-from gpt_lightning.models.config import ARCHITECTURE, check_architecture
+from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.models.gpt import parameter_shapes
 from gpt_lightning.validation import require_integer
 
@@ -37,16 +37,16 @@ class Converted:
 
     Attributes:
         state: Name -> float32 weight; a tied head is the token embedding's tensor.
-        architecture: The settings `model.*` that build its network.
+        config: The architecture of its network.
         report: A line for every weight.
     """
 
     state: dict[str, Tensor]
-    architecture: dict[str, Any]
+    config: GPTConfig
     report: list[str]
 
 
-def architecture_of(source: Source, n_heads: int | None = None) -> dict[str, Any]:
+def architecture_of(source: Source, n_heads: int | None = None) -> GPTConfig:
     """The settings `model.*` of a source: what it says, and what the shapes tell.
 
     Args:
@@ -86,7 +86,7 @@ def architecture_of(source: Source, n_heads: int | None = None) -> dict[str, Any
         "tie_weights": _is_tied(source),
         "init": "gpt2",
     }
-    architecture = found_settings | {key: value for key, value in said.items() if key in ARCHITECTURE}
+    architecture = found_settings | {key: value for key, value in said.items() if key in GPTConfig.__dataclass_fields__}
     architecture["tie_weights"] = found_settings["tie_weights"]
     for key in ("vocab_size", "emb_dim", "context_length"):
         if architecture[key] != found_settings[key]:
@@ -94,10 +94,9 @@ def architecture_of(source: Source, n_heads: int | None = None) -> dict[str, Any
                 f"{source.name}: its settings say {key} {architecture[key]}, its weights have {found_settings[key]}"
             )
     try:
-        check_architecture(**{key: architecture[key] for key in ARCHITECTURE if key not in ("qkv_bias", "tie_weights")})
+        return GPTConfig(**architecture)
     except InputError as error:
         raise InputError(f"{source.name}: {error}") from None
-    return architecture
 
 
 def _is_tied(source: Source) -> bool:
@@ -108,24 +107,24 @@ def _is_tied(source: Source) -> bool:
     return source.shapes[head] == source.shapes[embedding] and torch.equal(source.read(head), source.read(embedding))
 
 
-def convert(source: Source, architecture: dict[str, Any], context_length: int | None = None) -> Converted:
+def convert(source: Source, config: GPTConfig, context_length: int | None = None) -> Converted:
     """Reads every weight, one after the other, into our names and shapes.
 
     Args:
         source: Where they are.
-        architecture: Of `architecture_of`.
+        config: Of `architecture_of`.
         context_length: Keep only so many positions; None keeps all.
 
     Raises:
         InputError: A weight is missing, left over, of another shape, not of floats or not finite; or
             context_length is above the source's.
     """
-    layout, full = source.layout, architecture["context_length"]
+    layout, full = source.layout, config.context_length
     if context_length is not None:
         require_integer("--context_length", context_length, 1)
         if context_length > full:
             raise InputError(f"--context_length ({context_length}) must be at most {full}, {source.name}'s")
-    expected = parameter_shapes(architecture)
+    expected = parameter_shapes(config)
     kinds = {re.sub(r"\.\d+\.", ".N.", key, count=1) for key in source.shapes}
     state: dict[str, Tensor] = {}
     seen: set[str] = set()
@@ -135,7 +134,7 @@ def convert(source: Source, architecture: dict[str, Any], context_length: int | 
         seen.update(theirs)
         missing = [key for key in theirs if key not in source.shapes]
         notes: list[str] = []
-        if ours == HEAD and architecture["tie_weights"]:
+        if ours == HEAD and config.tie_weights:
             state[ours] = state["tok_emb.weight"]
             notes = ["tied to tok_emb.weight: equal" if not missing else "tied to tok_emb.weight: the source has none"]
         elif missing and layout.may_lack_biases and re.sub(r"\.\d+\.", ".N.", theirs[0], count=1) not in kinds:
@@ -156,8 +155,9 @@ def convert(source: Source, architecture: dict[str, Any], context_length: int | 
         elif key not in seen:
             raise InputError(f"{source.name}: {key} is no weight of a GPT-2 as {layout.title} names them")
     report = [line + (f", {count} layers" if ".N." in line else "") for line, count in lines.items()]
-    changed = architecture if context_length is None else architecture | {"context_length": context_length}
-    return Converted(state, changed, report)
+    if context_length is not None:
+        config = replace(config, context_length=context_length)
+    return Converted(state, config, report)
 
 
 def _read(source: Source, ours: str, shape: tuple[int, ...]) -> tuple[Tensor, list[str]]:
@@ -202,7 +202,7 @@ def describe(converted: Converted, source: Source, tokenizer: str) -> dict[str, 
         "epoch": 0,
         "global_step": 0,
         "state_dict": {WEIGHTS_PREFIX + key: tensor for key, tensor in converted.state.items()},
-        "hyper_parameters": converted.architecture,
+        "hyper_parameters": asdict(converted.config),
         "datamodule_hyper_parameters": {"tokenizer": tokenizer},
         PROGRAM: {
             "format": FORMAT,
@@ -225,15 +225,15 @@ def import_weights(
         InputError: See `architecture_of` and `convert`; or the vocabulary is smaller than the tokenizer's.
         MachineError: It cannot be written.
     """
-    architecture = architecture_of(source, n_heads)
+    config = architecture_of(source, n_heads)
     name = tokenizer or str(source.settings.get("tokenizer", "gpt2"))
-    ids, needed = architecture["vocab_size"], load_tokenizer(name).vocab_size
+    ids, needed = config.vocab_size, load_tokenizer(name).vocab_size
     if ids < needed:
         raise InputError(
             f"{source.name}: has {ids} token ids, fewer than the {needed} of the tokenizer {name}; "
             "--tokenizer names another"
         )
-    converted = convert(source, architecture, context_length)
+    converted = convert(source, config, context_length)
     yield f"{source.name}: as {source.layout.title} names them"
     yield from converted.report
     write_checkpoint(describe(converted, source, name), output)
@@ -241,7 +241,7 @@ def import_weights(
         read_checkpoint(output)
     except InputError as error:
         raise MachineError(f"{error}, though it was just written") from None
-    shown = {key: converted.architecture[key] for key in ARCHITECTURE if key not in ("init", "drop_rate")}
+    shown = {key: value for key, value in asdict(converted.config).items() if key not in ("init", "drop_rate")}
     yield f"{output}: " + ", ".join(f"{key} {value}" for key, value in shown.items()) + f", tokenizer {name}"
     if source.layout is NANOGPT:
         yield "nanoGPT computes GELU exactly, GPT-2 and this program with tanh: logits differ by some thousandths"

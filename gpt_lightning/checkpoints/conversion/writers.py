@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from gpt_lightning.checkpoints.conversion.key_maps import BOOK, GGUF, HEAD, HUGGING_FACE, OURS, Layout, split_name
 from gpt_lightning.checkpoints.conversion.readers import SAFETENSORS, Source
 from gpt_lightning.checkpoints.io import check_sums
-from gpt_lightning.checkpoints.loading import Trained
+from gpt_lightning.checkpoints.loading import LoadedCheckpoint
 from gpt_lightning.console import PROGRAM
 from gpt_lightning.data.tokenizer import END_OF_TEXT, load_tokenizer, published_files
 from gpt_lightning.models.gpt import parameter_shapes
@@ -25,7 +26,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 OPTIMIZED = ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize")
 
 
-def tensors_of(trained: Trained, layout: Layout, *, head: bool, biases: bool) -> dict[str, Tensor]:
+def tensors_of(trained: LoadedCheckpoint, layout: Layout, *, head: bool, biases: bool) -> dict[str, Tensor]:
     """Their names -> views of the weights, in the order in which an optimizer of theirs numbers them.
 
     Args:
@@ -38,11 +39,11 @@ def tensors_of(trained: Trained, layout: Layout, *, head: bool, biases: bool) ->
 
 
 def _entries(
-    trained: Trained, layout: Layout, values: dict[str, Tensor], head: bool, biases: bool
+    trained: LoadedCheckpoint, layout: Layout, values: dict[str, Tensor], head: bool, biases: bool
 ) -> Iterator[tuple[str, str, Tensor]]:
     """Their name, our name and their part of our value, for each weight."""
-    shapes = parameter_shapes(trained.architecture | {"qkv_bias": trained.architecture["qkv_bias"] or biases})
-    if trained.architecture["tie_weights"] and not head:
+    shapes = parameter_shapes(replace(trained.config, qkv_bias=trained.config.qkv_bias or biases))
+    if trained.config.tie_weights and not head:
         del shapes[HEAD]
     for _, group in itertools.groupby(shapes, key=lambda ours: split_name(ours)[:2]):
         kinds = list(group)  # the weight and the bias of one module
@@ -69,41 +70,41 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str
         os.fsync(file.fileno())
 
 
-def write_own(trained: Trained, path: Path) -> Iterator[str]:
+def write_own(trained: LoadedCheckpoint, path: Path) -> Iterator[str]:
     """Our names in one file, what builds the network in its metadata."""
-    settings = json.dumps(trained.architecture | {"tokenizer": trained.tokenizer})
+    settings = json.dumps(asdict(trained.config) | {"tokenizer": trained.tokenizer})
     tensors = tensors_of(trained, OURS, head=False, biases=False)
     write_safetensors(path, tensors, {"format": "pt", PROGRAM: settings})
     yield from ()
 
 
-def write_hf(trained: Trained, folder: Path) -> Iterator[str]:
+def write_hf(trained: LoadedCheckpoint, folder: Path) -> Iterator[str]:
     """Weights, config.json and the tokenizer's files."""
-    architecture = trained.architecture
+    gpt = trained.config
     tensors = tensors_of(trained, HUGGING_FACE, head=False, biases=True)
-    if not architecture["qkv_bias"]:
+    if not gpt.qkv_bias:
         yield "query, key and value get biases of 0: GPT-2's class has them"
     folder.mkdir()
     (head,) = HUGGING_FACE.names(HEAD)
     named = {name if name == head else f"transformer.{name}": tensor for name, tensor in tensors.items()}
     write_safetensors(folder / SAFETENSORS, named, {"format": "pt"})
     end = load_tokenizer(trained.tokenizer).encode(END_OF_TEXT)[0]
-    rate = architecture["drop_rate"]
+    rate = gpt.drop_rate
     config = {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
-        "vocab_size": architecture["vocab_size"],
-        "n_positions": architecture["context_length"],
-        "n_embd": architecture["emb_dim"],
-        "n_head": architecture["n_heads"],
-        "n_layer": architecture["n_layers"],
+        "vocab_size": gpt.vocab_size,
+        "n_positions": gpt.context_length,
+        "n_embd": gpt.emb_dim,
+        "n_head": gpt.n_heads,
+        "n_layer": gpt.n_layers,
         "n_inner": None,
         "activation_function": "gelu_new",
         "layer_norm_epsilon": 1e-5,
         "resid_pdrop": rate,
         "embd_pdrop": rate,
         "attn_pdrop": rate,
-        "tie_word_embeddings": architecture["tie_weights"],
+        "tie_word_embeddings": gpt.tie_weights,
         "bos_token_id": end,
         "eos_token_id": end,
         "dtype": "float32",
@@ -111,7 +112,7 @@ def write_hf(trained: Trained, folder: Path) -> Iterator[str]:
     merges, encoder = published_files()
     tokenizer = {
         "tokenizer_class": "GPT2Tokenizer",
-        "model_max_length": architecture["context_length"],
+        "model_max_length": gpt.context_length,
         "add_prefix_space": False,
         **dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT),
     }
@@ -121,13 +122,13 @@ def write_hf(trained: Trained, folder: Path) -> Iterator[str]:
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer, indent=2) + "\n")
 
 
-def write_book(trained: Trained, folder: Path) -> Iterator[str]:
+def write_book(trained: LoadedCheckpoint, folder: Path) -> Iterator[str]:
     """What the book's section 5.4 saves: the state dict, and one beside the optimizer's."""
     folder.mkdir()
-    context_length = trained.architecture["context_length"]
+    context_length = trained.config.context_length
     weights = tensors_of(trained, BOOK, head=True, biases=False)
     mask = torch.triu(torch.ones(context_length, context_length), diagonal=1)
-    weights |= {f"trf_blocks.{i}.att.mask": mask for i in range(trained.architecture["n_layers"])}
+    weights |= {f"trf_blocks.{i}.att.mask": mask for i in range(trained.config.n_layers)}
     torch.save(weights, folder / "model.pth")
     reason = why_no_optimizer(trained)
     if reason is not None:
@@ -138,22 +139,22 @@ def write_book(trained: Trained, folder: Path) -> Iterator[str]:
     check_sums(str(folder / "model_and_optimizer.pth"))
 
 
-def why_no_optimizer(trained: Trained) -> str | None:
+def why_no_optimizer(trained: LoadedCheckpoint) -> str | None:
     """Why the book's AdamW cannot go on from a checkpoint's; None where it can."""
     states = trained.content.get("optimizer_states")
     if not states:
         return f"{trained.name} has no optimizer state (a run's last.ckpt has)"
-    if trained.architecture["tie_weights"]:
+    if trained.config.tie_weights:
         return "the head is tied to the token embedding, and the book's optimizer has moments for each"
     if len(states[0]["param_groups"]) != 1:
         return "model.decay_matrices_only makes two groups of weights, the book's optimizer has one"
     return None
 
 
-def book_optimizer(trained: Trained) -> dict[str, Any]:
+def book_optimizer(trained: LoadedCheckpoint) -> dict[str, Any]:
     """AdamW's state dict for the book's model: its numbers of weights, three projections for our one."""
     saved = trained.content["optimizer_states"][0]
-    numbers = {name: number for number, name in enumerate(parameter_shapes(trained.architecture))}
+    numbers = {name: number for number, name in enumerate(parameter_shapes(trained.config))}
     state: dict[int, dict[str, Tensor]] = {}
     for moment in MOMENTS:
         values = {name: saved["state"][number][moment] for name, number in numbers.items()}
@@ -164,25 +165,25 @@ def book_optimizer(trained: Trained) -> dict[str, Any]:
     return {"state": state, "param_groups": made.state_dict()["param_groups"]}
 
 
-def write_gguf(trained: Trained, path: Path) -> Iterator[str]:
+def write_gguf(trained: LoadedCheckpoint, path: Path) -> Iterator[str]:
     """Weights, vocabulary and merges in one file of llama.cpp."""
     import gguf
 
-    architecture = trained.architecture
+    gpt = trained.config
     merges, encoder = published_files()
     writer = gguf.GGUFWriter(path, "gpt2")
     writer.add_name(Path(trained.name).stem)
-    writer.add_block_count(architecture["n_layers"])
-    writer.add_context_length(architecture["context_length"])
-    writer.add_embedding_length(architecture["emb_dim"])
-    writer.add_feed_forward_length(4 * architecture["emb_dim"])
-    writer.add_head_count(architecture["n_heads"])
+    writer.add_block_count(gpt.n_layers)
+    writer.add_context_length(gpt.context_length)
+    writer.add_embedding_length(gpt.emb_dim)
+    writer.add_feed_forward_length(4 * gpt.emb_dim)
+    writer.add_head_count(gpt.n_heads)
     writer.add_layer_norm_eps(1e-5)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     tokens = [token for token, _ in sorted(json.loads(encoder).items(), key=lambda one: one[1])]
     end = tokens.index(END_OF_TEXT)
     kinds = [CONTROL if number == end else NORMAL for number in range(len(tokens))]
-    padding = architecture["vocab_size"] - len(tokens)  # a model may have more ids than its tokenizer
+    padding = gpt.vocab_size - len(tokens)  # a model may have more ids than its tokenizer
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens + [f"[PAD{number}]" for number in range(padding)])
@@ -197,7 +198,7 @@ def write_gguf(trained: Trained, path: Path) -> Iterator[str]:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    if not architecture["qkv_bias"]:
+    if not gpt.qkv_bias:
         yield "query, key and value get biases of 0: llama.cpp's GPT-2 has them"
 
 

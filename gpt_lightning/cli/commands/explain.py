@@ -28,6 +28,7 @@ from gpt_lightning.errors import InputError
 from gpt_lightning.evaluation.next_token import candidates, draw_bars
 from gpt_lightning.inference.generate import evaluation_mode
 from gpt_lightning.inference.sampling import Sampling
+from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.models.gpt import GPT
 from gpt_lightning.models.loss import cross_entropy, perplexity
 
@@ -104,7 +105,7 @@ def explain_loss() -> None:
     inputs, targets = (torch.tensor([tokenizer.encode(text) for text in texts]) for texts in (INPUTS, TARGETS))
     print(f"An untrained GPT-2 small (context 256, seed {SEED}) reads 2 texts of 3 tokens.")
     torch.manual_seed(SEED)
-    model = GPT(tokenizer.vocab_size, context_length=256)
+    model = GPT(GPTConfig(tokenizer.vocab_size, context_length=256))
     with evaluation_mode(model):
         logits = model(inputs)  # (2, 3, V)
     probs = torch.softmax(logits, dim=-1)

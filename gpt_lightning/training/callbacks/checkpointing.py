@@ -31,7 +31,7 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, GradientAccum
 import gpt_lightning
 from gpt_lightning.checkpoints.io import read_checkpoint, write_checkpoint
 from gpt_lightning.checkpoints.loading import find_non_finite
-from gpt_lightning.checkpoints.metadata import FORMAT, WEIGHTS_PREFIX
+from gpt_lightning.checkpoints.metadata import FORMAT
 from gpt_lightning.console import warn
 from gpt_lightning.data.datamodule import TextDataModule
 from gpt_lightning.data.sources import short_name
@@ -46,31 +46,6 @@ from gpt_lightning.training.module import GPTModule
 
 TIME_BETWEEN_SAVES = 40  # times as long as a save takes; the run's last step is saved besides
 FIRST_SAVE_SECONDS = 60
-
-
-def load_weights(module: GPTModule, checkpoint: dict[str, Any], name: str) -> None:
-    """Makes a checkpoint's weights those of a module's network, which is built without any of its own.
-
-    A file that is mapped stays the memory of the weights: a large model takes no more than its file.
-
-    Raises:
-        InputError: A weight is missing, left over, of another shape or not finite.
-    """
-    state = checkpoint["state_dict"]
-    if (key := find_non_finite(state, "state_dict")) is not None:
-        raise InputError(f"{name}: contains non-finite weights ({key})")
-    layers = len({key.split(".")[2] for key in state if key.startswith(f"{WEIGHTS_PREFIX}trf_blocks.")})
-    if layers != module.hparams["n_layers"]:  # before a network of any number of layers is built
-        raise InputError(f"{name}: has weights of {layers} layers, its settings say {module.hparams['n_layers']}")
-    module.check_memory()
-    with torch.device("meta"):
-        module.configure_model()
-    try:
-        module.load_state_dict({key: tensor.float() for key, tensor in state.items()}, assign=True)
-    except RuntimeError as error:
-        raise InputError(f"{name}: weights do not fit the model: {str(error).splitlines()[-1].strip()}") from None
-    if module.hparams["tie_weights"]:
-        module.model.out_head.weight = module.model.tok_emb.weight  # two names, one parameter
 
 
 class AtomicCheckpointIO(CheckpointIO):

@@ -29,16 +29,18 @@ class Evaluation(Callback):
         every: Optimizer steps between evaluations.
         max_steps: Optimizer steps of the whole run; -1 for no limit. (Lightning's own limit, when a
             run is resumed at the end of an epoch, takes that epoch for unfinished.)
+        is_pretrained: Whether the run starts from the weights of another one.
 
     Raises:
         DivergedError: A loss is infinite or not a number.
     """
 
-    def __init__(self, run: Run, progress: Progress, every: int, max_steps: int) -> None:
+    def __init__(self, run: Run, progress: Progress, every: int, max_steps: int, is_pretrained: bool) -> None:
         self.run = run
         self.progress = progress
         self.every = every
         self.max_steps = max_steps
+        self.is_pretrained = is_pretrained
         self._stop_requested = False
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
@@ -62,9 +64,9 @@ class Evaluation(Callback):
         if not trainer.is_global_zero:
             return
         if trainer.sanity_checking:
-            vocab_size = pl_module.model.vocab_size
-            guess = f"; a blind guess, ln {vocab_size:,} = {math.log(vocab_size):.3f}"
-            word, rest = ("Untrained", guess) if pl_module.starts_from is None else ("At first", "")
+            vocab_size = pl_module.config.vocab_size
+            baseline = f"; uniform baseline: ln {vocab_size:,} = {math.log(vocab_size):.3f}"
+            word, rest = ("Pretrained", "") if self.is_pretrained else ("Untrained", baseline)
             say(f"{word} (Step 000000): Train loss {train_loss:.3f}, Val loss {val_loss:.3f}{rest}")
         else:
             say(

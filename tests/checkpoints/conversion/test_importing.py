@@ -333,7 +333,7 @@ def test_the_heads_of_the_published_sizes_are_known(in_tmp: Path) -> None:
     source = readers._source("model.pth", shapes, zeros, {})
 
     assert source.layout.title == "the book"
-    assert (architecture_of(source)["n_heads"], architecture_of(source)["tie_weights"]) == (20, False)
+    assert (architecture_of(source).n_heads, architecture_of(source).tie_weights) == (20, False)
 
 
 # ---- what the other commands make of it
@@ -422,8 +422,8 @@ def test_fit_starts_from_the_weights(command: Command, start: Path) -> None:
     first = read_rows(Path("run/metrics.jsonl"))[0]
     assert (first["step"], first["val_loss"]) == (0, pytest.approx(loss, abs=1e-5))
     lines = result.out.splitlines()
-    assert f"weights     {start.absolute()}, its first 20 positions; the optimizer starts anew" in lines
-    assert any(line.startswith("At first (Step 000000): Train loss ") for line in lines)
+    assert f"weights     {start.absolute()}, its first 20 positions; a new optimizer" in lines
+    assert any(line.startswith("Pretrained (Step 000000): Train loss ") for line in lines)
     last = read_checkpoint("run/checkpoints/last.ckpt")
     own = last["hyper_parameters"]
     assert (own["context_length"], own["drop_rate"], own["emb_dim"], own["tie_weights"]) == (20, 0.1, 24, True)
@@ -465,9 +465,9 @@ def test_check_looks_at_the_weights(command: Command, start: Path) -> None:
     result = command("check", "--config", write_config())
 
     assert result.code == 0, result.err
-    assert f"weights     {start.absolute()}, its first 20 positions; the optimizer starts anew\n" in result.out
-    assert "\nat first    Train loss " in result.out
-    assert "blind guess's" not in result.out
+    assert f"weights     {start.absolute()}, its first 20 positions; a new optimizer\n" in result.out
+    assert "\npretrained  Train loss " in result.out
+    assert "from the uniform baseline" not in result.out
 
 
 @pytest.mark.parametrize(
@@ -512,12 +512,12 @@ def test_the_published_losses_on_the_verdict(verdict: Path, tmp_path: Path) -> N
     published = {12: (3.7547486888, 3.5596182346), 48: (3.3046312862, 3.1195147038)}
     source = readers.open_source(folder)
     converted = convert(source, architecture_of(source), 256)
-    model = GPT(**converted.architecture).eval()
+    model = GPT(converted.config).eval()
     model.load_state_dict(converted.state)
 
     data = TextDataModule(text=str(verdict), context_length=256)
     data.setup("fit")
-    for split, expected in zip(("training", "validation"), published[converted.architecture["n_layers"]], strict=True):
+    for split, expected in zip(("training", "validation"), published[converted.config.n_layers], strict=True):
         with torch.no_grad():
             losses = [
                 cross_entropy(model(x[None]), y[None]).double().mean().item() for x, y in data.splits[split].windows

@@ -176,7 +176,7 @@ def test_broken_files_are_named_with_their_line_before_anything_is_made(
     content: bytes | None,
     error: str,
 ) -> None:
-    monkeypatch.setattr("gpt_lightning.cli.lightning_cli.load_weights", None)
+    monkeypatch.setattr("gpt_lightning.cli.lightning_cli.check_weights", None)
     if content is not None:
         Path(name).write_bytes(content)
 

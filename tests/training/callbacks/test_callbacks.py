@@ -82,9 +82,8 @@ def test_what_a_run_prints(trained: Path, command: Command, config: Path) -> Non
         "device      cpu (as trainer.accelerator says), precision 32-true (as the settings say), "
     )
     assert lines[6].startswith("run folder  run; checkpoints take 350.3 kB when done, up to 500.5 kB while it runs")
-    assert re.fullmatch(
-        r"Untrained \(Step 000000\): Train loss \d\.\d{3}, Val loss \d\.\d{3}; a blind guess, ln 257 = 5.549", lines[7]
-    )
+    untrained = r"Untrained \(Step 000000\): Train loss \d\.\d{3}, Val loss \d\.\d{3}; uniform baseline: ln 257 = 5.549"
+    assert re.fullmatch(untrained, lines[7])
     assert re.fullmatch(r"Training completed in \d+\.\d\d minutes\.", lines[-4])
     assert re.match(
         r"53,760 tokens seen, [\d,]+ tokens per second in the training steps \(utilization of the peak rate n/a\), \d",
@@ -261,7 +260,7 @@ def test_early_stopping_waits_and_can_be_given_more_patience(command: Command, c
     assert "Stopping early: the validation loss has not fallen for 2 evaluations." in stopped.out
     assert evaluated == 3
     assert "finished; nothing is left to do" in finished.out
-    assert "going on    after step" in goes_on.out
+    assert "resumed     after step" in goes_on.out
     assert len(losses) > evaluated + 1
 
 

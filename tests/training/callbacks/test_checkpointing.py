@@ -24,9 +24,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import gpt_lightning
 from gpt_lightning.checkpoints.compare import first_difference
 from gpt_lightning.checkpoints.io import read_checkpoint
+from gpt_lightning.checkpoints.loading import check_weights
 from gpt_lightning.errors import InputError, MachineError
 from gpt_lightning.files import read_rows
-from gpt_lightning.training.callbacks.checkpointing import AtomicCheckpointIO, RunCheckpoints, load_weights
+from gpt_lightning.training.callbacks.checkpointing import AtomicCheckpointIO, RunCheckpoints
 from gpt_lightning.training.callbacks.exact_resume import get_rng_states, set_rng_states
 from gpt_lightning.training.module import GPTModule
 from gpt_lightning.training.optimizers import learning_rate_factor
@@ -208,12 +209,12 @@ def test_weights_that_are_not_finite_or_do_not_fit_are_refused(trained: Path, tm
 
     for change, message in (
         (spoil, "non-finite weights"),
-        (enlarge, "weights do not fit the model: size mismatch"),
+        (enlarge, r"weights do not fit the model \(final_norm.bias\)"),
         (deepen, "has weights of 1 layers, its settings say 1000000000"),
     ):
         checkpoint = read_checkpoint(changed(trained, tmp_path / "a.ckpt", change))
         with pytest.raises(InputError, match=message):
-            load_weights(GPTModule(**checkpoint["hyper_parameters"]), checkpoint, "a.ckpt")
+            check_weights(checkpoint, "a.ckpt")
 
 
 def test_saving_keeps_the_previous_file(tmp_path: Path) -> None:
@@ -357,9 +358,9 @@ def test_a_run_that_its_time_ended_is_finished(command: Command, config: Path) -
     result = command(*arguments, "--trainer.max_epochs=100000", "--resume")
 
     step = torch.load("run/checkpoints/last.ckpt")["global_step"]
-    assert f"Stopped by trainer.max_time after step {step}. With more of it, this goes on:\n  python -m " in first.out
+    assert f"Stopped by trainer.max_time after step {step}. To resume with more time:\n  python -m " in first.out
     assert result.code == 0
-    assert "finished; trainer.max_time or a callback ends it before its next step" in result.out
+    assert "finished; nothing to do: trainer.max_time or a callback stops it at once" in result.out
 
 
 def test_checkpoints_that_somebody_took_away_are_missed(command: Command, config: Path) -> None:
@@ -374,9 +375,9 @@ def test_checkpoints_that_somebody_took_away_are_missed(command: Command, config
     from_none = command(*arguments, "--resume")
 
     assert from_previous.code == from_none.code == 0
-    missing = "run/checkpoints/last.ckpt: no such file; going on from prev.ckpt, the one before"
+    missing = "run/checkpoints/last.ckpt: no such file; resuming from prev.ckpt, the one before"
     assert from_previous.err.startswith(f"gpt_lightning: warning: {missing}\n")
-    again = f"run: has no checkpoint to go on from; the {steps // 3 * 4} steps that it had trained begin again"
+    again = f"run: has no checkpoint to resume from; restarting from step 0, {steps // 3 * 4} steps are lost"
     assert from_none.err.startswith(f"gpt_lightning: warning: {again}\n")
 
 
@@ -393,7 +394,7 @@ def test_a_run_that_a_callback_ended_is_finished(command: Command, config: Path,
     again = command("fit", "--config", config, *arguments, "--trainer.max_epochs=9", "--resume")
 
     assert (first.code, again.code) == (0, 0), first.err + again.err
-    assert again.out.endswith("run: finished; trainer.max_time or a callback ends it before its next step\n")
+    assert again.out.endswith("run: finished; nothing to do: trainer.max_time or a callback stops it at once\n")
     assert Path("run/checkpoints/last.ckpt").read_bytes() == before
 
 
@@ -481,8 +482,8 @@ def test_a_run_does_not_go_on_from_weights_alone_or_from_what_cannot_be_restored
 
     assert (weights_only.code, unfit.code, torn.code) == (2, 2, 2)
     assert torn.error == "run/checkpoints/last.ckpt: loops is missing or of the wrong type"
-    assert "last.ckpt: has weights but no optimizer state; a run goes on from its last.ckpt" in weights_only.error
-    assert "last.ckpt: a run cannot go on from it (ValueError: loaded state dict has a different" in unfit.error
+    assert "last.ckpt: has weights but no optimizer state; resume from a run's last.ckpt" in weights_only.error
+    assert "last.ckpt: a run cannot be resumed from it (ValueError: loaded state dict has a different" in unfit.error
 
 
 def test_a_resumed_run_keeps_to_its_text(command: Command, config: Path, trained: Path) -> None:
@@ -515,10 +516,10 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(command: Comman
     result = command(*arguments, "--resume")
 
     assert result.code == 0, result.err
-    assert "going on    after step 4" in result.out
+    assert "resumed     after step 4" in result.out
     warning = "warning: run/checkpoints/last.ckpt: checksum mismatch"
     assert [warning in line for line in result.err.splitlines()].count(True) == 1
-    assert "going on from prev.ckpt, the one before" in result.err
+    assert "resuming from prev.ckpt, the one before" in result.err
     assert_equal_weights(trained, Path("run"))
     assert sorted(os.listdir("run/checkpoints")) == ["best.ckpt", "last.ckpt", "last.damaged", "prev.ckpt"]
     assert torch.load("run/checkpoints/prev.ckpt")["global_step"] == 12
@@ -566,14 +567,14 @@ def test_another_text_is_trained_on_only_when_that_is_typed(command: Command, co
     again = command("validate", "--ckpt_path", "run/checkpoints/last.ckpt")
 
     assert refused.code == 2
-    assert refused.error.endswith("; --allow_data_change trains it on this one")
+    assert refused.error.endswith("; --allow_data_change trains the run on this one")
     assert result.code == 0, result.err
     assert torch.load("run/checkpoints/last.ckpt")["gpt_lightning"]["text"]["characters"] == 15000
     assert "validation split of other.txt" in again.out
     command("fit", "--config", config, "--run_dir", "inside", "--trainer.max_steps=2")
     inside = command("fit", "--config", config, "--run_dir", "inside", *other, "--allow_data_change")
     assert inside.code == 2
-    assert "is 2 batches into an epoch; --allow_data_change goes on from the end of an epoch only" in inside.error
+    assert "is 2 batches into an epoch; --allow_data_change resumes from the end of an epoch only" in inside.error
 
 
 def test_losses_of_another_text_are_forgotten(command: Command, config: Path) -> None:
@@ -736,7 +737,7 @@ def test_a_run_that_lost_its_last_checkpoints_keeps_its_best(command: Command, c
 
     result = command("fit", "--config", config, "--run_dir", "run", "--resume", "--trainer.max_steps=1")
 
-    assert "has no last.ckpt to go on from and starts anew; its best.ckpt is kept as best.kept" in result.err
+    assert "has no last.ckpt to resume from and restarts; its best.ckpt is kept as best.kept" in result.err
     assert (folder / "best.kept").read_bytes() == lost
 
 
@@ -816,8 +817,8 @@ def test_a_newest_checkpoint_with_no_numbers_gives_way_to_the_one_before(
     assert result.code == 0, result.err
     (warning,) = [line for line in result.err.splitlines() if "warning" in line]
     assert warning == (
-        f"gpt_lightning: warning: run/checkpoints/last.ckpt: {name} is not finite, so a run cannot go on from it; "
-        "going on from prev.ckpt, the one before"
+        f"gpt_lightning: warning: run/checkpoints/last.ckpt: {name} is not finite, so a run cannot be resumed from it; "
+        "resuming from prev.ckpt, the one before"
     )
     assert_equal_weights(trained, Path("run"))
 
@@ -837,7 +838,7 @@ def test_a_run_that_ends_inside_an_epoch_has_its_sample_and_summary_when_it_is_s
     command: Command, config: Path, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
     save = AtomicCheckpointIO.save_checkpoint
-    sampled, summed_up = [], []  # when last.ckpt is whole: a kill then leaves a finished run
+    sampled, summed_up = [], []  # when last.ckpt is intact: a kill then leaves a finished run
 
     def recording(self: AtomicCheckpointIO, content: dict[str, Any], *rest: Any, **named: Any) -> None:
         save(self, content, *rest, **named)
@@ -923,5 +924,5 @@ def test_a_finished_run_without_its_best_weights_does_not_end_with_0(
     missing = command("fit", "--config", config, "--run_dir", "run", "--resume")
 
     assert (damaged.code, missing.code) == (2, 2)
-    assert damaged.error == f"run: finished, but {best}: checksum mismatch; its last.ckpt is whole"
-    assert missing.error == f"run: finished, but {best}: no such file; its last.ckpt is whole"
+    assert damaged.error == f"run: finished, but {best}: checksum mismatch; its last.ckpt is intact"
+    assert missing.error == f"run: finished, but {best}: no such file; its last.ckpt is intact"

@@ -60,7 +60,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
     assert stopped.code == 128 + number
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
     goes_on = f"python -m gpt_lightning fit --config {config} --run_dir run --resume"
-    assert stopped.out.endswith(f"Stopped after step {step}, which is saved. To go on:\n  {goes_on}\n")
+    assert stopped.out.endswith(f"Stopped after step {step}, which is saved. To resume:\n  {goes_on}\n")
     assert torch.load("run/checkpoints/last.ckpt")["global_step"] == step
     again = command("fit", "--config", config, "--run_dir", "run", "--resume")
     assert again.code == 0, again.err

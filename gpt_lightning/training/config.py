@@ -1,0 +1,89 @@
+"""The settings of a run: typed, and checked when they are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from gpt_lightning.inference.sampling import Sampling
+from gpt_lightning.models.config import GPTConfig
+from gpt_lightning.training.optimizers import OptimizerConfig
+from gpt_lightning.validation import require_integer, require_number
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """When a run is evaluated, sampled, saved and stopped.
+
+    Args:
+        seed_everything: Seed of everything random in a run.
+        prompt: Text to complete after each epoch; may be repeated.
+        evaluate_every: Optimizer steps between evaluations.
+        evaluate_batches: Training batches whose loss is evaluated.
+        sample_every: Optimizer steps between samples; null: only after each epoch.
+        early_stopping_patience: Evaluations without a lower validation loss after which the run ends; null: never.
+        save_every: Optimizer steps between checkpoints.
+        save_minutes: Minutes between checkpoints; if save_every is null too, saving takes at most 2.5 % of the time.
+        peak_flops: Peak FLOP/s of one device, used to log the utilization; null: the vendor's value where it is known.
+
+    Raises:
+        InputError: A value is out of range.
+    """
+
+    seed_everything: int = 123
+    prompt: list[str] = field(default_factory=list)
+    evaluate_every: int = 5
+    evaluate_batches: int = 5
+    sample_every: int | None = None
+    early_stopping_patience: int | None = None
+    save_every: int | None = None
+    save_minutes: float | None = None
+    peak_flops: float | None = None
+
+    def __post_init__(self) -> None:
+        require_integer("seed_everything", self.seed_everything, 0, 2**32 - 1)
+        for name in ("evaluate_every", "evaluate_batches"):
+            require_integer(name, getattr(self, name), 1)
+        for name in ("sample_every", "save_every", "early_stopping_patience"):
+            if getattr(self, name) is not None:
+                require_integer(name, getattr(self, name), 1)
+        for name in ("peak_flops", "save_minutes"):
+            if getattr(self, name) is not None:
+                require_number(name, getattr(self, name), "be above 0", lambda number: number > 0)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that `fit` needs to know besides the text and Lightning's Trainer.
+
+    Attributes:
+        model: The architecture of the network.
+        optimizer: AdamW and its schedule.
+        training: When to evaluate, sample, save and stop.
+        sampling: How samples are drawn.
+        compile: See `GPTModule`.
+        activation_checkpointing: See `GPTModule`.
+        init_from: Checkpoint whose weights a new run starts from; None starts from random weights.
+        max_epochs: Epochs of the whole run; None or -1 for no limit.
+        max_steps: Optimizer steps of the whole run; -1 for no limit.
+        accelerator: The setting `trainer.accelerator`.
+        precision_reason: Why the Trainer has its precision.
+        has_progress_bar: Whether the run shows a progress bar.
+        has_tensorboard: Whether the run logs to TensorBoard.
+        resume_settings: The settings outside `model` and `data` that a resumed run keeps, by their full names.
+    """
+
+    model: GPTConfig
+    optimizer: OptimizerConfig
+    training: TrainingConfig
+    sampling: Sampling
+    compile: bool
+    activation_checkpointing: bool
+    init_from: str | None
+    max_epochs: int | None
+    max_steps: int
+    accelerator: str
+    precision_reason: str
+    has_progress_bar: bool
+    has_tensorboard: bool
+    resume_settings: dict[str, Any]

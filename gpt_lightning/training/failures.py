@@ -1,0 +1,92 @@
+"""What ends `trainer.fit` early, in the terms of the run: its batch size, its callbacks, its checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from lightning.pytorch import Callback, Trainer
+
+from gpt_lightning.data.datamodule import TextDataModule
+from gpt_lightning.errors import DivergedError, InputError, MachineError, Stopped, describe_expected, why_out_of_memory
+from gpt_lightning.files import naming
+from gpt_lightning.runs.folder import Run
+from gpt_lightning.training.callbacks.checkpointing import RunCheckpoints
+from gpt_lightning.training.callbacks.progress import Progress
+
+
+@contextlib.contextmanager
+def explained(
+    trainer: Trainer,
+    data: TextDataModule,
+    run: Run,
+    users_callbacks: list[Callback],
+    checkpoint: Path | None,
+    progress: Progress,
+    checkpoints: RunCheckpoints,
+) -> Iterator[None]:
+    """Re-raise what `trainer.fit` raises as an error that names what the user can change.
+
+    Args:
+        trainer: Of the run.
+        data: Of the run.
+        run: Its folder.
+        users_callbacks: Callbacks from YAML.
+        checkpoint: File that is restored first; None for a new run.
+        progress: Whether a batch was trained on.
+        checkpoints: What was saved.
+    """
+    try:
+        with naming_batch(data):
+            yield
+    except Stopped:
+        raise
+    except SystemExit:
+        if trainer.interrupted:  # Lightning turns Ctrl-C into exit(1)
+            raise KeyboardInterrupt from None
+        raise
+    except DivergedError as error:
+        step = checkpoints.saved_step
+        saved = f"last.ckpt is of step {step}" if step >= 0 else "none was saved"
+        advice = "try a lower model.learning_rate, a warm-up or trainer.gradient_clip_val"
+        raise DivergedError(f"{error}, {saved}; {advice}") from None
+    except OSError:
+        with naming(run.path):  # a logger's has no name
+            raise
+    except Exception as error:
+        raise blame(error, users_callbacks, None if progress.started else checkpoint) from error
+
+
+@contextlib.contextmanager
+def naming_batch(data: TextDataModule) -> Iterator[None]:
+    """Turn a lack of memory into a `MachineError` that names the batch size."""
+    try:
+        yield
+    except Exception as error:
+        reason = why_out_of_memory(error)
+        if reason is None:
+            raise
+        raise MachineError(
+            f"out of memory ({reason}): lower data.batch_size ({data.hparams['batch_size']}), model.context_length "
+            f"({data.hparams['context_length']}) or the model, or set model.activation_checkpointing"
+        ) from error
+
+
+def blame(error: Exception, users_callbacks: list[Callback], checkpoint: Path | None) -> Exception:
+    """Return an `InputError` if a callback from YAML or the checkpoint caused an unexpected error, else the error.
+
+    Args:
+        error: What was raised.
+        users_callbacks: Callbacks from YAML.
+        checkpoint: File that was being restored; None once training had begun.
+    """
+    if describe_expected(error) is not None:
+        return error
+    reason = f"{type(error).__name__}: {str(error).strip()}".splitlines()[-1].strip()
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        for callback in users_callbacks:
+            if frame.f_locals.get("self") is callback:
+                return InputError(f"trainer.callbacks: {type(callback).__name__} does not work here: {reason}")
+    return error if checkpoint is None else InputError(f"{checkpoint}: a run cannot be resumed from it ({reason})")
