@@ -13,8 +13,8 @@ from gpt_lightning.errors import InputError, MachineError, describe_os_error
 
 
 @contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Makes an InputError or MachineError that names the file of what the operating system says of it."""
+def with_filename(path: str | Path) -> Iterator[None]:
+    """Turn an OSError into an InputError or MachineError that names the file."""
     try:
         yield
     except OSError as error:
@@ -35,9 +35,31 @@ def find_os_error(error: BaseException | None) -> OSError | None:
     return None
 
 
+def decode_utf8(data: bytes, name: str | Path) -> str:
+    """Decode the text of a file, or of one of its lines.
+
+    Args:
+        data: All of it.
+        name: What the message calls it.
+
+    Raises:
+        InputError: It is not UTF-8.
+    """
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise not_utf8(error, name) from None
+
+
+def not_utf8(error: UnicodeDecodeError, name: str | Path, offset: int = 0) -> InputError:
+    """Return the error for bytes that are not UTF-8; `offset` is where in the file the decoded bytes begin."""
+    byte = error.object[error.start]
+    return InputError(f"{name}: not UTF-8 text (byte 0x{byte:02x} at offset {offset + error.start})")
+
+
 def append_row(path: Path, row: dict[str, Any]) -> None:
     """Adds one line of JSON to a file."""
-    with naming(path), open(path, "a") as file:
+    with with_filename(path), open(path, "a") as file:
         file.write(json.dumps(row) + "\n")
 
 
@@ -55,7 +77,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def replace_bytes(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all."""
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    with naming(path):
+    with with_filename(path):
         temporary.write_bytes(content)
         os.replace(temporary, path)
 

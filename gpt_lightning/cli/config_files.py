@@ -10,7 +10,8 @@ import yaml
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 
 from gpt_lightning.cli.arguments import LINKS, TEXT_LISTS, TEXT_SETTINGS, TYPED_ONLY
-from gpt_lightning.errors import InputError, MachineError, describe_os_error
+from gpt_lightning.errors import InputError
+from gpt_lightning.files import decode_utf8, with_filename
 
 MAX_CONFIG_BYTES = 1_000_000
 MAX_CONFIG_NODES = 100_000
@@ -81,21 +82,16 @@ def read_config(path: str) -> tuple[dict[str, Any], str]:
     """
     if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
         raise InputError(f"{path}: must be a regular file")  # a pipe may never end
-    try:
+    with with_filename(path):
         data = Path(path).read_bytes()
-    except OSError as error:
-        message, code = describe_os_error(error)
-        raise (InputError if code == InputError.exit_code else MachineError)(message) from None
     if len(data) > MAX_CONFIG_BYTES:
         raise InputError(f"{path}: too large for a config ({len(data):,} bytes, limit {MAX_CONFIG_BYTES:,})")
+    content = decode_utf8(data, path)
     try:
-        content = data.decode("utf-8")
         node = yaml.compose(content, Loader=_Loader)
         if node is not None and _count_nodes(node, {}) > MAX_CONFIG_NODES:
             raise InputError(f"{path}: too large for a config (more than {MAX_CONFIG_NODES:,} values)")
         config = yaml.load(content, Loader=_Loader)  # a SafeLoader
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text (byte 0x{data[error.start]:02x} at offset {error.start})") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from gpt_lightning.console import warn
 from gpt_lightning.data.text import refuse_nul, remove_empty_lines
 from gpt_lightning.errors import InputError, MachineError, describe_os_error
-from gpt_lightning.files import naming
+from gpt_lightning.files import decode_utf8, not_utf8, with_filename
 
 SUFFIXES = (".txt", ".jsonl")
 PIECE = 1 << 20  # bytes that are read, characters that are encoded at a time
@@ -85,7 +85,7 @@ def read_documents(path: Path, advance: Callable[[int], object] = lambda _: None
     if path.suffix != ".jsonl":
         yield _read_text(path, advance)
         return
-    with naming(path), open(path, "rb") as file:
+    with with_filename(path), open(path, "rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), start=1):
             advance(len(line))
             if number == 1 and line.startswith(codecs.BOM_UTF8):
@@ -153,16 +153,15 @@ def _read_text(path: Path, advance: Callable[[int], object]) -> Iterator[str]:
     decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")(), translate=True)
     offset = 0
     begun = False
-    with naming(path), open(path, "rb") as file:
+    with with_filename(path), open(path, "rb") as file:
         while True:
             block = file.read(PIECE)
             offset += len(block)
             try:
                 chunk = decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
-                start = offset - len(error.object) + error.start  # the decoder keeps bytes from block to block
-                byte = error.object[error.start]
-                raise InputError(f"{path}: not UTF-8 text (byte 0x{byte:02x} at offset {start})") from None
+                # The decoder keeps an incomplete character from block to block.
+                raise not_utf8(error, path, offset - len(error.object)) from None
             refuse_nul(chunk, path)
             if chunk and not begun:
                 begun = True
@@ -179,10 +178,9 @@ def _parse_line(line: bytes, place: str) -> str:
     """The "text" of one line of JSON; `place` is its file and number."""
     if len(line) > MAX_LINE:
         raise InputError(f"{place}: longer than {MAX_LINE >> 20} MiB, the limit for a line")
+    content = decode_utf8(line, place)
     try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{place}: not UTF-8 text (byte 0x{line[error.start]:02x} at offset {error.start})") from None
+        row = json.loads(content)
     except (ValueError, RecursionError) as error:  # of JSON; a number of thousands of digits; a thousand brackets
         raise InputError(f"{place}: not JSON ({getattr(error, 'msg', error)})") from None
     if not isinstance(row, dict):

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt_lightning.console import warn
-from gpt_lightning.errors import InputError, MachineError, describe_os_error
+from gpt_lightning.errors import InputError
+from gpt_lightning.files import decode_utf8, with_filename
 
 MAX_BYTES = 2 * 1024**3
 CLEANERS = ("remove_empty_lines",)
@@ -42,7 +43,7 @@ def read_text(path: str | Path, *, setting: str = "data.text", clean: str | None
         MachineError: It cannot be read.
     """
     path = Path(path)
-    try:
+    with with_filename(path):
         size = path.stat().st_size
         if path.is_dir():
             raise InputError(f"{path}: {setting} must be a file, this is a folder")
@@ -52,17 +53,10 @@ def read_text(path: str | Path, *, setting: str = "data.text", clean: str | None
             gib = size / 1024**3
             raise InputError(f"{path}: {gib:.1f} GiB, more than this program reads (limit {MAX_BYTES // 1024**3} GiB)")
         data = path.read_bytes()
-    except OSError as error:
-        message, code = describe_os_error(error)
-        raise (InputError if code == InputError.exit_code else MachineError)(message) from None
     if not data:
         raise InputError(f"{path}: is empty")
-    try:
-        content = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise InputError(f"{path}: not UTF-8 text (byte 0x{byte:02x} at offset {error.start})") from None
-    return Text(check_text(content, str(path), clean), path.absolute(), hashlib.sha256(data).hexdigest())
+    content = check_text(decode_utf8(data, path), str(path), clean)
+    return Text(content, path.absolute(), hashlib.sha256(data).hexdigest())
 
 
 def refuse_nul(content: str | bytes, path: str | Path) -> None:

@@ -39,7 +39,7 @@ from gpt_lightning.data.documents import PIECE, Piece, batch_pieces, find_docume
 from gpt_lightning.data.text import CLEANERS, refuse_nul
 from gpt_lightning.data.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
 from gpt_lightning.errors import InputError, MachineError
-from gpt_lightning.files import naming
+from gpt_lightning.files import with_filename
 from gpt_lightning.validation import require
 
 FORMAT = 1  # of the cache
@@ -169,7 +169,7 @@ def _check_space(source: str, files: list[Path], tokenizer: Tokenizer, clean: st
     """
     size = 0
     for path in files:
-        with naming(path):
+        with with_filename(path):
             size += path.stat().st_size if path.suffix != ".jsonl" else 0
     longest = 2 if tokenizer.name == "bytes" and clean is None else LONG_TOKEN
     needed = _token_type(tokenizer).itemsize * size // longest
@@ -275,7 +275,7 @@ def _make_key(files: list[Path], tokenizer: Tokenizer, clean: str | None) -> str
     with _make_bar("reading", sum(path.stat().st_size for path in files), delay=1) as bar:
         for path in files:
             digest = hashlib.sha256()
-            with naming(path), open(path, "rb") as file:
+            with with_filename(path), open(path, "rb") as file:
                 while block := file.read(PIECE):
                     refuse_nul(block, path)  # a large file that is no text need not be read to its end
                     digest.update(block)

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, Trainer
 
 from gpt_lightning.data.datamodule import TextDataModule
 from gpt_lightning.errors import DivergedError, InputError, MachineError, Stopped, describe_expected, why_out_of_memory
-from gpt_lightning.files import naming
+from gpt_lightning.files import with_filename
 from gpt_lightning.runs.folder import Run
 from gpt_lightning.training.callbacks.checkpointing import RunCheckpoints
 from gpt_lightning.training.callbacks.progress import Progress
@@ -53,7 +53,7 @@ def explained(
         advice = "try a lower model.learning_rate, a warm-up or trainer.gradient_clip_val"
         raise DivergedError(f"{error}, {saved}; {advice}") from None
     except OSError:
-        with naming(run.path):  # a logger's has no name
+        with with_filename(run.path):  # a logger's has no name
             raise
     except Exception as error:
         raise blame(error, users_callbacks, None if progress.started else checkpoint) from error

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_lightning.errors import InputError
+from gpt_lightning.files import decode_utf8
 from gpt_lightning.inference.batch import Completer, check_done, check_new, job_name, open_output, write_rows
 from gpt_lightning.inference.completion import check_prompt
 from gpt_lightning.inference.sampling import Sampling
@@ -34,13 +35,10 @@ def read_prompts(path: str) -> Iterator[str]:
     number = 0
     with opened as file:
         for number, line in enumerate(file, start=1):
+            text = decode_utf8(line, f"{name}:{number}").removesuffix("\n").removesuffix("\r")
             try:
-                text = line.decode("utf-8").removesuffix("\n").removesuffix("\r")
                 prompt = _prompt_of_json(text) if path.endswith(".jsonl") else text
                 check_prompt(prompt)
-            except UnicodeDecodeError as error:
-                byte = f"byte 0x{line[error.start]:02x}"
-                raise InputError(f"{name}:{number}: not UTF-8 text ({byte} at offset {error.start})") from None
             except InputError as error:
                 raise InputError(f"{name}:{number}: {error}") from None
             yield prompt
