@@ -46,8 +46,7 @@ def test_a_text_that_the_user_brings_is_asked_for(command: Command, in_tmp: Path
     result = command("fit", "--config", ROOT / "configs" / f"{name}.yaml")
 
     config = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
-    text, source = config["data"]["text"], config["data"]["text_source"]
-    assert (result.code, result.error) == (2, f"{text}: no such file; needed: {source}")
+    assert (result.code, result.error) == (2, f"{config['data']['text']}: no such file")
     assert os.listdir() == []
 
 
@@ -91,8 +90,8 @@ def test_a_config_trains_a_step_at_a_small_size(
         small.append(f"--data.text={STORY}")
     elif path.stem == "wikitext2":
         small += [f"--data.text={STORY}", f"--data.val_text={STORY}", "--data.test_text=null"]
-    elif "address" in path.read_text():
-        small.append("--data.address=null")
+    elif "url:" in path.read_text():
+        small.append("--data.url=null")
     if path.stem != "wikitext2":  # which has a text for each split
         small.append("--data.train_ratio=0.8")
     if path.stem == "finetune_gpt2":  # whose weights test_readme.py and test_weights.py bring

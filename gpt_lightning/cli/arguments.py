@@ -62,7 +62,7 @@ LINKS = {
 TEXT_OPTIONS = ("--data.text", "--data.val_text", "--data.test_text")
 TEXT_LISTS = ("--prompt", "--sampling.stop_strings")
 # What belongs to one text: whoever names another text does not mean these.
-TEXT_SETTINGS = ("address", "sha256", "fallback_text", "text_source")
+TEXT_SETTINGS = ("url", "fallback_text")
 
 
 def is_typed(arguments: list[str], option: str) -> bool:
@@ -74,8 +74,7 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
     """Rewrites two options into what jsonargparse understands by them.
 
     `--prompt TEXT` (and `--sampling.stop_strings TEXT`) adds a text, taken literally, to a list that replaces the
-    YAML's; `--data.text FILE` stands for itself: the address, checksum and fallback of the YAML's text do not apply
-    to it.
+    YAML's; `--data.text FILE` stands for itself: the URL and fallback of the YAML's text do not apply to it.
     """
     prepared: list[str] = []
     texts: dict[str, list[str]] = {}

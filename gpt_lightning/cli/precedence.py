@@ -9,10 +9,8 @@ FREE_ON_RESUME = {
     "data.num_workers",
     "data.test_text",
     "data.text",
-    "data.address",
-    "data.sha256",
+    "data.url",
     "data.fallback_text",
-    "data.text_source",
     "evaluate_batches",
 }
 

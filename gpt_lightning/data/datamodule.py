@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from gpt_lightning.console import warn
 from gpt_lightning.data.corpus import Corpus, is_corpus, split_documents, split_text
-from gpt_lightning.data.sources import find_text, read_source, short_name
+from gpt_lightning.data.sources import find_text, parse_url, read_source, short_name
 from gpt_lightning.data.text import CLEANERS, Text
 from gpt_lightning.data.token_cache import prepare
 from gpt_lightning.data.tokenizer import load_tokenizer
@@ -59,10 +59,9 @@ class TextDataModule(LightningDataModule):
             hf:DATASET/CONFIG/SPLIT.
         val_text: Validation text, likewise; null splits `text` by train_ratio.
         test_text: Text of the `test` command, likewise.
-        address: http(s) address of `text`, fetched once where the file is missing.
-        sha256: Checksum of the file of `text`.
-        text_source: In words, where `text` comes from; said where it is missing.
-        fallback_text: File to train on, with a warning, where `text` cannot be had.
+        url: http(s) URL of `text`, downloaded once if the file is missing; its checksum may follow as
+            #sha256=HEX.
+        fallback_text: File to train on, with a warning, if `text` is found nowhere.
         tokenizer: gpt2, bytes, or another encoding of tiktoken.
         context_length: Tokens per window; linked to model.context_length.
         cache_dir: Folder that keeps the tokens of documents and of large files, so that they are encoded
@@ -86,10 +85,8 @@ class TextDataModule(LightningDataModule):
         text: str | None = None,
         val_text: str | None = None,
         test_text: str | None = None,
-        address: str | None = None,
-        sha256: str | None = None,
+        url: str | None = None,
         fallback_text: str | None = None,
-        text_source: str | None = None,
         tokenizer: str = "gpt2",
         cache_dir: str = "data/cache",
         context_length: int = 256,
@@ -111,6 +108,8 @@ class TextDataModule(LightningDataModule):
         require_integer("data.num_workers", num_workers, 0, MAX_WORKERS)
         require(clean is None or clean in CLEANERS, "data.clean", f"be null or {', '.join(CLEANERS)}", clean)
         require_integer("evaluate_batches", evaluate_batches, 1)
+        if url is not None:
+            parse_url(url)
         self.save_hyperparameters(logger=False)
         self.stride = stride or context_length
         self.whole_text = False  # validate: all of `text` is the validation text
@@ -184,21 +183,19 @@ class TextDataModule(LightningDataModule):
             raise InputError("data.text is missing: give a text file, or a config that names one")
         if is_corpus(path) or (os.path.isfile(path) and os.path.getsize(path) > LARGE_BYTES):
             corpus = self._read("text")
-            self.hparams.update(text=str(corpus.path), sha256=None, fallback_text=None, address=None)
+            self.hparams.update(text=str(corpus.path), url=None, fallback_text=None)
             return corpus
         source = find_text(
             path,
-            address=self.hparams["address"],
-            sha256=self.hparams["sha256"],
+            url=self.hparams["url"],
             fallback=self.hparams["fallback_text"],
-            source=self.hparams["text_source"],
             clean=self.hparams["clean"],
             warns=not self.is_compared,
         )
         # What a checkpoint says of its text: the one that was found, and nothing to take in its place.
         if source.path.name != os.path.basename(path):
-            self.hparams["address"] = None
-        self.hparams.update(text=str(source.path), sha256=source.sha256, fallback_text=None)
+            self.hparams["url"] = None
+        self.hparams.update(text=str(source.path), fallback_text=None)
         return source
 
     def _add(self, split: str, source: Text | Corpus, part: slice | None = None) -> None:

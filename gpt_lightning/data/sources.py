@@ -7,6 +7,7 @@ import hashlib
 import http.client
 import logging
 import os
+import re
 import time
 import urllib.request
 from pathlib import Path
@@ -34,34 +35,31 @@ def find_text(
     path: str,
     *,
     setting: str = "data.text",
-    address: str | None = None,
-    sha256: str | None = None,
+    url: str | None = None,
     fallback: str | None = None,
-    source: str | None = None,
     clean: str | None = None,
     warns: bool = True,
 ) -> Text:
-    """Looks for a text at its path, in the folder of `GPT_LIGHTNING_DATA`, at its address.
+    """Look for a text at its path, in the folder of `GPT_LIGHTNING_DATA`, at its URL.
 
     Args:
-        path: The file; a fetched text is kept there. Or the name of a dataset's split, see `read_dataset`.
+        path: The file; a downloaded text is kept there. Or the name of a dataset's split, see `read_dataset`.
         setting: Its name in messages.
-        address: http or https URL to fetch it from, once.
-        sha256: Checksum of the file's bytes. A copy from the folder or the address must have it; of
-            the file at `path` itself a warning says that it is another text.
-        source: In words, where the text comes from; said where it is missing.
-        fallback: File to take, with a warning, where the text cannot be had.
+        url: Where to download it from, once; see `parse_url`. A copy from the folder or the URL must have its
+            checksum; a file at `path` with another one is used with a warning.
+        fallback: File to use, with a warning, if the text is found nowhere.
         clean: None or "remove_empty_lines".
         warns: Whether to warn of another text at `path`; not where the caller refuses one.
 
     Raises:
-        InputError: There is no such file and no address, or it is not a text.
-        MachineError: It cannot be read or fetched.
+        InputError: There is no such file and no URL, or it is not a text.
+        MachineError: It cannot be read or downloaded.
     """
+    address, sha256 = (None, None) if url is None else parse_url(url)
     if path.startswith(DATASET) or os.path.exists(path):
         text = read_source(path, setting=setting, clean=clean)
         if warns and sha256 is not None and text.sha256 != sha256:
-            warn(f"{path}: is not the text that data.sha256 names ({sha256[:12]}...); using it as it is")
+            warn(f"{path}: is not the text of data.url (sha256 {sha256[:12]}...); using it as it is")
         return text
 
     tried = [f"{path}: no such file"]
@@ -76,7 +74,7 @@ def find_text(
         else:
             tried.append(f"{copy}: no such file")
     if address is None and fallback is None:
-        raise InputError("; ".join(tried) + (f"; needed: {source}" if source else ""))
+        raise InputError("; ".join(tried))
     if address is not None:
         try:
             fetch(address, Path(path), sha256)
@@ -87,6 +85,24 @@ def find_text(
         raise MachineError("; ".join(tried))
     warn(f"training text is {fallback} instead of {path} ({'; '.join(tried[1:]) or tried[0]})")
     return read_text(fallback, setting="data.fallback_text", clean=clean)
+
+
+def parse_url(url: str) -> tuple[str, str | None]:
+    """Split a URL from the checksum in its fragment.
+
+    Args:
+        url: As pip writes it, https://...#sha256=HEX; the fragment is optional.
+
+    Returns:
+        The URL to request, and the sha256 of the file's bytes or None.
+
+    Raises:
+        InputError: The fragment is not a sha256.
+    """
+    address, has_fragment, fragment = url.partition("#")
+    if has_fragment and re.fullmatch("sha256=[0-9A-Fa-f]{64}", fragment) is None:
+        raise InputError(f"data.url ({url}) must end with #sha256= and 64 hexadecimal digits, or have no # at all")
+    return address, fragment.removeprefix("sha256=").lower() or None
 
 
 def read_source(path: str, *, setting: str = "data.text", clean: str | None = None) -> Text:
@@ -136,38 +152,38 @@ def read_dataset(name: str, setting: str) -> str:
     return "".join(split["text"])
 
 
-def fetch(address: str, path: Path, sha256: str | None) -> None:
-    """Fetches a file whole or not at all, within `FETCH_SECONDS`.
+def fetch(url: str, path: Path, sha256: str | None) -> None:
+    """Download a file atomically, within `FETCH_SECONDS`.
 
     Raises:
         MachineError: No answer, too large, too slow, the wrong checksum, or nowhere to write it.
     """
-    if not address.startswith(("http://", "https://")):
-        raise MachineError(f"{address}: cannot be fetched (not an http or https address)")
+    if not url.startswith(("http://", "https://")):
+        raise MachineError(f"{url}: cannot be fetched (not an http or https URL)")
     deadline = time.monotonic() + FETCH_SECONDS
     digest = hashlib.sha256()
     part = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
-        with urllib.request.urlopen(address, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=10) as answer:
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(part, "wb") as file:
                 while block := answer.read(1 << 16):
                     digest.update(block)
                     file.write(block)
                     if file.tell() > MAX_BYTES:
-                        raise MachineError(f"{address}: larger than {MAX_BYTES} bytes")
+                        raise MachineError(f"{url}: larger than {MAX_BYTES} bytes")
                     if time.monotonic() > deadline:
-                        raise MachineError(f"{address}: not fetched within {FETCH_SECONDS} s")
+                        raise MachineError(f"{url}: not fetched within {FETCH_SECONDS} s")
                 if file.tell() != int(answer.headers.get("Content-Length", file.tell())):
-                    raise MachineError(f"{address}: cut short after {file.tell()} bytes, file not kept")
+                    raise MachineError(f"{url}: cut short after {file.tell()} bytes, file not kept")
                 file.flush()
                 os.fsync(file.fileno())
         if sha256 is not None and digest.hexdigest() != sha256:
-            raise MachineError(f"{address}: checksum mismatch, file not kept")
+            raise MachineError(f"{url}: checksum mismatch, file not kept")
         os.replace(part, path)
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
-        raise MachineError(f"{address}: cannot be fetched ({reason})") from None
+        raise MachineError(f"{url}: cannot be fetched ({reason})") from None
     finally:
         with contextlib.suppress(OSError):
             part.unlink()

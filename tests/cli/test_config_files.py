@@ -162,15 +162,13 @@ def test_prompts_that_a_run_kept_are_read_again(tmp_path_factory: pytest.TempPat
 
 
 def test_a_typed_text_stands_for_itself() -> None:
-    prepared = prepare_arguments(["--data.text", "a.txt", "--data.address=http://b"])
+    prepared = prepare_arguments(["--data.text", "a.txt", "--data.url=http://b"])
 
     assert prepared == [
-        "--data.sha256=null",
         "--data.fallback_text=null",
-        "--data.text_source=null",
         "--data.text",
         "a.txt",
-        "--data.address=http://b",
+        "--data.url=http://b",
     ]
 
 

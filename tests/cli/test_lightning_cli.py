@@ -223,7 +223,7 @@ def test_typed_settings_win_over_the_checkpoints(command: Command, trained: Path
 def test_without_the_verdict_the_own_story_serves(command: Command, in_tmp: Path) -> None:
     config = ROOT / "configs" / "verdict.yaml"
     tiny = ["--model.emb_dim=12", "--model.n_layers=1", "--model.context_length=64", "--trainer.max_steps=3"]
-    fallback = [f"--data.fallback_text={STORY}", "--data.address=http://127.0.0.1:1/the-verdict.txt"]
+    fallback = [f"--data.fallback_text={STORY}", "--data.url=http://127.0.0.1:1/the-verdict.txt"]
 
     result = command("fit", "--config", config, "--run_dir", "run", *tiny, *fallback)
 

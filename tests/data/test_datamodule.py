@@ -137,14 +137,13 @@ def test_separate_validation_and_test_texts(tmp_path: Path) -> None:
 
 
 def test_the_settings_name_the_text_that_was_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = module(tmp_path, text="missing.txt", address="nowhere", fallback_text=str(tmp_path / "a.txt"))
+    data = module(tmp_path, text="missing.txt", url="nowhere", fallback_text=str(tmp_path / "a.txt"))
 
     data.setup("fit")
 
     assert data.source is not None
     assert data.hparams["text"] == str(tmp_path / "a.txt")
-    assert data.hparams["sha256"] == data.source.sha256
-    assert data.hparams["address"] is data.hparams["fallback_text"] is None
+    assert data.hparams["url"] is data.hparams["fallback_text"] is None
     assert "instead of missing.txt" in capsys.readouterr().err
 
 
@@ -157,6 +156,10 @@ def test_the_settings_name_the_text_that_was_found(tmp_path: Path, capsys: pytes
         ({"num_workers": 17}, "data.num_workers must be an int from 0 to 16, got 17"),
         ({"clean": "all"}, "data.clean must be null or remove_empty_lines, got 'all'"),
         ({"evaluate_batches": 0}, "evaluate_batches must be an int of at least 1, got 0"),
+        (
+            {"url": "http://a#b"},
+            r"data.url \(http://a#b\) must end with #sha256= and 64 hexadecimal digits",
+        ),
         ({"text": None}, "data.text is missing"),
         ({"batch_size": 30}, r"data.batch_size \(30\) exceeds the 22 training windows"),
         (

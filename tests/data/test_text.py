@@ -16,12 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt_lightning.data.corpus import split_text
-from gpt_lightning.data.sources import absolute, find_text, read_source, short_name
+from gpt_lightning.data.sources import absolute, find_text, parse_url, read_source, short_name
 from gpt_lightning.data.text import read_text, remove_empty_lines
 from gpt_lightning.errors import InputError, MachineError
 
 STORY = b"Once upon a time.\nThe end.\n"
 SHA256 = hashlib.sha256(STORY).hexdigest()
+NOWHERE = f"http://127.0.0.1:1/#sha256={SHA256}"
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -38,7 +39,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
+def url() -> Iterator[str]:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -51,84 +52,96 @@ def write(path: Path, content: bytes = STORY) -> str:
     return str(path)
 
 
+def test_a_checksum_is_split_from_its_url() -> None:
+    assert parse_url(NOWHERE) == ("http://127.0.0.1:1/", SHA256)
+    assert parse_url(NOWHERE.replace(SHA256, SHA256.upper())) == parse_url(NOWHERE)
+    assert parse_url("http://a/b?c") == ("http://a/b?c", None)
+
+
+@pytest.mark.parametrize("fragment", ["", "sha256=", f"sha256={SHA256}0", f"sha256={SHA256[1:]}x", f"md5={SHA256}"])
+def test_a_fragment_that_is_no_checksum_is_refused(fragment: str) -> None:
+    with pytest.raises(InputError, match=r"data.url \(http://a#.*\) must end with #sha256= and 64 hexadecimal digits"):
+        parse_url(f"http://a#{fragment}")
+
+
 def test_a_file_at_its_path_is_read(in_tmp: Path) -> None:
-    found = find_text(write(in_tmp / "a.txt"), sha256=SHA256)
+    found = find_text(write(in_tmp / "a.txt"), url=NOWHERE)
 
     assert (found.content, found.path, found.sha256) == (STORY.decode(), in_tmp / "a.txt", SHA256)
 
 
 def test_another_text_at_the_path_is_taken_with_a_warning(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = find_text(write(in_tmp / "a.txt", b"mine!"), sha256=SHA256)
+    found = find_text(write(in_tmp / "a.txt", b"mine!"), url=NOWHERE)
 
     assert found.content == "mine!"
-    assert "is not the text that data.sha256 names" in capsys.readouterr().err
+    assert "is not the text of data.url (sha256 " in capsys.readouterr().err
 
 
 def test_a_file_in_the_data_folder_is_read(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(in_tmp / "folder" / "a.txt")
     monkeypatch.setenv("GPT_LIGHTNING_DATA", str(in_tmp / "folder"))
 
-    assert find_text("elsewhere/a.txt", sha256=SHA256).path == in_tmp / "folder" / "a.txt"
+    assert find_text("elsewhere/a.txt", url=NOWHERE).path == in_tmp / "folder" / "a.txt"
 
 
 def test_a_wrong_file_in_the_data_folder_is_not_taken(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(in_tmp / "folder" / "a.txt", b"something else")
     monkeypatch.setenv("GPT_LIGHTNING_DATA", str(in_tmp / "folder"))
 
-    with pytest.raises(InputError, match="a.txt: checksum mismatch"):
-        find_text("a.txt", sha256=SHA256)
+    with pytest.raises(MachineError, match="a.txt: checksum mismatch; .*cannot be fetched"):
+        find_text("a.txt", url=NOWHERE)
 
 
-def test_a_missing_file_is_fetched_once(in_tmp: Path, address: str) -> None:
-    found = find_text("data/a.txt", address=f"{address}/story.txt", sha256=SHA256)
+def test_a_missing_file_is_fetched_once(in_tmp: Path, url: str) -> None:
+    found = find_text("data/a.txt", url=f"{url}/story.txt#sha256={SHA256}")
 
     assert found.content == STORY.decode()
     assert [path.name for path in (in_tmp / "data").iterdir()] == ["a.txt"]
-    assert find_text("data/a.txt", address="http://127.0.0.1:1/", sha256=SHA256).content == found.content
+    assert find_text("data/a.txt", url=NOWHERE).content == found.content
 
 
-def test_a_fetched_file_with_the_wrong_checksum_is_not_kept(in_tmp: Path, address: str) -> None:
+def test_a_fetched_file_with_the_wrong_checksum_is_not_kept(in_tmp: Path, url: str) -> None:
     with pytest.raises(MachineError, match="checksum mismatch, file not kept"):
-        find_text("a.txt", address=f"{address}/story.txt", sha256="0" * 64)
+        find_text("a.txt", url=f"{url}/story.txt#sha256={'0' * 64}")
 
     assert list(in_tmp.iterdir()) == []
 
 
 def test_a_file_that_is_too_large_or_too_slow_is_not_kept(
-    in_tmp: Path, address: str, monkeypatch: pytest.MonkeyPatch
+    in_tmp: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gpt_lightning.data.sources.MAX_BYTES", 5)
     with pytest.raises(MachineError, match="larger than 5 bytes"):
-        find_text("a.txt", address=f"{address}/story.txt")
+        find_text("a.txt", url=f"{url}/story.txt")
     monkeypatch.setattr("gpt_lightning.data.sources.MAX_BYTES", 500)
     monkeypatch.setattr("gpt_lightning.data.sources.FETCH_SECONDS", -1)
     with pytest.raises(MachineError, match="not fetched within -1 s"):
-        find_text("a.txt", address=f"{address}/story.txt")
+        find_text("a.txt", url=f"{url}/story.txt")
 
     assert list(in_tmp.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    "path", ["http://127.0.0.1:1/a.txt", "http://127.0.0.1:1/a b.txt", "not an address", "file:///etc/hostname"]
+    "url", ["http://127.0.0.1:1/a.txt", "http://127.0.0.1:1/a b.txt", "not a URL", "file:///etc/hostname"]
 )
-def test_an_address_without_an_answer_is_the_machines_fault(in_tmp: Path, path: str) -> None:
+def test_a_url_without_an_answer_is_the_machines_fault(in_tmp: Path, url: str) -> None:
     with pytest.raises(MachineError, match=r"a.txt: no such file; .*cannot be fetched"):
-        find_text("a.txt", address=path)
+        find_text("a.txt", url=url)
 
 
-def test_a_download_cut_short_is_not_kept(in_tmp: Path, address: str) -> None:
+def test_a_download_cut_short_is_not_kept(in_tmp: Path, url: str) -> None:
     with pytest.raises(MachineError, match=f"cut short after {len(STORY)} bytes, file not kept"):
-        find_text("a.txt", address=f"{address}/cut.txt")
+        find_text("a.txt", url=f"{url}/cut.txt")
     assert list(in_tmp.iterdir()) == []
 
 
 def test_the_fallback_serves_with_one_warning_that_names_both(
-    in_tmp: Path, address: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    in_tmp: Path, url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GPT_LIGHTNING_DATA", "")
     fallback = write(in_tmp / "own.txt", b"own words")
 
-    found = find_text("a.txt", address=f"{address}/missing", sha256=SHA256, fallback=fallback)
+    found = find_text("a.txt", url=f"{url}/missing#sha256={SHA256}", fallback=fallback)
 
     assert (found.content, found.path) == ("own words", in_tmp / "own.txt")
     (line,) = capsys.readouterr().err.splitlines()
@@ -136,9 +149,7 @@ def test_the_fallback_serves_with_one_warning_that_names_both(
     assert "HTTP Error 404" in line or "Not Found" in line
 
 
-def test_a_missing_file_without_address_is_the_users_fault(in_tmp: Path) -> None:
-    with pytest.raises(InputError, match="^a.txt: no such file; needed: the article of that name$"):
-        find_text("a.txt", source="the article of that name")
+def test_a_missing_file_without_a_url_is_the_users_fault(in_tmp: Path) -> None:
     with pytest.raises(InputError, match="^a.txt: no such file$"):
         find_text("a.txt")
 

@@ -67,7 +67,7 @@ def test_resume_takes_the_newest_run_and_no_other(command: Command, config: Path
 def test_a_run_goes_on_when_its_text_is_typed(command: Command, config: Path) -> None:
     described = config.with_name("described.yaml")
     settings = yaml.safe_load(config.read_text())
-    settings["data"] |= {"text_source": "a story", "fallback_text": settings["data"]["text"]}
+    settings["data"] |= {"url": "http://127.0.0.1:1/a.txt", "fallback_text": settings["data"]["text"]}
     described.write_text(yaml.safe_dump(settings))
     command("fit", "--config", described, "--run_dir", "run", "--trainer.max_steps=1")
 
