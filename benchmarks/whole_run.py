@@ -1,6 +1,6 @@
 """The wall clock of a whole run: `fit --config configs/verdict.yaml` and the book's script doing the same.
 
-    python benchmarks/whole_run.py [--rounds 1] [fit's settings, as --precision 32-true]
+    python benchmarks/whole_run.py [--rounds 1] [fit's settings, as --trainer.precision 32-true]
 
 Ten epochs of 9 updates on The Verdict with the same evaluations (every 5 updates, 5 batches of the training text and
 the whole validation text) and samples (50 tokens after each epoch), in a process each, from the start of Python to its

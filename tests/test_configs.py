@@ -137,8 +137,7 @@ def test_verdict_has_the_documents_settings() -> None:
     }
     assert config["data"]["train_ratio"] == 0.9
     assert config["data"]["batch_size"] == 2
-    assert config["trainer"] == {"accelerator": "auto", "max_epochs": 10}
-    assert config["precision"] == "auto"
+    assert config["trainer"] == {"accelerator": "auto", "precision": "auto", "max_epochs": 10}
     assert (config["seed_everything"], config["evaluate_every"], config["evaluate_batches"]) == (123, 5, 5)
     assert config["prompt"] == ["Every effort moves you"]
     assert config["sampling"] == {"max_new_tokens": 50, "temperature": 0.0, "top_k": None}

@@ -30,7 +30,6 @@ from gpt_lightning.checkpoints.loading import check_weights
 from gpt_lightning.cli.arguments import (
     ALLOW_CLASSES,
     LINKS,
-    TEXT_SETTINGS,
     TYPED_ONLY,
     is_typed,
     prepare_arguments,
@@ -39,7 +38,7 @@ from gpt_lightning.cli.arguments import (
 from gpt_lightning.cli.commands.predict import check_sources, predict
 from gpt_lightning.cli.config_files import ConfigFile
 from gpt_lightning.cli.parser_errors import ParserError, explain_class_error, explain_parser_error
-from gpt_lightning.cli.precedence import FREE_ON_RESUME, checkpoint_settings
+from gpt_lightning.cli.precedence import ARCHITECTURE, FREE_ON_RESUME, checkpoint_settings, keep, keep_text
 from gpt_lightning.cli.trainer_options import (
     LIMITS,
     TAKING_CODE,
@@ -64,7 +63,7 @@ from gpt_lightning.training.config import RunConfig, TrainingConfig
 from gpt_lightning.training.distributed import launched_by_others
 from gpt_lightning.training.dry_run import check
 from gpt_lightning.training.fit import fit
-from gpt_lightning.training.hardware import PRECISIONS, choose_precision
+from gpt_lightning.training.hardware import PRECISION_ALIASES, PRECISIONS, choose_precision
 from gpt_lightning.training.module import GPTModule
 from gpt_lightning.training.optimizers import OptimizerConfig
 from gpt_lightning.training.resume import RESUME_SETTINGS, check_same_text, plan_run
@@ -129,8 +128,15 @@ class CLI(LightningCLI):
         parser.add_argument("--model.activation_checkpointing", type=bool, default=False, help=help_line)
         parser.add_class_arguments(TextDataModule, "data", sub_configs=True)
         parser.add_class_arguments(
-            Trainer, "trainer", skip={*TRAINER_OWNED, *LIMITS}, instantiate=False, fail_untyped=False, sub_configs=True
+            Trainer,
+            "trainer",
+            skip={*TRAINER_OWNED, *LIMITS, "precision"},
+            instantiate=False,
+            fail_untyped=False,
+            sub_configs=True,
         )
+        help_line = "numeric precision; auto: bf16-mixed if faster on this hardware, else 32-true"
+        parser.add_argument("--trainer.precision", type=int | str, default="auto", help=help_line)
         for name in LIMITS:
             what = "how many batches (an int), or which share of them (a float)"
             parser.add_argument(f"--trainer.{name}", type=int | float | None, default=None, help=what)
@@ -139,12 +145,6 @@ class CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(Sampling, "sampling")
         parser.add_class_arguments(TrainingConfig, None)
-        parser.add_argument(
-            "--precision",
-            type=str,
-            default="auto",
-            help="of the arithmetic: auto (bf16-mixed where the hardware gains from it), or one of trainer.precision",
-        )
         if self.command == "fit":
             parser.add_argument(
                 "--init_from",
@@ -201,9 +201,9 @@ class CLI(LightningCLI):
                 raise InputError(f"{self.command} needs --ckpt_path CKPT")
             self.checkpoint = read_checkpoint(self.checkpoint_path)
         if self.checkpoint is not None:
-            self._use_settings_of(self.checkpoint, parser, args)
+            self._use_checkpoint(self.checkpoint, parser, args)
         elif settings["init_from"] is not None:
-            self._start_from(settings["init_from"], parser, args)
+            self._use_init_from(settings["init_from"], parser, args)
         self._choose_precision()
         self._check_settings()
 
@@ -213,16 +213,6 @@ class CLI(LightningCLI):
         except (ParserError, OverflowError) as error:
             raise InputError(explain_parser_error(str(error), self._setting_names())) from None
         settings = self.config[self.command]
-        asked, own = settings["precision"], settings["trainer"]["precision"]
-        require(asked in ("auto", *PRECISIONS), "precision", f"be one of auto, {', '.join(PRECISIONS)}", asked)
-        is_long_typed = is_typed(self.arguments, "--trainer.precision")
-        is_short_typed = is_typed(self.arguments, "--precision")
-        if asked != "auto":
-            if is_long_typed and not is_short_typed:
-                asked = own
-            elif own not in (None, asked) and self.checkpoint is None and is_long_typed == is_short_typed:
-                raise InputError(f"precision is {asked}, trainer.precision {own}; give one of them")
-            settings["precision"] = settings["trainer"]["precision"] = asked
         if self.command == "fit" and settings["init_from"] is not None:
             settings["init_from"] = absolute(settings["init_from"])
         data = settings["data"]
@@ -233,88 +223,85 @@ class CLI(LightningCLI):
     def _setting_names(self) -> list[str]:
         return [action.dest for action in self._parser(self.command)._actions]
 
-    def _use_settings_of(self, checkpoint: dict[str, Any], parser: LightningArgumentParser, args: Any) -> None:
-        """Makes a checkpoint's settings the defaults; what differs now was typed, and may be refused.
+    def _adopt(self, name: str, own: dict[str, Any], parser: LightningArgumentParser, args: Any) -> Namespace:
+        """Parse again with a checkpoint's settings as defaults; whatever differs then was given explicitly.
+
+        Args:
+            name: Of the checkpoint.
+            own: Its settings.
+            parser: Of all settings.
+            args: The command line.
+
+        Raises:
+            InputError: The checkpoint lacks a setting.
+        """
+        for setting in (*ARCHITECTURE, "data.tokenizer"):
+            if own.get(setting) is None:
+                raise InputError(f"{name}: its settings lack {setting}")
+        self._parser(self.command).set_defaults(own)
+        self._parse(parser, args)
+        return self.config[self.command]
+
+    def _validate(self, name: str, settings: Namespace) -> None:
+        """Check the types of settings that came from a checkpoint: jsonargparse does not check defaults."""
+        try:
+            self._parser(self.command).validate(settings)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{name}: {explain_parser_error(str(error), self._setting_names())}") from None
+
+    def _use_checkpoint(self, checkpoint: dict[str, Any], parser: LightningArgumentParser, args: Any) -> None:
+        """Take a checkpoint's settings, except those that YAML and command line may change.
 
         Raises:
             InputError: A setting that the checkpoint cannot be used with; names both values.
         """
-        subparser = self._parser(self.command)
-        own = checkpoint_settings(checkpoint)
+        name, own = str(self.checkpoint_path), checkpoint_settings(checkpoint)
         known = set(self._setting_names()) - set(LINKS.values())
-        fixed = [*(f"model.{one.name}" for one in fields(GPTConfig)), "data.tokenizer"]
-        for name in fixed:
-            if own.get(name) is None:
-                raise InputError(f"{self.checkpoint_path}: its settings lack {name}")
-        for name in sorted(set(own) - known - set(LINKS.values()) - {"init_from"}):  # which only fit has
-            warn(f"{self.checkpoint_path}: ignoring its unknown setting {name}")
-        subparser.set_defaults({name: value for name, value in own.items() if name in known})
-        self._parse(parser, args)
-        settings = self.config[self.command]
+        for setting in sorted(set(own) - known - set(LINKS.values()) - {"init_from"}):  # which only fit has
+            warn(f"{name}: ignoring its unknown setting {setting}")
+        own = {setting: value for setting, value in own.items() if setting in known}
+        settings = self._adopt(name, own, parser, args)
         if not is_typed(self.arguments, "--data.text"):  # the checkpoint's text, whatever a YAML file names
-            named, kept = settings["data"]["text"], own.get("data.text")
-            if named and isinstance(kept, str) and Path(named).name != Path(kept).name:
-                warn(f"going on with {kept}, the text of {self.checkpoint_path}, not with {named}")
-            for name in ("text", *TEXT_SETTINGS):
-                settings["data"][name] = own.get(f"data.{name}")
+            keep_text(settings["data"], own, name)
         finds_rate = ("callbacks", "LearningRateFinder") in named_classes(settings["trainer"])
         if finds_rate and not is_typed(self.arguments, "--model.learning_rate"):
             settings["model"]["learning_rate"] = own.get("model.learning_rate")
-        try:
-            subparser.validate(settings)  # defaults are not
-        except (TypeError, ValueError) as error:
-            reason = explain_parser_error(str(error), self._setting_names())
-            raise InputError(f"{self.checkpoint_path}: {reason}") from None
+        self._validate(name, settings)
+        fixed = [*ARCHITECTURE, "data.tokenizer"]
         if self.command == "fit":
             free = FREE_ON_RESUME | ({"data.val_text"} if settings["allow_data_change"] else set())
-            fixed = [name for name in own if name in known and name not in free]
-        for name in fixed:
-            now, then = settings[name], own.get(name)
-            if name == "model.vocab_size" and now is None:  # left to the tokenizer
-                settings[name] = then
-            elif now != then:
-                raise InputError(f"{self.checkpoint_path} has {name} {then}, the settings say {now}")
+            fixed = [setting for setting in own if setting not in free]
+        keep(settings, own, fixed, name)
 
-    def _start_from(self, name: str, parser: LightningArgumentParser, args: Any) -> None:
-        """Makes the architecture of `init_from` the default; what differs was typed or stands in a YAML file.
+    def _use_init_from(self, name: str, parser: LightningArgumentParser, args: Any) -> None:
+        """Take the architecture of `init_from`, except dropout, the initialization and a shorter context.
 
         Raises:
             InputError: A setting that its weights cannot be used with; names both values.
         """
-        content = read_checkpoint(name)
-        own = checkpoint_settings(content)
-        fixed = [*(f"model.{one.name}" for one in fields(GPTConfig) if one.name != "init"), "data.tokenizer"]
-        for setting in fixed:
-            if own.get(setting) is None:
-                raise InputError(f"{name}: its settings lack {setting}")
-        self._parser(self.command).set_defaults({setting: own[setting] for setting in fixed})
-        self._parse(parser, args)
-        settings = self.config[self.command]
-        try:
-            self._parser(self.command).validate(settings)  # defaults are not
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{name}: {explain_parser_error(str(error), self._setting_names())}") from None
-        for setting in fixed:
-            now, then = settings[setting], own[setting]
-            if setting == "model.vocab_size" and now is None:  # left to the tokenizer
-                settings[setting] = then
-            elif setting == "model.context_length" and now > then:
-                raise InputError(f"model.context_length ({now}) must be at most {then}, init_from {name}'s")
-            elif now != then and setting not in ("model.context_length", "model.drop_rate"):
-                raise InputError(f"init_from {name} has {setting} {then}, the settings say {now}")
+        own = checkpoint_settings(read_checkpoint(name))
+        fixed = {*ARCHITECTURE, "data.tokenizer"} - {"model.init"}
+        own = {setting: own.get(setting) for setting in fixed} | {"model.init": own.get("model.init")}
+        settings = self._adopt(name, own, parser, args)
+        self._validate(name, settings)
+        longest = own["model.context_length"]
+        if settings["model"]["context_length"] > longest:
+            given = settings["model"]["context_length"]
+            raise InputError(f"model.context_length ({given}) must be at most {longest}, init_from {name}'s")
+        keep(settings, own, sorted(fixed - {"model.context_length", "model.drop_rate"}), f"init_from {name}")
 
     def _choose_precision(self) -> None:
-        """Turns `precision: auto` into `trainer.precision`, where nothing else decides that."""
+        """Replace `trainer.precision: auto` by what is fast on this machine."""
         trainer = self.config[self.command]["trainer"]
         given = trainer["precision"]
+        known = (*PRECISIONS, *PRECISION_ALIASES)
+        require(given in ("auto", *known), "trainer.precision", f"be one of auto, {', '.join(PRECISIONS)}", given)
         self.precision_reason = "as the settings say" if self.checkpoint is None else "as the run began"
-        elsewhere = self.command != "fit" and given == "bf16-mixed" and not self._is_precision_typed()
-        if given is None or elsewhere:  # the checkpoint's machine may have had what this one has not
+        was_passed = is_typed(self.arguments, "--trainer.precision")
+        elsewhere = self.command != "fit" and given == "bf16-mixed" and not was_passed
+        if given == "auto" or elsewhere:  # the checkpoint's machine may have had what this one has not
             alone = trainer["devices"] in ("auto", 1, "1") and not launched_by_others()
             trainer["precision"], self.precision_reason = choose_precision(trainer["accelerator"], probe=alone)
-
-    def _is_precision_typed(self) -> bool:
-        return any(is_typed(self.arguments, name) for name in ("--precision", "--trainer.precision"))
 
     def _parse_ckpt_path(self) -> None:
         """Nothing is left to do: `parse_arguments` has made the checkpoint's settings defaults."""

@@ -7,7 +7,6 @@ import re
 
 from gpt_lightning.cli.trainer_options import CLASS_SETTINGS, why_refused
 from gpt_lightning.errors import InputError
-from gpt_lightning.training.hardware import PRECISIONS
 
 
 class ParserError(InputError):
@@ -63,8 +62,6 @@ def explain_parser_error(message: str, known: list[str]) -> str:
             if found := re.search(pattern, expected):
                 return f"{name}: {words.format(found[1])}"
         expected = expected.partition(" Errors: ")[0]
-        if name == "trainer.precision":
-            return f"{name} must be one of {', '.join(PRECISIONS)}; got '{value}'"
         if name in CLASS_SETTINGS:
             for one in re.findall(r"'class_path': '(?:\w+\.)*(\w+)'", value):
                 if reason := why_refused(one):

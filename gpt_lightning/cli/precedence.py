@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
+
+from jsonargparse import Namespace
+
+from gpt_lightning.cli.arguments import TEXT_SETTINGS
+from gpt_lightning.console import warn
+from gpt_lightning.errors import InputError
+from gpt_lightning.models.config import GPTConfig
+
+ARCHITECTURE = tuple(f"model.{field.name}" for field in fields(GPTConfig))
 
 # What a resumed run may change; everything else that its checkpoint names stays as it was.
 FREE_ON_RESUME = {
@@ -16,7 +28,43 @@ FREE_ON_RESUME = {
 
 
 def checkpoint_settings(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint's settings by their full names."""
+    """Return a checkpoint's settings by their full names."""
     own = {f"model.{name}": value for name, value in checkpoint["hyper_parameters"].items()}
     own |= {f"data.{name}": value for name, value in checkpoint["datamodule_hyper_parameters"].items()}
     return own | checkpoint["gpt_lightning"]["fit"]
+
+
+def keep(settings: Namespace, own: dict[str, Any], fixed: Iterable[str], name: str) -> None:
+    """Fill in what was left to a checkpoint, and refuse what differs from it.
+
+    Args:
+        settings: Of the command; changed in place.
+        own: The checkpoint's settings.
+        fixed: The settings that must be the checkpoint's.
+        name: Of the checkpoint.
+
+    Raises:
+        InputError: A setting differs; names both values.
+    """
+    left_open = {"model.vocab_size": None, "trainer.precision": "auto"}
+    for setting in fixed:
+        now, then = settings[setting], own.get(setting)
+        if setting in left_open and now == left_open[setting]:
+            settings[setting] = then
+        elif now != then:
+            raise InputError(f"{name} has {setting} {then}, the settings say {now}")
+
+
+def keep_text(data: Namespace, own: dict[str, Any], name: str) -> None:
+    """Put a checkpoint's text in place of the one that a YAML file names, with a warning if it is another one.
+
+    Args:
+        data: The settings `data.*`; changed in place.
+        own: The checkpoint's settings.
+        name: Of the checkpoint.
+    """
+    named, kept = data["text"], own.get("data.text")
+    if named and isinstance(kept, str) and Path(named).name != Path(kept).name:
+        warn(f"using {kept}, the text of {name}, not {named}")
+    for setting in ("text", *TEXT_SETTINGS):
+        data[setting] = own.get(f"data.{setting}")

@@ -54,7 +54,7 @@ REFUSED_CLASSES = {
 }
 # The ends of the names of others.
 REFUSED_KINDS = {
-    "Precision": "is chosen by the setting precision (64-true, 16-true, bf16-mixed ...), not as a plugin",
+    "Precision": "is chosen by the setting trainer.precision (64-true, 16-true, bf16-mixed ...), not as a plugin",
     "CheckpointIO": "cannot be set: the program writes its checkpoints itself, each whole or not at all",
 }
 

@@ -26,6 +26,7 @@ PRECISIONS = (
     "transformer-engine",
     "transformer-engine-float16",
 )
+PRECISION_ALIASES = ("64", "32", "16", "bf16", 64, 32, 16)  # Lightning's short names
 FASTER = 1.5  # how many times as fast a processor's bf16 products have to be to be worth it
 # Dense matrix products per second in 16 bits with sums in 32, by the manufacturer's data sheets; where
 # a sheet gives the rate for sparse matrices, half of it.

@@ -291,7 +291,7 @@ BAD_SETTINGS = [
     ("--trainer.max_epochs=-5", "trainer.max_epochs must be an int of at least 1, got -5"),
     ("--trainer.max_epochs=-1", "one of trainer.max_epochs, trainer.max_steps and trainer.max_time must end the run"),
     ("--trainer.max_epoch=3", "unknown setting 'trainer.max_epoch'; did you mean 'trainer.max_epochs'?"),
-    ("--trainer.precision=bf61", "trainer.precision must be one of 32-true, 16-mixed, bf16-mixed,"),
+    ("--trainer.precision=bf61", "trainer.precision must be one of auto, 32-true, 16-mixed, bf16-mixed,"),
     ("--trainer.precision=16-mixed", "trainer.precision 16-mixed does not run on cpu"),
     ("--trainer.accelerator=gpuu", "trainer.accelerator must be one of auto, cpu,"),
     ("--trainer.accelerator=cuda", "trainer.accelerator is cuda but this machine has no CUDA device"),
@@ -328,11 +328,11 @@ BAD_SETTINGS = [
     ),
     (
         "--trainer.plugins=[{class_path: lightning.pytorch.plugins.DoublePrecision}]",
-        "trainer.plugins: DoublePrecision is chosen by the setting precision (64-true, 16-true, bf16-mixed ...), not",
+        "trainer.plugins: DoublePrecision is chosen by the setting trainer.precision (64-true, 16-true, bf16-mixed ...), not",
     ),
     (
         "--trainer.plugins=[{class_path: lightning.fabric.plugins.XLAPrecision, init_args: {precision: 32-true}}]",
-        "trainer.plugins: XLAPrecision is chosen by the setting precision",
+        "trainer.plugins: XLAPrecision is chosen by the setting trainer.precision",
     ),
     (
         "--trainer.plugins=[{class_path: lightning.pytorch.plugins.AsyncCheckpointIO}]",

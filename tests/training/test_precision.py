@@ -1,4 +1,4 @@
-"""`precision: auto` from the setting to the run, its checkpoint and back."""
+"""`trainer.precision: auto` from the setting to the run, its checkpoint and back."""
 
 from __future__ import annotations
 
@@ -43,10 +43,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[tuple[str, str]], None
     ("arguments", "precision", "reason"),
     [
         ([], "bf16-mixed", "it is fast here"),
-        (["--precision=auto"], "bf16-mixed", "it is fast here"),
-        (["--precision=32-true"], "32-true", "as the settings say"),
+        (["--trainer.precision=auto"], "bf16-mixed", "it is fast here"),
+        (["--trainer.precision=32-true"], "32-true", "as the settings say"),
         (["--trainer.precision=64-true"], "64-true", "as the settings say"),
-        (["--trainer.precision=64-true", "--precision=64-true"], "64-true", "as the settings say"),
     ],
 )
 def test_a_run_trains_in_what_was_chosen_and_says_why(
@@ -67,7 +66,7 @@ def test_a_resumed_run_keeps_its_precision(command: Command, auto: Path, machine
     command(*fit)
     machine(FP32)
     goes_on = command(*fit, "--trainer.max_steps=2")
-    refused = command(*fit, "--trainer.max_steps=3", "--precision=32-true")
+    refused = command(*fit, "--trainer.max_steps=3", "--trainer.precision=32-true")
 
     assert "precision bf16-mixed (as the run began)" in goes_on.out
     assert refused.code == 2
@@ -80,7 +79,7 @@ def test_a_checkpoint_is_evaluated_in_what_its_machine_has(command: Command, aut
     validate = ("validate", "--ckpt_path", "run/checkpoints/best.ckpt")
     results = [command(*validate)]
     machine(FP32)
-    results += [command(*validate), command(*validate, "--precision=bf16-mixed")]
+    results += [command(*validate), command(*validate, "--trainer.precision=bf16-mixed")]
 
     assert [result.code for result in results] == [0, 0, 0]
     assert results[0].out == results[2].out != results[1].out
@@ -89,9 +88,11 @@ def test_a_checkpoint_is_evaluated_in_what_its_machine_has(command: Command, aut
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (["--precision=bf61"], "precision must be one of auto, 32-true, "),
-        (["--precision=32-true", "--trainer.precision=64-true"], "precision is 32-true, trainer.precision 64-true; "),
-        (["--precision=16-mixed"], "trainer.precision 16-mixed does not run on cpu; take bf16-mixed or 32-true"),
+        (["--trainer.precision=bf61"], "trainer.precision must be one of auto, 32-true, "),
+        (
+            ["--trainer.precision=16-mixed"],
+            "trainer.precision 16-mixed does not run on cpu; take bf16-mixed or 32-true",
+        ),
     ],
 )
 def test_precisions_that_are_refused(command: Command, auto: Path, arguments: list[str], error: str) -> None:
@@ -100,22 +101,3 @@ def test_precisions_that_are_refused(command: Command, auto: Path, arguments: li
     assert result.code == 2
     assert result.error.startswith(error)
     assert not Path("runs").exists()
-
-
-@pytest.mark.parametrize("typed", ["--precision=bf16-mixed", "--trainer.precision=bf16-mixed"])
-def test_the_typed_precision_wins_over_the_other_name_in_yaml(command: Command, config: Path, typed: str) -> None:
-    settings = yaml.safe_load(config.read_text())
-    del settings["trainer"]["precision"]
-    if typed.startswith("--precision"):
-        settings["trainer"]["precision"] = "32-true"
-    else:
-        settings["precision"] = "32-true"
-    config.write_text(yaml.safe_dump(settings))
-
-    result = command("fit", "--config", config, "--run_dir", "run", "--trainer.max_steps=1", typed)
-
-    assert result.code == 0, result.err
-    resolved = yaml.safe_load(Path("run/tiny.yaml").read_text())
-    assert resolved["trainer"]["precision"] == "bf16-mixed"
-    assert resolved["precision"] in ("auto", "bf16-mixed")
-    assert command("check", "--config", "run/tiny.yaml").code == 0

@@ -300,7 +300,7 @@ def test_a_file_of_something_else_stays_as_it_is(
 
 def test_weights_of_another_type_are_another_job(command: Command, checkpoint: Path) -> None:
     job = ("predict", "--ckpt_path", checkpoint, "--prompt=a", "--output=out.jsonl")
-    assert command(*job, "--precision=bf16-true").code == 0
+    assert command(*job, "--trainer.precision=bf16-true").code == 0
 
     assert "is of another checkpoint or other settings" in command(*job, "--resume").error
 

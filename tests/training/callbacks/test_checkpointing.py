@@ -348,7 +348,7 @@ def test_another_text_in_the_yaml_gets_a_warning_when_resumed(command: Command, 
     result = command("fit", "--config", config, "--run_dir", "run", "--resume", "--trainer.max_epochs=2")
 
     assert result.code == 0
-    assert f"warning: going on with {Path('other.txt').absolute()}, the text of run/checkpoints/last.ckpt" in result.err
+    assert f"warning: using {Path('other.txt').absolute()}, the text of run/checkpoints/last.ckpt" in result.err
 
 
 def test_a_run_that_its_time_ended_is_finished(command: Command, config: Path) -> None:
