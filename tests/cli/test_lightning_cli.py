@@ -328,7 +328,7 @@ BAD_SETTINGS = [
     ),
     (
         "--trainer.plugins=[{class_path: lightning.pytorch.plugins.DoublePrecision}]",
-        "trainer.plugins: DoublePrecision is chosen by the setting trainer.precision (64-true, 16-true, bf16-mixed ...)",
+        "trainer.plugins: DoublePrecision is chosen by the setting trainer.precision (64-true, 16-true, bf16-mixed",
     ),
     (
         "--trainer.plugins=[{class_path: lightning.fabric.plugins.XLAPrecision, init_args: {precision: 32-true}}]",
