@@ -9,46 +9,18 @@ from typing import Any
 import yaml
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 
-from gpt_lightning.cli.arguments import LINKS, TEXT_LISTS, TEXT_SETTINGS, TYPED_ONLY
+from gpt_lightning.cli.arguments import LINKS, TEXT_SETTINGS, TYPED_ONLY
 from gpt_lightning.errors import InputError
 from gpt_lightning.files import decode_utf8, with_filename
 
 MAX_CONFIG_BYTES = 1_000_000
 MAX_CONFIG_NODES = 100_000
 SECTIONS = ("model", "data", "sampling", "trainer")
-TEXT, SEQUENCE, NULL = "tag:yaml.org,2002:str", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:null"
-NO_NAMES = ("tag:yaml.org,2002:merge", NULL)
+NO_NAMES = ("tag:yaml.org,2002:merge", "tag:yaml.org,2002:null")
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which a key may stand only once, and prompts are texts as they are written: 1.50 is "1.50"."""
-
-    def get_single_node(self) -> yaml.Node | None:
-        node = super().get_single_node()
-        for option in TEXT_LISTS:
-            self._make_texts(node, option.removeprefix("--"))
-        return node
-
-    def _make_texts(self, node: yaml.Node | None, name: str) -> None:
-        """Makes a list of texts of a setting in a mapping, or of the one text that stands there."""
-        if not isinstance(node, yaml.MappingNode):
-            return
-        for i, (key, value) in enumerate(node.value):
-            if key.value == name and isinstance(value, yaml.SequenceNode):
-                texts = [self._make_text(item) for item in value.value]
-                node.value[i] = key, yaml.SequenceNode(value.tag, texts, value.start_mark)
-            elif key.value == name and isinstance(value, yaml.ScalarNode):
-                if value.tag == NULL and name != "prompt":  # a prompt may be any word; elsewhere null is none
-                    continue
-                node.value[i] = key, yaml.SequenceNode(SEQUENCE, [self._make_text(value)], value.start_mark)
-            elif isinstance(key.value, str) and name.startswith(f"{key.value}."):
-                self._make_texts(value, name.removeprefix(f"{key.value}."))
-
-    def _make_text(self, node: yaml.Node) -> yaml.Node:
-        if not isinstance(node, yaml.ScalarNode):
-            return node
-        untagged = self.resolve(yaml.ScalarNode, node.value, (True, False))  # type: ignore[no-untyped-call]
-        return yaml.ScalarNode(TEXT, node.value, node.start_mark, style='"') if node.tag in (TEXT, untagged) else node
+    """Safe YAML in which a key may stand only once."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -57,7 +29,7 @@ class _Loader(yaml.SafeLoader):
                 problem = "a name must be a plain word"
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             if key_node.value in seen:
-                problem = f"key {key_node.value!r} stands twice"
+                problem = f"key {key_node.value!r} occurs twice"
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
@@ -70,14 +42,14 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_config(path: str) -> tuple[dict[str, Any], str]:
-    """Reads a YAML file of settings.
+    """Read a YAML file of settings.
 
     Returns:
-        The settings; and the same in YAML that leaves no doubt of what is a text.
+        The settings, and the same as YAML for jsonargparse.
 
     Raises:
-        InputError: No such file, a folder, empty, too large, not UTF-8, not YAML, not a mapping, a key
-            twice, a tag, or a setting that can only be typed.
+        InputError: No such file, a folder, empty, too large, not UTF-8, not YAML, not a mapping, a key that occurs
+            twice, a tag, or a setting of the command line only.
         MachineError: It cannot be read.
     """
     if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
@@ -122,11 +94,11 @@ def read_config(path: str) -> tuple[dict[str, Any], str]:
         section, _, name = target.partition(".")
         if name in config.get(section, {}):
             raise InputError(f"{path}: {target} is given as {source}")
-    return config, yaml.serialize(node, explicit_start=True)
+    return config, yaml.serialize(node, explicit_start=True)  # `---`: jsonargparse takes other text for a path
 
 
 def _count_nodes(node: yaml.Node, counted: dict[int, int]) -> int:
-    """Values in a YAML tree with every alias written out."""
+    """Return the number of values in a YAML tree, every alias written out."""
     if counted.get(id(node)) == 0:
         raise yaml.composer.ComposerError(None, None, "an alias inside of what it stands for", node.start_mark)
     if id(node) not in counted:
@@ -141,7 +113,7 @@ def _count_nodes(node: yaml.Node, counted: dict[int, int]) -> int:
 
 
 class ConfigFile(ActionConfigFile):
-    """`--config FILE`: read by `read_config`; jsonargparse applies what that returns."""
+    """`--config FILE`: checked by `read_config`, then read by jsonargparse."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         config, content = read_config(values)

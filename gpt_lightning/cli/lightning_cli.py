@@ -401,7 +401,7 @@ class CLI(LightningCLI):
                 settings["data"][name] = absolute(settings["data"][name])
         for target in LINKS.values():
             settings.pop(target, None)
-        body = yaml.safe_dump(plain(settings.as_dict()), sort_keys=False)
+        body = yaml.dump(plain(settings.as_dict()), Dumper=Quoting, sort_keys=False)
         return f"# All settings of this run. To run it again: python -m {PROGRAM} fit --config THIS_FILE\n{body}"
 
     def validate(self, model: Namespace, datamodule: TextDataModule) -> None:
@@ -448,6 +448,20 @@ class CLI(LightningCLI):
         completer = partial(complete_all, network, tokenizer, sampling=sampling)
         weight = network.pos_emb.weight
         predict(completer, self.settings, Path(str(self.checkpoint_path)), f"{weight.dtype} {weight.device.type}")
+
+
+class Quoting(yaml.SafeDumper):
+    """Quotes texts that begin like a number: "1e3" is a number for jsonargparse, and none for PyYAML."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """Return the node of a text."""
+        node = super().represent_str(data)
+        if data[:1].isascii() and not data[:1].isalpha():
+            node.style = '"'
+        return node
+
+
+Quoting.add_representer(str, Quoting.represent_str)
 
 
 def plain(value: Any) -> Any:

@@ -1,19 +1,15 @@
-"""jsonargparse's error messages as one line."""
+"""jsonargparse's error messages as one line that names the setting."""
 
 from __future__ import annotations
 
 import difflib
 import re
 
+from gpt_lightning.cli.arguments import TEXT_LISTS
 from gpt_lightning.cli.trainer_options import CLASS_SETTINGS, why_refused
 from gpt_lightning.errors import InputError
 
-
-class ParserError(InputError):
-    """What jsonargparse says; `CLI` puts it into words."""
-
-
-TYPE_WORDS = {
+TYPES = {
     "int": "an int",
     "float": "a number",
     "bool": "true or false",
@@ -22,61 +18,62 @@ TYPE_WORDS = {
     "dict": "settings",
     "NoneType": "null",
 }
-CLASS_ERRORS = {
-    r"Importing '([\w.]+)' is not allowed": (
-        "class_path '{}' is not allowed; only classes of Lightning that take no code may be named"
+UNKNOWN = (
+    r"does not accept (?:option|nested key) '([\w.+-]+)'|[Uu]nrecognized arguments: (?:--)?([\w.+-]+)"
+    r"|Key '([\w.+-]+)' is not expected|No action for key \"([\w.+-]+)\""
+)
+UNION_TYPE = r'Parser key "([\w.]+)": (.*)Given value type: .*Given value:(.*)'
+WRONG_TYPE = r'Parser key "([\w.]+)": (.*?)(?:Got|Given) value:(.*)'
+WORDS = {
+    r"[Uu]nrecognized arguments: (?!-)(\S+)": "'{0}' belongs to no option; options begin with --",
+    r"Parser key \"(\w+)\": Unable to load config ['\"](.*?)['\"]": (
+        "{0} must be settings (--{0}.NAME VALUE), not '{1}'"
     ),
-    r"given class_path '([\w.]+)': ": "class_path '{}' not found",
-    r"Option '(\w+)' is not accepted": "unknown option '{}'",
-    r"arguments are required: (\w+)": "option '{}' is missing",
+    r"Parser key \"([\w.]+)\": .*Importing '([\w.]+)' is not allowed": (
+        "{0}: class_path '{1}' is not allowed; only classes of Lightning that take no code may be named"
+    ),
+    r"Parser key \"([\w.]+)\": .*given class_path '([\w.]+)': ": "{0}: class_path '{1}' not found",
+    r"Parser key \"([\w.]+)\": .*Option '(\w+)' is not accepted": "{0}: unknown option '{1}'",
+    r"Parser key \"([\w.]+)\": .*arguments are required: (\w+)": "{0}: option '{1}' is missing",
 }
 
 
+class ParserError(InputError):
+    """A message of jsonargparse; `CLI` puts it into words."""
+
+
 def explain_parser_error(message: str, known: list[str]) -> str:
-    """The message of jsonargparse as one line that names the setting and says what was probably meant.
+    """Return a message of jsonargparse as one line that names the setting, its value and its limit.
 
     Args:
-        message: What jsonargparse says.
+        message: Of jsonargparse.
         known: The names of all settings.
     """
     message = " ".join(message.split()).removeprefix('Parser key "config": ')
-    if stray := re.search(r"[Uu]nrecognized arguments: (?!-)(\S+)", message):
-        return f"'{stray[1]}' belongs to no option; options begin with --"
-    if section := re.search(r"Parser key \"(\w+)\": Unable to load config ['\"](.*?)['\"]", message):
-        return f"{section[1]} must be settings (--{section[1]}.NAME VALUE), not '{section[2]}'"
-    unknown = re.search(
-        r"does not accept (?:option|nested key) '([\w.+-]+)'|[Uu]nrecognized arguments: (?:--)?([\w.+-]+)"
-        r"|Key '([\w.+-]+)' is not expected|No action for key \"([\w.+-]+)\"",
-        message,
-    )
-    if unknown:
-        name = next(group for group in unknown.groups() if group)
+    for pattern, words in WORDS.items():
+        if found := re.search(pattern, message):
+            return words.format(*found.groups())
+    if unknown := re.search(UNKNOWN, message):
+        name = next(filter(None, unknown.groups()))
         close = difflib.get_close_matches(name, known, 1)
         return f"unknown setting '{name}'" + (f"; did you mean '{close[0]}'?" if close else "")
-    wrong_type = re.search(r'Parser key "([\w.]+)": (.*)Given value type: .*Given value:(.*)', message) or re.search(
-        r'Parser key "([\w.]+)": (.*?)(?:Got|Given) value:(.*)', message
-    )
-    if wrong_type:
-        name, expected, value = (group.strip() for group in wrong_type.groups())
-        for pattern, words in CLASS_ERRORS.items():
-            if found := re.search(pattern, expected):
-                return f"{name}: {words.format(found[1])}"
-        expected = expected.partition(" Errors: ")[0]
-        if name in CLASS_SETTINGS:
-            for one in re.findall(r"'class_path': '(?:\w+\.)*(\w+)'", value):
-                if reason := why_refused(one):
-                    return f"{name}: {one} {reason}"
-            return f"{name} must name a class of Lightning (class_path: NAME), not '{value}'"
-        types = [TYPE_WORDS[one] for one in TYPE_WORDS if f"<class '{one}'>" in expected]
-        if types:
-            return f"{name} must be {' or '.join(types)}, not " + (
-                "null" if value == "None" and "null" not in types else f"'{value}'"
-            )
-    return message
+    wrong = re.search(UNION_TYPE, message) or re.search(WRONG_TYPE, message)
+    if wrong is None:
+        return message
+    name, expected, value = (group.strip() for group in wrong.groups())
+    types = [words for one, words in TYPES.items() if f"<class '{one}'>" in expected.partition(" Errors: ")[0]]
+    given = "null" if value == "None" and "null" not in types else f"'{value}'"
+    if f"--{name}" in TEXT_LISTS:
+        return f"{name} must be a list of texts, not {given}; quote what YAML reads as something else"
+    if name in CLASS_SETTINGS:
+        classes = re.findall(r"'class_path': '(?:\w+\.)*(\w+)'", value)
+        reasons = [f"{name}: {one} {reason}" for one in classes if (reason := why_refused(one))]
+        return next(iter(reasons), f"{name} must name a class of Lightning (class_path: NAME), not '{value}'")
+    return f"{name} must be {' or '.join(types)}, not {given}" if types else message
 
 
 def explain_class_error(error: BaseException) -> str:
-    """What went wrong, in one line, where a class that YAML names could not be made.
+    """Return why a class that YAML names could not be made, as one line.
 
     Args:
         error: Of jsonargparse, whose causes are the class's own error.

@@ -2,20 +2,25 @@ from __future__ import annotations
 
 import math
 import string
+from collections.abc import Callable
 from pathlib import Path
 from textwrap import indent
 from typing import Any
 
 import pytest
 import yaml
+from conftest import Result
 from hypothesis import example, given
 from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 
 from gpt_lightning.cli.arguments import TYPED_ONLY, is_typed, prepare_arguments
 from gpt_lightning.cli.config_files import SECTIONS, ConfigFile, read_config
+from gpt_lightning.cli.lightning_cli import Quoting
 from gpt_lightning.cli.parser_errors import explain_parser_error
 from gpt_lightning.errors import InputError, MachineError
+
+Command = Callable[..., Result]
 
 
 @pytest.mark.parametrize(
@@ -29,7 +34,7 @@ from gpt_lightning.errors import InputError, MachineError
         ("1: 2\n", "a.yaml: a name must be a plain word, not 1"),
         ("a: {null: 2}\n", "a.yaml:1: not valid YAML: a name must be a plain word"),
         ("__path__: x\n", "a.yaml: unknown setting '__path__'"),
-        ("a: 1\na: 2\n", "a.yaml:2: not valid YAML: key 'a' stands twice"),
+        ("a: 1\na: 2\n", "a.yaml:2: not valid YAML: key 'a' occurs twice"),
         ("model: !!python/object/apply:os.getcwd []\n", "a.yaml:1: not valid YAML: could not determine a constructor"),
         ("prompt: !text abc\n", "a.yaml:1: not valid YAML: could not determine a constructor for the tag '!text'"),
         ('prompt: "\\ud800"\n', "a.yaml:1: not valid YAML: half a character"),
@@ -107,30 +112,33 @@ def parse_yaml(folder: Path, content: str) -> Any:
 @pytest.mark.parametrize(
     ("written", "prompts"),
     [
-        ("[123, null, 'a: b']", ["123", "null", "a: b"]),
-        ("abc", ["abc"]),
-        ("1.50", ["1.50"]),
-        ("null", ["null"]),
-        ("'[1, 2]'", ["[1, 2]"]),
-        ("\n- 0x10\n- 1e-3\n- ~\n- no\n- 2024-13-45\n- =\n- <<", ["0x10", "1e-3", "~", "no", "2024-13-45", "=", "<<"]),
-        ("|\n  two\n  lines", ["two\nlines"]),
+        ("['123', \"null\", 'a: b', plain words]", ["123", "null", "a: b", "plain words"]),
+        ("\n- |\n  two\n  lines", ["two\nlines"]),
         ("[]", []),
     ],
 )
-def test_what_yaml_holds_for_a_prompt_is_a_text(tmp_path: Path, written: str, prompts: list[str]) -> None:
+def test_prompts_in_yaml_are_lists_of_texts(tmp_path: Path, written: str, prompts: list[str]) -> None:
     settings = parse_yaml(tmp_path, f"prompt: {written}")
 
     assert settings.prompt == prompts
     assert settings.config == [str(tmp_path / "a.yaml")]
     nested = parse_yaml(tmp_path, "sampling:\n" + indent(f"stop_strings: {written}", "  "))
     dotted = parse_yaml(tmp_path, f"sampling.stop_strings: {written}")
-    assert dotted.sampling.stop_strings == nested.sampling.stop_strings == (None if written == "null" else prompts)
+    assert dotted.sampling.stop_strings == nested.sampling.stop_strings == prompts
 
 
-def test_an_alias_in_a_prompt_leaves_the_setting_that_it_stands_for(tmp_path: Path) -> None:
-    settings = parse_yaml(tmp_path, "{evaluate_every: &a 3, prompt: [*a]}")
+@pytest.mark.parametrize("name", ["prompt", "sampling.stop_strings"])
+@pytest.mark.parametrize("written", ["[1.50]", "[null]", "[yes]", "[[1, 2]]", "[1e3]", "{a: 1}", "abc", "3"])
+def test_what_yaml_reads_as_something_else_must_be_quoted(
+    command: Command, config: Path, name: str, written: str
+) -> None:
+    Path("more.yaml").write_text(f"{name}: {written}\n")
 
-    assert (settings.evaluate_every, settings.prompt) == (3, ["3"])
+    result = command("fit", "--config", config, "--config", "more.yaml")
+
+    assert result.code == 2
+    assert result.error.startswith(f"{name} must be a list of texts, not ")
+    assert result.error.endswith("; quote what YAML reads as something else")
 
 
 LOOKS_LIKE_YAML = [
@@ -156,7 +164,7 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"])) | st.lists(st.sampled_
 @given(st.lists(TEXTS))
 @example(["\U0001f600 \x85\u2028\ufeff\0", " ", "\r\n"])
 def test_prompts_that_a_run_kept_are_read_again(tmp_path_factory: pytest.TempPathFactory, prompts: list[str]) -> None:
-    kept = yaml.safe_dump({"prompt": prompts, "evaluate_every": 3}, sort_keys=False)  # as CLI writes it
+    kept = yaml.dump({"prompt": prompts, "evaluate_every": 3}, Dumper=Quoting, sort_keys=False)  # as CLI writes it
 
     assert parse_yaml(tmp_path_factory.mktemp("yaml"), kept).prompt == prompts
 

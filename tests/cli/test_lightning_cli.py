@@ -251,7 +251,7 @@ def test_a_mistyped_text_is_not_replaced_by_the_configs(command: Command, in_tmp
 def test_prompts_are_texts_and_stay_so_in_the_run_folder(
     command: Command, config: Path, typed: tuple[str, ...]
 ) -> None:
-    written = "[1.50]" if typed else "[123, null, 'a: b']"
+    written = "[others]" if typed else "['123', 'null', 'a: b']"
     Path("more.yaml").write_text(f"prompt: {written}\ntrainer: {{max_steps: 1}}\n")
 
     first = command("fit", "--config", config, "--config", "more.yaml", "--run_dir", "first", *typed)
@@ -264,6 +264,8 @@ def test_prompts_are_texts_and_stay_so_in_the_run_folder(
 
 
 # ---- bad input
+
+QUOTE = "quote what YAML reads as something else"
 
 BAD_SETTINGS = [
     ("--modle.n_layers=2", "unknown setting 'modle.n_layers'; did you mean 'model.n_layers'?"),
@@ -494,13 +496,12 @@ def test_a_run_that_trains_nothing_does_not_end_well(command: Command, config: P
         ("evaluate_every: null\n", "evaluate_every must be an int, not null"),
         ("trainer: {max_steps: null}\n", "trainer.max_steps must be an int, not null"),
         ("model: {min_learning_rate: None}\n", "model.min_learning_rate must be a number or null, not 'None'"),
-        ("sampling: {stop_strings: null}\n", "sampling.stop_strings must be a list, not null"),
+        ("sampling: {stop_strings: null}\n", f"sampling.stop_strings must be a list of texts, not null; {QUOTE}"),
         ("model: {tie_weights:}\n", "model.tie_weights must be true or false, not null"),
-        ("prompt: [[1, 2]]\n", "prompt must be a text, not '[1, 2]'"),
-        ("prompt: {a: 1}\n", "prompt must be a list, not '{'a': 1}'"),
-        ("prompt:\n", "prompt is empty; to start from nothing give <|endoftext|>"),
+        ("prompt:\n", f"prompt must be a list of texts, not null; {QUOTE}"),
+        ("prompt: ['']\n", "prompt is empty; to start from nothing give <|endoftext|>"),
         ("trainer: {max_epoch: 3}\n", "unknown setting 'trainer.max_epoch'; did you mean 'trainer.max_epochs'?"),
-        ("model: {n_layers: 2, n_layers: 3}\n", "bad.yaml:1: not valid YAML: key 'n_layers' stands twice"),
+        ("model: {n_layers: 2, n_layers: 3}\n", "bad.yaml:1: not valid YAML: key 'n_layers' occurs twice"),
         ("", "bad.yaml: is empty"),
         ("seed_everything: 2024-13-45\n", "bad.yaml: not valid YAML: month must be in 1..12"),
         ("? [a]\n: 3\n", "bad.yaml:1: not valid YAML: a name must be a plain word"),
