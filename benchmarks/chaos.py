@@ -43,7 +43,7 @@ from gpt_lightning.checkpoints.compare import compare_runs, first_difference
 from gpt_lightning.checkpoints.io import read_checkpoint
 from gpt_lightning.cli.main import main
 from gpt_lightning.errors import InputError
-from gpt_lightning.training.callbacks.checkpointing import AtomicCheckpointIO, RunCheckpoints
+from gpt_lightning.training.callbacks.checkpointing import AtomicCheckpointIO, Checkpointing
 from gpt_lightning.training.callbacks.metrics import Summary
 from gpt_lightning.training.callbacks.progress import Progress
 from gpt_lightning.training.callbacks.samples import Samples
@@ -135,7 +135,7 @@ def instrument() -> None:
     mark(GPTModule, "validation_step", "evaluation")
     mark(GPTModule, "on_validation_epoch_end", "evaluation")
     mark(Samples, "_sample", "sampling")
-    mark(RunCheckpoints, "on_train_epoch_end", "epoch end")
+    mark(Checkpointing, "on_train_epoch_end", "epoch end")
     mark(Summary, "on_train_end", "after the last step")
 
 

@@ -13,7 +13,7 @@ from gpt_lightning.data.datamodule import TextDataModule
 from gpt_lightning.errors import DivergedError, InputError, MachineError, Stopped, describe_expected, why_out_of_memory
 from gpt_lightning.files import with_filename
 from gpt_lightning.runs.folder import Run
-from gpt_lightning.training.callbacks.checkpointing import RunCheckpoints
+from gpt_lightning.training.callbacks.checkpointing import Checkpointing
 from gpt_lightning.training.callbacks.progress import Progress
 
 
@@ -25,7 +25,7 @@ def explained(
     users_callbacks: list[Callback],
     checkpoint: Path | None,
     progress: Progress,
-    checkpoints: RunCheckpoints,
+    checkpoints: Checkpointing,
 ) -> Iterator[None]:
     """Re-raise what `trainer.fit` raises as an error that names what the user can change.
 

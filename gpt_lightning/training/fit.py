@@ -24,9 +24,10 @@ from gpt_lightning.files import read_rows, replace_bytes
 from gpt_lightning.runs.figures import FORMATS, loss_figure, read_curve, save_figure
 from gpt_lightning.runs.folder import BEST, LAST, PREVIOUS, RUN_DIR_ENV, RUNS, Run, new_run_folder
 from gpt_lightning.training import summary
-from gpt_lightning.training.callbacks.checkpointing import RunCheckpoints
+from gpt_lightning.training.callbacks.checkpointing import Checkpointing
 from gpt_lightning.training.callbacks.early_stopping import EarlyStop
 from gpt_lightning.training.callbacks.evaluation import Evaluation
+from gpt_lightning.training.callbacks.exact_resume import ExactResume
 from gpt_lightning.training.callbacks.learning_rate import FoundRate
 from gpt_lightning.training.callbacks.metrics import Metrics, Summary
 from gpt_lightning.training.callbacks.progress import Progress, StepBar
@@ -215,7 +216,7 @@ class RunCallbacks:
 
     progress: Progress
     stop: StopOnSignal
-    checkpoints: RunCheckpoints
+    checkpoints: Checkpointing
     users: list[Callback]
 
 
@@ -225,9 +226,7 @@ def build_callbacks(
     """Give the Trainer all callbacks of a run, in the order in which they depend on one another."""
     training = config.training
     progress, stop = Progress(), StopOnSignal()
-    checkpoints = RunCheckpoints(
-        run, progress, stop, training.save_every, training.save_minutes, config.resume_settings
-    )
+    checkpoints = Checkpointing(run, progress, stop, training.save_every, training.save_minutes, config.resume_settings)
     users = [
         callback
         for callback in trainer.callbacks  # type: ignore[attr-defined]
@@ -242,10 +241,12 @@ def build_callbacks(
         *users,
         FoundRate(),  # after the LearningRateFinder
         *([] if patience is None else [EarlyStop(patience)]),
+        # After all that may stop the run or average its weights.
         Evaluation(run, progress, training.evaluate_every, config.max_steps, config.init_from is not None),
         Summary(run, {**module.hparams, **data.hparams}),
         Samples(run, data.tokenizer, training.prompt, config.sampling, training.sample_every),
         stop,
+        ExactResume(),  # restores random states after all others have started
         checkpoints,  # saves what all others have done
     ]
     return RunCallbacks(progress, stop, checkpoints, users)

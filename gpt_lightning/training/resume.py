@@ -21,7 +21,7 @@ RESUME_SCHEMA = {
     "optimizer_states": list,
     "lr_schedulers": list,
     "loops": {"fit_loop": dict},
-    "callbacks": {"Progress": dict, "RunCheckpoints": dict},
+    "callbacks": {"Progress": dict, "Checkpointing": dict},
     "rng_states": dict,
     "TextDataModule": {"epoch": int, "batches": int},
 }

@@ -13,7 +13,7 @@ from gpt_lightning.data.datamodule import Split, TextDataModule
 from gpt_lightning.data.sources import short_name
 from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.runs.folder import Run
-from gpt_lightning.training.callbacks.checkpointing import RunCheckpoints
+from gpt_lightning.training.callbacks.checkpointing import Checkpointing
 from gpt_lightning.training.callbacks.progress import Progress
 from gpt_lightning.training.steps import Steps
 
@@ -121,7 +121,7 @@ def describe_folder(display_path: str, config: GPTConfig) -> str:
 def summarize_run(
     run: Run,
     progress: Progress,
-    checkpoints: RunCheckpoints,
+    checkpoints: Checkpointing,
     seconds: float,
     flops: tuple[float, float | None],
     prompt: str,
@@ -145,7 +145,7 @@ def summarize_run(
         f"{progress.tokens_seen:,} tokens seen, {speed:,.0f} tokens per second in the training steps "
         f"(utilization of the peak rate {utilization}), "
         f"{100 * checkpoints.saving_seconds / seconds:.1f} % of the time spent on saving.",
-        f"best.ckpt is of step {checkpoints.best_step} (Val loss {checkpoints.best_val_loss:.3f}), "
+        f"best.ckpt is of step {checkpoints.best.step} (Val loss {checkpoints.best.val_loss:.3f}), "
         f"last.ckpt of step {checkpoints.saved_step}. To sample:",
         "  " + predict_command(f"{run.shown}/checkpoints/best.ckpt", prompt),
     ]

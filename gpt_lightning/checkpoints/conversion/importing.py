@@ -15,11 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import gpt_lightning
 from gpt_lightning.checkpoints.conversion.key_maps import HEAD, NANOGPT, POSITIONS
 from gpt_lightning.checkpoints.conversion.readers import Source
 from gpt_lightning.checkpoints.io import read_checkpoint, write_checkpoint
-from gpt_lightning.checkpoints.metadata import FORMAT, WEIGHTS_PREFIX
+from gpt_lightning.checkpoints.metadata import WEIGHTS_PREFIX, CheckpointInfo, ProgressInfo, TextInfo
 from gpt_lightning.console import PROGRAM
 from gpt_lightning.data.tokenizer import load_tokenizer
 from gpt_lightning.errors import InputError, MachineError
@@ -204,15 +203,13 @@ def describe(converted: Converted, source: Source, tokenizer: str) -> dict[str, 
         "state_dict": {WEIGHTS_PREFIX + key: tensor for key, tensor in converted.state.items()},
         "hyper_parameters": asdict(converted.config),
         "datamodule_hyper_parameters": {"tokenizer": tokenizer},
-        PROGRAM: {
-            "format": FORMAT,
-            "versions": {"gpt_lightning": gpt_lightning.__version__, "torch": str(torch.__version__)},
-            "imported": {"from": source.name, "layout": source.layout.title},
-            "text": {"name": "unknown", "sha256": "", "characters": 0, "tokens": 0, "val_sha256": None},
-            "progress": {"epochs": 0, "steps": 0, "tokens_seen": 0},
-            "evaluated": {},
-            "fit": {},
-        },
+        "gpt_lightning": CheckpointInfo(
+            text=TextInfo("unknown", "", 0, 0, None),
+            progress=ProgressInfo(0, 0, 0),
+            evaluated={},
+            fit={},
+            imported={"from": source.name, "layout": source.layout.title},
+        ).to_dict(),
     }
 
 

@@ -1,17 +1,4 @@
-"""Checkpoints of runs: what is in them, when they are written, exact when resumed. The file: `checkpoints/io.py`.
-
-A checkpoint describes itself. Beside what Lightning keeps, it has the key "gpt_lightning":
-
-    format     1; a program that does not know the number refuses the file
-    versions   of this package, torch and lightning
-    text       name, sha256, characters and tokens of the training text; sha256 of a data.val_text
-    progress   finished epochs, updates, tokens seen
-    evaluated  the losses of the last evaluation
-    fit        the settings outside model.* and data.* that a resumed run keeps
-
-`hyper_parameters` holds the settings `model.*`, `datamodule_hyper_parameters` the settings `data.*`.
-Only tensors and plain data: everything loads with `weights_only=True`.
-"""
+"""Checkpoints of a run: when they are saved, and what they say about it. Their files: `checkpoints/io.py`."""
 
 from __future__ import annotations
 
@@ -23,22 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, GradientAccumulationScheduler, WeightAveraging
+from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
+from lightning.pytorch.strategies import Strategy
 
-import gpt_lightning
 from gpt_lightning.checkpoints.io import read_checkpoint, write_checkpoint
 from gpt_lightning.checkpoints.loading import find_non_finite
-from gpt_lightning.checkpoints.metadata import FORMAT
+from gpt_lightning.checkpoints.metadata import CheckpointInfo, ProgressInfo, TextInfo
 from gpt_lightning.console import warn
-from gpt_lightning.data.datamodule import TextDataModule
 from gpt_lightning.data.sources import short_name
 from gpt_lightning.errors import DivergedError, InputError, Stopped
 from gpt_lightning.runs.folder import Run
-from gpt_lightning.training.callbacks.early_stopping import has_ended, watch_anew
-from gpt_lightning.training.callbacks.exact_resume import get_rng_states, set_rng_states
+from gpt_lightning.training.callbacks.exact_resume import text_changed
 from gpt_lightning.training.callbacks.progress import Progress
 from gpt_lightning.training.callbacks.signals import StopOnSignal
 from gpt_lightning.training.callbacks.step_end import at_step_boundary, evaluation_is_due, run_ends
@@ -49,17 +33,17 @@ FIRST_SAVE_SECONDS = 60
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Writes to a temporary file in the same folder, syncs, then renames: a kill leaves the old file."""
+    """Writes and reads checkpoints through `checkpoints/io.py`: atomically, and verified."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
     ) -> None:
-        """Writes one file.
+        """Write a checkpoint.
 
         Args:
             checkpoint: Tensors and plain data.
-            path: Where to.
-            storage_options: {"previous": path} keeps what `path` held before under that name.
+            path: The file; it is replaced if it exists.
+            storage_options: {"previous": path} to keep the replaced file there.
         """
         previous = None if storage_options is None else Path(storage_options["previous"])
         write_checkpoint(checkpoint, Path(path), previous)
@@ -76,25 +60,77 @@ class AtomicCheckpointIO(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
-class RunCheckpoints(Checkpoint):
-    """Keeps `best.ckpt` (weights, of the lowest validation loss), `last.ckpt` (everything) and the one before.
+class BestWeights:
+    """The weights with the lowest validation loss, held in memory until they are written.
 
-    Saves at the end of an optimizer step only, after its evaluation, at most once per optimizer step.
-    The lowest and not the last, because of overfitting: a model that sees the same text again and again
-    learns what the text says word for word. Its training loss goes on falling, but what it learns then holds
-    for that text alone, and the validation loss, on text that it is never trained on, turns and rises.
-
-    The best weights are kept in memory and written just before `last.ckpt`: of what the run had seen by
-    then, `best.ckpt` is the best.
+    The lowest validation loss, not the last: a model that sees the same text again and again memorizes it. Its
+    training loss keeps falling, but the validation loss, on text that it is never trained on, turns and rises.
 
     Args:
-        run: Where to.
-        progress: Counts what a checkpoint says of the run.
+        run: The run whose best.ckpt is written.
+
+    Attributes:
+        val_loss: The lowest validation loss; infinite before the first evaluation.
+        step: Its optimizer step; -1 before the first evaluation.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.val_loss = math.inf
+        self.step = -1
+        self._content: dict[str, Any] | None = None  # not yet written
+
+    def keep(self, val_loss: float, content: dict[str, Any]) -> None:
+        """Keep a checkpoint's content in place of the best so far."""
+        self.val_loss, self.step, self._content = val_loss, content["global_step"], content
+
+    def write(self, strategy: Strategy) -> None:
+        """Write best.ckpt if there are better weights than it has; only rank 0 does."""
+        if self._content is not None and strategy.is_global_zero:
+            strategy.checkpoint_io.save_checkpoint(self._content, self.run.best)
+        self._content = None
+
+    def check(self, hyper_parameters: dict[str, Any]) -> None:
+        """Forget the best loss, with a warning, if best.ckpt is missing, damaged or of another run."""
+        problem = None
+        path = f"{self.run.shown}/checkpoints/{self.run.best.name}"
+        try:
+            content = read_checkpoint(self.run.best)
+            # A kill between the two files leaves a best.ckpt that is newer than last.ckpt.
+            if content["global_step"] < self.step or content["hyper_parameters"] != hyper_parameters:
+                problem = f"{path}: is not the best.ckpt of this run"
+        except InputError as error:
+            problem = str(error).replace(str(self.run.best), path)
+        if problem is not None:
+            warn(f"{problem}; the next evaluation's weights replace it")
+            self.val_loss, self.step = math.inf, -1
+
+
+class Checkpointing(Checkpoint):
+    """Saves `best.ckpt` (weights only), `last.ckpt` (everything) and the one before it, `prev.ckpt`.
+
+    Saves at the end of an optimizer step, after its evaluation. The best weights are written just before
+    `last.ckpt`, so that `best.ckpt` is the best of what the run had evaluated by then. It has to come after the
+    callbacks whose results belong to the step (samples, final metrics): a run that is killed after its last
+    save is finished.
+
+    Args:
+        run: Where the checkpoints are.
+        progress: Counts the tokens.
         stop: Knows whether the run was asked to stop.
         save_every: Optimizer steps between saves.
-        save_minutes: Minutes between saves. Where both are None, saves take 1/40 of the time. The last step
-            of the run, or before it is stopped, is saved in any case.
-        kept_settings: The settings outside `model` and `data` that a resumed run keeps.
+        save_minutes: Minutes between saves. If both are None, saves take 1/40 of the time. The last step of
+            the run, or before it stops, is always saved.
+        resume_settings: The settings outside `model` and `data` that a resumed run keeps.
+
+    Attributes:
+        best: The weights with the lowest validation loss.
+        saved_step: Optimizer step of the newest last.ckpt; -1 if there is none.
+        saving_seconds: Time spent on saving.
+
+    Raises:
+        Stopped: A signal asked the run to stop; the last step is saved.
+        DivergedError: Weights or optimizer state are not finite; they are not saved.
     """
 
     def __init__(
@@ -104,83 +140,38 @@ class RunCheckpoints(Checkpoint):
         stop: StopOnSignal,
         save_every: int | None,
         save_minutes: float | None,
-        kept_settings: dict[str, Any],
+        resume_settings: dict[str, Any],
     ) -> None:
         self.run = run
         self.progress = progress
         self.stop = stop
         self.save_every = save_every
         self.save_minutes = save_minutes
-        self.kept_settings = kept_settings
-        self.best_val_loss = float("inf")
-        self.best_step = -1
-        self.saving_seconds = 0.0
-        self._best: dict[str, Any] | None = None  # not yet written
+        self.resume_settings = resume_settings
+        self.best = BestWeights(run)
         self.saved_step = -1
+        self.saving_seconds = 0.0
         self._save_at = self._next_save(FIRST_SAVE_SECONDS)
-        self._rng_states: dict[str, Any] | None = None
-        self._has_new_text = False
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_val_loss": self.best_val_loss, "best_step": self.best_step}
+        return {"best_val_loss": self.best.val_loss, "best_step": self.best.step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_val_loss = float(state_dict["best_val_loss"])
-        self.best_step = int(state_dict["best_step"])
-
-    def _check_best(self, hyper_parameters: dict[str, Any]) -> None:
-        """Forgets the best loss, with a warning, where `best.ckpt` is not what the run left there."""
-        problem = None
-        shown = f"{self.run.shown}/checkpoints/{self.run.best.name}"
-        try:
-            content = read_checkpoint(self.run.best)
-            # A kill between the two files leaves one that is newer than `last.ckpt`.
-            if content["global_step"] < self.best_step or content["hyper_parameters"] != hyper_parameters:
-                problem = f"{shown}: is not the best.ckpt of this run"
-        except InputError as error:
-            problem = str(error).replace(str(self.run.best), shown)
-        if problem is not None:
-            warn(f"{problem}; the next evaluation's weights replace it")
-            self.best_val_loss, self.best_step = float("inf"), -1
+        self.best.val_loss, self.best.step = float(state_dict["best_val_loss"]), int(state_dict["best_step"])
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["gpt_lightning"] = self._describe(trainer, pl_module)
-        checkpoint["rng_states"] = get_rng_states()
-        # Lightning counts the step, for its monitors' axes, after the hooks that most saves are made in; a run that
-        # goes on counts it where the batch was not completed.
-        loops = checkpoint["loops"]["fit_loop"]
-        batches = loops["epoch_loop.batch_progress"]["total"]
-        if batches["completed"] == batches["processed"]:
-            loops["epoch_loop.state_dict"]["_batches_that_stepped"] = trainer.global_step
+        checkpoint["gpt_lightning"] = self._describe(trainer, pl_module).to_dict()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._rng_states = checkpoint["rng_states"]
         self.saved_step = checkpoint["global_step"] or -1  # 0: of a LearningRateFinder, which has removed it
-        text, now = checkpoint["gpt_lightning"]["text"], self._describe(trainer, pl_module)["text"]
-        self._has_new_text = any(text[name] != now[name] for name in ("sha256", "val_sha256"))
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, EarlyStopping) and callback.state_key in checkpoint["callbacks"]:
-                checkpoint["callbacks"][callback.state_key]["patience"] = callback.patience  # as now given
+        if text_changed(trainer, checkpoint):
+            checkpoint["callbacks"].pop(self.state_key, None)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._rng_states is None:
-            return
-        if self._has_new_text:  # losses of another text say nothing about this one
-            self.best_val_loss, self.best_step = float("inf"), -1
-        if self.best_step >= 0:
+        if self.best.step >= 0:  # of a resumed run
             if trainer.is_global_zero:
-                self._check_best(dict(pl_module.hparams))
-            best = (self.best_val_loss, self.best_step)
-            self.best_val_loss, self.best_step = trainer.strategy.broadcast(best)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, GradientAccumulationScheduler):
-                callback.on_train_epoch_start(trainer)  # which Lightning leaves out inside of an epoch
-            elif isinstance(callback, EarlyStopping) and self._has_new_text:
-                watch_anew(callback)
-            elif isinstance(callback, EarlyStopping) and has_ended(callback):
-                trainer.should_stop = True  # as it was when the run was saved
-        set_rng_states(self._rng_states)
-        self._rng_states = None
+                self.best.check(dict(pl_module.hparams))
+            self.best.val_loss, self.best.step = trainer.strategy.broadcast((self.best.val_loss, self.best.step))
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if at_step_boundary(trainer) and not evaluation_is_due(trainer) and not trainer.is_last_batch:
@@ -191,10 +182,8 @@ class RunCheckpoints(Checkpoint):
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         val_loss = pl_module.evaluated["val_loss"]
-        if val_loss < self.best_val_loss:
-            self.best_val_loss = val_loss
-            self.best_step = trainer.global_step
-            self._best = self._snapshot(trainer, pl_module)
+        if val_loss < self.best.val_loss:
+            self.best.keep(val_loss, self._snapshot(trainer, pl_module))
         if not trainer.is_last_batch:
             self._save_if_due(trainer)
 
@@ -219,10 +208,7 @@ class RunCheckpoints(Checkpoint):
         is_finite = find_non_finite(values, "") is None
         if not trainer.strategy.reduce_boolean_decision(is_finite, all=True):  # a rank may hold a part of them
             raise DivergedError(f"non-finite weights or optimizer state after step {trainer.global_step}, not saved")
-        if self._best is not None:
-            if trainer.is_global_zero:
-                trainer.strategy.checkpoint_io.save_checkpoint(self._best, self.run.best)
-            self._best = None
+        self.best.write(trainer.strategy)
         trainer.save_checkpoint(self.run.last, storage_options={"previous": self.run.previous})
         self.saved_step = trainer.global_step
         seconds = time.monotonic() - start
@@ -230,13 +216,17 @@ class RunCheckpoints(Checkpoint):
         self._save_at = self._next_save(TIME_BETWEEN_SAVES * seconds)
 
     def _next_save(self, automatic: float) -> float:
-        """When time asks for the next save: after `save_minutes`, or by itself where no setting is given."""
+        """Return when the next save is due by time.
+
+        Args:
+            automatic: Seconds until then if there is neither a save_minutes nor a save_every.
+        """
         if self.save_minutes is not None:
             return time.monotonic() + 60 * self.save_minutes
         return time.monotonic() + automatic if self.save_every is None else math.inf
 
     def _snapshot(self, trainer: Trainer, module: GPTModule) -> dict[str, Any]:
-        """The weights that were evaluated, copied, with everything that `predict` and `validate` need."""
+        """Return a copy of the weights that were evaluated, with everything that `predict` and `validate` need."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         content = {"state_dict": trainer.strategy.lightning_module_state_dict()}
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -249,33 +239,16 @@ class RunCheckpoints(Checkpoint):
             "state_dict": {key: tensor.detach().to("cpu", copy=True) for key, tensor in content["state_dict"].items()},
             module.CHECKPOINT_HYPER_PARAMS_KEY: dict(module.hparams),
             data.CHECKPOINT_HYPER_PARAMS_KEY: dict(data.hparams),
-            "gpt_lightning": self._describe(trainer, module),
+            "gpt_lightning": self._describe(trainer, module).to_dict(),
         }
 
-    def _describe(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(data, TextDataModule)
+    def _describe(self, trainer: Trainer, module: LightningModule) -> CheckpointInfo:
+        data, source = trainer.datamodule, trainer.datamodule.source  # type: ignore[attr-defined]
         assert isinstance(module, GPTModule)
-        assert data.source is not None
-        return {
-            "format": FORMAT,
-            "versions": {
-                "gpt_lightning": gpt_lightning.__version__,
-                "torch": str(torch.__version__),
-                "lightning": lightning.__version__,
-            },
-            "text": {
-                "name": short_name(data.source.path),
-                "sha256": data.source.sha256,
-                "characters": data.source.characters,
-                "tokens": data.total_tokens,
-                "val_sha256": data.val_sha256,
-            },
-            "progress": {
-                "epochs": data.position[0],
-                "steps": trainer.global_step,
-                "tokens_seen": self.progress.tokens_seen,
-            },
-            "evaluated": dict(module.evaluated),
-            "fit": self.kept_settings,
-        }
+        name = short_name(source.path)
+        return CheckpointInfo(
+            text=TextInfo(name, source.sha256, source.characters, data.total_tokens, data.val_sha256),
+            progress=ProgressInfo(data.position[0], trainer.global_step, self.progress.tokens_seen),
+            evaluated=module.evaluated,
+            fit=self.resume_settings,
+        )

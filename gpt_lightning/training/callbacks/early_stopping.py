@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
@@ -13,10 +10,10 @@ from gpt_lightning.console import say
 
 
 class EarlyStop(EarlyStopping):
-    """Ends the run after an evaluation when the validation loss has not fallen for too long.
+    """Ends the run when the validation loss has not reached a new minimum for some evaluations.
 
     Args:
-        patience: Evaluations without a new lowest validation loss.
+        patience: Number of these evaluations.
     """
 
     def __init__(self, patience: int) -> None:
@@ -28,16 +25,10 @@ class EarlyStop(EarlyStopping):
             say(f"Stopping early: the validation loss has not fallen for {self.wait_count} evaluations.")
 
 
-def has_ended(callback: EarlyStopping) -> bool:
-    """Whether it ended the run that its state is of: for its patience as now given, or for a threshold."""
+def has_triggered(callback: EarlyStopping) -> bool:
+    """Return whether early stopping has already triggered, given the current patience, or by a threshold."""
     by_threshold = callback.stopping_reason not in (
         EarlyStoppingReason.NOT_STOPPED,
         EarlyStoppingReason.PATIENCE_EXHAUSTED,
     )
     return by_threshold or callback.wait_count >= callback.patience
-
-
-def watch_anew(callback: EarlyStopping) -> None:
-    """Has it forget what it saw."""
-    callback.wait_count, callback.stopping_reason = 0, EarlyStoppingReason.NOT_STOPPED
-    callback.best_score = torch.tensor(math.inf if callback.mode == "min" else -math.inf)

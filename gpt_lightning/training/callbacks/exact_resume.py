@@ -1,4 +1,4 @@
-"""The states of all random generators, saved and restored."""
+"""Exact resume: restores what Lightning leaves out, so that a resumed run equals an uninterrupted one bit for bit."""
 
 from __future__ import annotations
 
@@ -7,10 +7,65 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler
+
+from gpt_lightning.checkpoints.metadata import CheckpointInfo
+from gpt_lightning.data.datamodule import TextDataModule
+from gpt_lightning.training.callbacks.early_stopping import has_triggered
+
+
+class ExactResume(Callback):
+    """Saves and restores random states, Lightning's step count, gradient accumulation and early stopping.
+
+    It has to come after all callbacks that may draw random numbers when training starts.
+    """
+
+    def __init__(self) -> None:
+        self._rng_states: dict[str, Any] | None = None
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["rng_states"] = get_rng_states()
+        # Lightning counts the step, for its monitors' axes, after the hooks that most saves are made in. A resumed
+        # run counts it if the batch was not completed.
+        loops = checkpoint["loops"]["fit_loop"]
+        batches = loops["epoch_loop.batch_progress"]["total"]
+        if batches["completed"] == batches["processed"]:
+            loops["epoch_loop.state_dict"]["_batches_that_stepped"] = trainer.global_step
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._rng_states = checkpoint["rng_states"]
+        states = checkpoint["callbacks"]
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EarlyStopping) and callback.state_key in states:
+                if text_changed(trainer, checkpoint):
+                    del states[callback.state_key]
+                else:
+                    states[callback.state_key]["patience"] = callback.patience  # the current setting
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._rng_states is None:
+            return
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, GradientAccumulationScheduler):
+                callback.on_train_epoch_start(trainer)  # which Lightning does not call in the middle of an epoch
+            elif isinstance(callback, EarlyStopping) and has_triggered(callback):
+                trainer.should_stop = True  # as when the run was saved
+        set_rng_states(self._rng_states)
+        self._rng_states = None
+
+
+def text_changed(trainer: Trainer, checkpoint: dict[str, Any]) -> bool:
+    """Return whether a run has another text than its checkpoint; losses of the two cannot be compared."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    assert isinstance(data, TextDataModule)
+    assert data.source is not None
+    text = CheckpointInfo.parse(checkpoint).text
+    return (text.sha256, text.val_sha256) != (data.source.sha256, data.val_sha256)
 
 
 def get_rng_states() -> dict[str, Any]:
-    """The states of all global random generators, as tensors, ints and lists."""
+    """Return the states of all global random generators, as tensors, ints and lists."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     assert isinstance(keys, np.ndarray)
@@ -23,7 +78,11 @@ def get_rng_states() -> dict[str, Any]:
 
 
 def set_rng_states(states: dict[str, Any]) -> None:
-    """Puts back what `get_rng_states` returned: of rank 0, whose generators the others' equal."""
+    """Restore the states that `get_rng_states` returned.
+
+    Args:
+        states: Those of rank 0; the generators of the other ranks are in the same states.
+    """
     version, words, gauss = states["python"]
     name, keys, position, has_gauss, cached = states["numpy"]
     torch.set_rng_state(states["torch"])

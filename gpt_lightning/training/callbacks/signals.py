@@ -1,7 +1,7 @@
 """Stopping a run from outside without losing a step: Ctrl-C, SIGTERM, SLURM's preemption.
 
 A signal only sets a flag. The optimizer step that is under way is finished, with the evaluation and the
-samples that are due after it; then `checkpoint.RunCheckpoints` saves and raises `errors.Stopped`. What goes
+samples that are due after it; then `Checkpointing` saves and raises `errors.Stopped`. What goes
 on from there is the run that nobody stopped, to the bit. A second Ctrl-C (or SIGTERM) does not wait.
 """
 

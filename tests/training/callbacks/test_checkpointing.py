@@ -27,7 +27,7 @@ from gpt_lightning.checkpoints.io import read_checkpoint
 from gpt_lightning.checkpoints.loading import check_weights
 from gpt_lightning.errors import InputError, MachineError
 from gpt_lightning.files import read_rows
-from gpt_lightning.training.callbacks.checkpointing import AtomicCheckpointIO, RunCheckpoints
+from gpt_lightning.training.callbacks.checkpointing import AtomicCheckpointIO, Checkpointing
 from gpt_lightning.training.callbacks.exact_resume import get_rng_states, set_rng_states
 from gpt_lightning.training.module import GPTModule
 from gpt_lightning.training.optimizers import learning_rate_factor
@@ -544,13 +544,13 @@ def test_a_run_all_of_whose_checkpoints_are_damaged_is_not_begun_anew(command: C
 
 def test_saves_come_by_minutes_too(command: Command, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[int] = []
-    save = RunCheckpoints._save
+    save = Checkpointing._save
 
-    def noting(self: RunCheckpoints, trainer: Trainer) -> None:
+    def noting(self: Checkpointing, trainer: Trainer) -> None:
         saved.append(trainer.global_step)
         save(self, trainer)
 
-    monkeypatch.setattr(RunCheckpoints, "_save", noting)
+    monkeypatch.setattr(Checkpointing, "_save", noting)
     command("fit", "--config", config, "--run_dir", "always", "--save_minutes=1e-9")
     command("fit", "--config", config, "--run_dir", "both", "--save_minutes=60", "--save_every=6")
 
@@ -596,14 +596,14 @@ def test_a_resumed_run_lets_go_of_the_file_it_went_on_from(
     command: Command, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command("fit", "--config", config, "--run_dir", "run", "--trainer.max_steps=2")
-    save, maps = RunCheckpoints._save, []
+    save, maps = Checkpointing._save, []
 
-    def noting(self: RunCheckpoints, trainer: Trainer) -> None:
+    def noting(self: Checkpointing, trainer: Trainer) -> None:
         gc.collect()
         maps.append([line for line in Path("/proc/self/maps").read_text().splitlines() if "run/checkpoints" in line])
         save(self, trainer)
 
-    monkeypatch.setattr(RunCheckpoints, "_save", noting)
+    monkeypatch.setattr(Checkpointing, "_save", noting)
     command("fit", "--config", config, "--run_dir", "run", "--resume", "--trainer.max_steps=4", "--save_every=1")
 
     assert maps == [[], []]
