@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gpt_lightning.checkpoints.conversion.key_maps import BOOK, GGUF, HEAD, HUGGING_FACE, OURS, Layout, split_name
 from gpt_lightning.checkpoints.conversion.readers import SAFETENSORS, Source
-from gpt_lightning.checkpoints.io import check_sums
+from gpt_lightning.checkpoints.io import verify_checksums
 from gpt_lightning.checkpoints.loading import LoadedCheckpoint
 from gpt_lightning.console import PROGRAM
 from gpt_lightning.data.tokenizer import END_OF_TEXT, load_tokenizer, published_files
@@ -136,7 +136,7 @@ def write_book(trained: LoadedCheckpoint, folder: Path) -> Iterator[str]:
         return
     both = {"model_state_dict": weights, "optimizer_state_dict": book_optimizer(trained)}
     torch.save(both, folder / "model_and_optimizer.pth")
-    check_sums(str(folder / "model_and_optimizer.pth"))
+    verify_checksums(str(folder / "model_and_optimizer.pth"))
 
 
 def why_no_optimizer(trained: LoadedCheckpoint) -> str | None:
