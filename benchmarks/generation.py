@@ -30,7 +30,7 @@ from workers import Worker
 
 from gpt_lightning.inference.generate import generate
 from gpt_lightning.inference.packed_linear import pack
-from gpt_lightning.inference.sampling import Sampling
+from gpt_lightning.inference.sampling import SamplingConfig
 
 PROMPT = [6109, 3626, 6100, 345]
 GPT2 = Shape(context_length=1024, drop_rate=0.0)
@@ -70,7 +70,7 @@ def loop(contender: Contender) -> Callable[[int, Listener | None], None]:
 
         def run(tokens: int, listener: Listener | None) -> None:
             heard = None if listener is None else lambda row, _: row == 0 and bool(listener())
-            generate(model, prompts, Sampling(max_new_tokens=tokens), listener=heard)
+            generate(model, prompts, SamplingConfig(max_new_tokens=tokens), listener=heard)
 
         return run
     ids = torch.tensor([PROMPT] * contender.prompts)

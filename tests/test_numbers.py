@@ -19,7 +19,7 @@ from gpt_lightning.data.text import read_text, remove_empty_lines
 from gpt_lightning.data.tokenizer import load_tokenizer, text_to_token_ids, token_ids_to_text
 from gpt_lightning.data.windows import TrainOrder, Windows
 from gpt_lightning.inference.generate import generate
-from gpt_lightning.inference.sampling import Sampling, keep_top_k, next_token_probs, sample_next_token
+from gpt_lightning.inference.sampling import SamplingConfig, keep_top_k, next_token_probs, sample_next_token
 from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.models.gpt import GPT
 from gpt_lightning.models.loss import cross_entropy, perplexity
@@ -93,7 +93,7 @@ def test_the_vocabulary_ends_with_endoftext() -> None:
 def test_the_untrained_model_continues_hello_as_document_a_prints(untrained: GPT) -> None:
     prompt_ids = text_to_token_ids("Hello, I am", GPT2)
 
-    completion = generate(untrained, prompt_ids.tolist(), Sampling(max_new_tokens=10))[0].token_ids
+    completion = generate(untrained, prompt_ids.tolist(), SamplingConfig(max_new_tokens=10))[0].token_ids
 
     assert completion == [13240, 11381, 4307, 7640, 16620, 34991, 6842, 37891, 19970, 47477]
     assert len(prompt_ids[0]) + len(completion) == 14
@@ -101,7 +101,9 @@ def test_the_untrained_model_continues_hello_as_document_a_prints(untrained: GPT
 
 
 def test_the_untrained_model_continues_every_effort_as_document_a_prints(untrained: GPT) -> None:
-    completion = generate(untrained, [GPT2.encode("Every effort moves you")], Sampling(max_new_tokens=10))[0].token_ids
+    completion = generate(untrained, [GPT2.encode("Every effort moves you")], SamplingConfig(max_new_tokens=10))[
+        0
+    ].token_ids
 
     assert GPT2.decode(completion) == " rentingetic wasnم refres RexMeCHicular stren"
 
@@ -302,7 +304,7 @@ FORWARD, PIZZA = 3, 6
 
 def draws(logits: torch.Tensor, times: int, **settings: object) -> list[int]:
     """How often each token is drawn, from one generator seeded with 123."""
-    sampling = Sampling(**{"temperature": 1.0, **settings})  # type: ignore[arg-type]
+    sampling = SamplingConfig(**{"temperature": 1.0, **settings})  # type: ignore[arg-type]
     generators = [sampling.generator()]
     sampled = [sample_next_token(logits, sampling, generators).item() for _ in range(times)]
     return torch.bincount(torch.tensor(sampled), minlength=logits.shape[-1]).tolist()
@@ -312,7 +314,7 @@ def test_probabilities_of_the_toy_logits() -> None:
     document = [6.0907e-02, 1.6313e-03, 1.0019e-04, 5.7212e-01, 3.4190e-03]
     document += [1.3257e-04, 1.0120e-04, 3.5758e-01, 4.0122e-03]
 
-    assert next_token_probs(TOY, Sampling(temperature=1.0))[0].tolist() == pytest.approx(document, rel=5e-5)
+    assert next_token_probs(TOY, SamplingConfig(temperature=1.0))[0].tolist() == pytest.approx(document, rel=5e-5)
     assert draws(TOY, 1, temperature=0.0).index(1) == FORWARD
     assert draws(TOY, 1).index(1) == FORWARD
 
@@ -330,7 +332,7 @@ def test_a_thousand_draws_at_three_temperatures(temperature: float, counts: list
 
 
 def test_exercise_5_1_how_often_pizza_is_drawn() -> None:
-    assert next_token_probs(TOY, Sampling(temperature=5.0))[0, PIZZA].item() == pytest.approx(0.0430, abs=5e-5)
+    assert next_token_probs(TOY, SamplingConfig(temperature=5.0))[0, PIZZA].item() == pytest.approx(0.0430, abs=5e-5)
     assert draws(TOY, 1000, temperature=5.0)[PIZZA] == 32
 
 
@@ -339,7 +341,7 @@ def test_top_3_of_the_toy_logits() -> None:
 
     inf = math.inf
     assert kept[0].tolist() == pytest.approx([4.51, -inf, -inf, 6.75, -inf, -inf, -inf, 6.28, -inf])
-    probs = next_token_probs(TOY, Sampling(temperature=1.0, top_k=3))[0].tolist()
+    probs = next_token_probs(TOY, SamplingConfig(temperature=1.0, top_k=3))[0].tolist()
     assert probs == pytest.approx([0.0615, 0, 0, 0.5775, 0, 0, 0, 0.3610, 0], abs=5e-5)
     assert draws(TOY, 1000, top_k=3) == [73, 0, 0, 583, 0, 0, 0, 344, 0]
 
@@ -354,18 +356,22 @@ def test_document_bs_toy_logits() -> None:
     assert draws(logits, 1, temperature=0.0).index(1) == 5
     assert draws(logits, 100) == [11, 31, 7, 4, 0, 46, 1, 0]
     top_3 = [0.1402, 0.3543, 0, 0, 0, 0.5056, 0, 0]
-    assert next_token_probs(logits, Sampling(temperature=1.0, top_k=3))[0].tolist() == pytest.approx(top_3, abs=5e-5)
+    assert next_token_probs(logits, SamplingConfig(temperature=1.0, top_k=3))[0].tolist() == pytest.approx(
+        top_3, abs=5e-5
+    )
     assert draws(logits, 100, top_k=3) == [13, 34, 0, 0, 0, 53, 0, 0]
     cold = [0.0105, 0.2311, 0.0003, 0.0019, 0, 0.7562, 0, 0]
-    assert next_token_probs(logits, Sampling(temperature=0.3))[0].tolist() == pytest.approx(cold, abs=6e-5)
+    assert next_token_probs(logits, SamplingConfig(temperature=0.3))[0].tolist() == pytest.approx(cold, abs=6e-5)
     hot = [0.148, 0.2747, 0.0744, 0.105, 0.0082, 0.3482, 0.0149, 0.0266]
-    assert next_token_probs(logits, Sampling(temperature=1.5))[0].tolist() == pytest.approx(hot, abs=6e-5)
+    assert next_token_probs(logits, SamplingConfig(temperature=1.5))[0].tolist() == pytest.approx(hot, abs=6e-5)
 
 
 def test_exercise_5_3_temperature_0_is_top_k_1(untrained: GPT) -> None:
     prompt_ids = text_to_token_ids("Every effort moves you", GPT2)
 
-    greedy = generate(untrained, prompt_ids.tolist(), Sampling(max_new_tokens=5))
+    greedy = generate(untrained, prompt_ids.tolist(), SamplingConfig(max_new_tokens=5))
 
-    assert generate(untrained, prompt_ids.tolist(), Sampling(max_new_tokens=5, temperature=1.0, top_k=1)) == greedy
-    assert generate(untrained, prompt_ids.tolist(), Sampling(max_new_tokens=5)) == greedy
+    assert (
+        generate(untrained, prompt_ids.tolist(), SamplingConfig(max_new_tokens=5, temperature=1.0, top_k=1)) == greedy
+    )
+    assert generate(untrained, prompt_ids.tolist(), SamplingConfig(max_new_tokens=5)) == greedy

@@ -55,7 +55,7 @@ from gpt_lightning.data.tokenizer import load_tokenizer
 from gpt_lightning.errors import InputError
 from gpt_lightning.inference.completion import check_prompt, complete_all
 from gpt_lightning.inference.packed_linear import pack
-from gpt_lightning.inference.sampling import Sampling
+from gpt_lightning.inference.sampling import SamplingConfig
 from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.training import summary
 from gpt_lightning.training.callbacks.checkpointing import AtomicCheckpointIO
@@ -143,7 +143,7 @@ class CLI(LightningCLI):
         parser.set_defaults(TRAINER_DEFAULTS)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_class_arguments(Sampling, "sampling")
+        parser.add_class_arguments(SamplingConfig, "sampling")
         parser.add_class_arguments(TrainingConfig, None)
         if self.command == "fit":
             parser.add_argument(

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from gpt_lightning.console import table
-from gpt_lightning.inference.sampling import Sampling, next_token_probs, sample_next_token
+from gpt_lightning.inference.sampling import SamplingConfig, next_token_probs, sample_next_token
 from gpt_lightning.runs.figures import bar_figure, save_figure
 
 
-def count_draws(logits: Tensor, sampling: Sampling, draws: int) -> list[int]:
+def count_draws(logits: Tensor, sampling: SamplingConfig, draws: int) -> list[int]:
     """How often each token is chosen, drawn again and again from one generator.
 
     Args:
@@ -27,7 +27,7 @@ def count_draws(logits: Tensor, sampling: Sampling, draws: int) -> list[int]:
 
 
 def candidates(
-    words: Sequence[str], logits: Tensor, settings: Sequence[Sampling], draws: int, ids: Sequence[int]
+    words: Sequence[str], logits: Tensor, settings: Sequence[SamplingConfig], draws: int, ids: Sequence[int]
 ) -> str:
     """A row per token: its logit and, for each setting, its probability and how often it was drawn.
 
@@ -48,7 +48,7 @@ def candidates(
 
 
 def draw_bars(
-    words: Sequence[str], logits: Tensor, settings: Sequence[Sampling], path: Path, ids: Sequence[int]
+    words: Sequence[str], logits: Tensor, settings: Sequence[SamplingConfig], path: Path, ids: Sequence[int]
 ) -> None:
     """The documents' bar figure of tokens under settings, as PDF and PNG; prints where. Arguments as `candidates`."""
     series = {_describe(one): next_token_probs(logits, one)[0, list(ids)].tolist() for one in settings}
@@ -56,6 +56,6 @@ def draw_bars(
         print(f"  {written}")
 
 
-def _describe(sampling: Sampling) -> str:
+def _describe(sampling: SamplingConfig) -> str:
     top = "" if sampling.top_k is None else f", top {sampling.top_k}"
     return f"T = {sampling.temperature:g}{top}"

@@ -15,13 +15,13 @@ from tqdm import tqdm
 
 from gpt_lightning.errors import InputError
 from gpt_lightning.inference.completion import CompletedText
-from gpt_lightning.inference.sampling import Sampling
+from gpt_lightning.inference.sampling import SamplingConfig
 
 ROW_START = b'{"prompt": "'
 Completer = Callable[..., Iterator[CompletedText]]  # `complete_all` of a model
 
 
-def job_name(checkpoint: Path, sampling: Sampling, weights: str) -> str:
+def job_name(checkpoint: Path, sampling: SamplingConfig, weights: str) -> str:
     """What two jobs share that give the same completions of the same prompts: 12 hexadecimal digits.
 
     Args:

@@ -15,7 +15,7 @@ from gpt_lightning.console import warn
 from gpt_lightning.data.tokenizer import END_OF_TEXT, Tokenizer
 from gpt_lightning.errors import InputError
 from gpt_lightning.inference.generate import generate
-from gpt_lightning.inference.sampling import Sampling
+from gpt_lightning.inference.sampling import SamplingConfig
 from gpt_lightning.models.gpt import GPT
 
 T = TypeVar("T")
@@ -138,7 +138,7 @@ def complete_all(
     model: GPT,
     tokenizer: Tokenizer,
     prompts: Iterable[str],
-    sampling: Sampling,
+    sampling: SamplingConfig,
     show: Callable[[str], None] | None = None,
     skip: int = 0,
     warns: bool = True,

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from gpt_lightning.inference.kv_cache import Reader
-from gpt_lightning.inference.sampling import Sampling, adjust_logits, sample_next_token
+from gpt_lightning.inference.kv_cache import IncrementalDecoder
+from gpt_lightning.inference.sampling import SamplingConfig, process_logits, sample_next_token
 from gpt_lightning.models.gpt import GPT
 
 
@@ -53,7 +53,7 @@ Listener = Callable[[int, int], bool]
 def generate(
     model: GPT,
     prompts: Sequence[Sequence[int]],
-    sampling: Sampling,
+    sampling: SamplingConfig,
     samples: Sequence[int] | None = None,
     listener: Listener | None = None,
 ) -> list[Completion]:
@@ -78,15 +78,15 @@ def generate(
     generators = [sampling.generator(sample) for sample in samples or [0] * len(prompts)]
     looks_back = sampling.repetition_penalty != 1 or sampling.no_repeat_ngram_size is not None
     with evaluation_mode(model):
-        reader = Reader(model, max(map(len, texts)) + sampling.max_new_tokens)
+        decoder = IncrementalDecoder(model, max(map(len, texts)) + sampling.max_new_tokens)
         running = list(range(len(texts)))
         while running:
-            logits = model.out_head(reader.read([texts[row] for row in running])).float()  # (B, V)
+            logits = model.out_head(decoder.last_hidden_states([texts[row] for row in running])).float()  # (B, V)
             new_tokens = len(completions[running[0]].token_ids)
             choices = logits
             if looks_back or new_tokens < sampling.min_new_tokens:
                 rows = zip(logits, running, strict=True)
-                choices = torch.stack([adjust_logits(one, texts[row], new_tokens, sampling) for one, row in rows])
+                choices = torch.stack([process_logits(one, texts[row], new_tokens, sampling) for one, row in rows])
             new_ids = sample_next_token(choices, sampling, [generators[row] for row in running])[:, None]  # (B, 1)
             new_ids = new_ids.to(logits.device)
             chances = choices.gather(-1, new_ids)[:, 0].tolist()

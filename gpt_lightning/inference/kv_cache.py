@@ -1,4 +1,4 @@
-"""Keys and values of the tokens read so far, so that each is read once."""
+"""The key-value cache, and incremental decoding with it."""
 
 from __future__ import annotations
 
@@ -10,28 +10,29 @@ from gpt_lightning.models.gpt import GPT
 
 
 class KVCache:
-    """Keys and values of every layer for the tokens read so far, in memory allocated once.
+    """The keys and values of every layer for the tokens processed so far, in memory allocated once.
 
-    Each row has its tokens in the places from 0 on. Rows of different lengths are read together at first, the
-    shorter ones padded at their ends, where no token of theirs looks; then a token at a time.
+    Rows are left-aligned. The first step may process rows of different lengths together, the shorter ones padded at
+    their ends, which causal attention never sees; each later step processes one token of every row.
 
     Args:
-        max_tokens: The most tokens of a row that it will hold.
+        max_tokens: The most tokens that a row will have.
 
     Attributes:
-        lengths: Tokens of each row; after a padded read to be set to the true ones. Empty before the first.
+        lengths: Tokens of each row, empty before the first step. After a padded first step the caller sets it to
+            the lengths without padding.
     """
 
     def __init__(self, max_tokens: int) -> None:
         self.lengths: list[int] = []
         self._max_tokens = max_tokens
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
-        self._places: slice | tuple[Tensor, Tensor] = slice(0)  # of the tokens that are being read
+        self._places: slice | tuple[Tensor, Tensor] = slice(0)  # of the tokens of this step
         self._end = 0  # behind the last of them
         self._mask: Tensor | None = None
 
-    def start_reading(self, token_ids: Tensor) -> Tensor:
-        """Makes room for (B, T) new tokens and returns their positions, (1, T) or (B, 1)."""
+    def begin_step(self, token_ids: Tensor) -> Tensor:
+        """Reserve places for (B, T) new tokens and return their positions, (1, T) or (B, 1)."""
         B, T = token_ids.shape
         lengths = self.lengths or [0] * B
         assert T == 1 or not self.lengths
@@ -46,13 +47,14 @@ class KVCache:
         return places[:, None]
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Takes (B, H, T, K) of the new tokens, returns those of all, and a mask of what each row may look at.
+        """Add keys and values (B, H, T, K) of the new tokens and return those of all tokens.
 
         Returns:
-            Keys and values (B, H, longest row, K), and (B, 1, 1, longest row) or None where all are as long.
+            Keys and values (B, H, longest row, K), and a boolean mask (B, 1, 1, longest row) of the places that each
+            row may attend to, or None if all rows have the same length.
         """
         if layer not in self._layers:
-            B, H, _, K = keys.shape  # zeros: what is masked is multiplied by 0 and must be a number
+            B, H, _, K = keys.shape  # zeros: masked places are multiplied by 0 and must be finite
             self._layers[layer] = (
                 keys.new_zeros(B, H, self._max_tokens, K),
                 values.new_zeros(B, H, self._max_tokens, K),
@@ -67,59 +69,59 @@ class KVCache:
         return all_keys, all_values, self._mask
 
     def keep(self, rows: list[int]) -> None:
-        """Forgets all rows but these."""
+        """Drop all rows but these."""
         self.lengths = [self.lengths[row] for row in rows]
         self._layers = {layer: (keys[rows], values[rows]) for layer, (keys, values) in self._layers.items()}
 
 
-class Reader:
-    """Gives the features behind the last token of growing rows, and reads each token as seldom as it can.
+class IncrementalDecoder:
+    """Compute the last hidden state of growing rows, reusing the key-value cache.
 
-    While a row fits into the context, the cache means that each of its tokens is read once. Beyond it the model
-    sees the last context_length tokens. Its positions are learned: each token that is added moves every other one
-    to another position, which changes its keys and values in all layers, so the whole window is read anew. (Dropping
-    half of the window now and then instead would be faster, and would give other texts than the model's.)
+    While a row fits into the context, each of its tokens is processed once. Beyond it the model sees the last
+    context_length tokens. Positions are learned: each new token moves all others to another position, which changes
+    their keys and values in every layer, so the whole window is processed again. (Dropping half of the window now and
+    then would be faster, but would give other texts than the model without a cache.)
 
     Args:
-        model: In evaluation mode.
-        max_tokens: The longest that a row will get.
+        model: A model in evaluation mode.
+        max_tokens: The most tokens that a row will have.
     """
 
     def __init__(self, model: GPT, max_tokens: int) -> None:
         self._model = model
         self._device = model.tok_emb.weight.device
         self._cache = KVCache(min(max_tokens, model.context_length))
-        self._cached: list[list[int]] = []  # the rows that the cache holds
+        self._cached: list[list[int]] = []  # the rows in the cache
 
-    def read(self, rows: list[list[int]]) -> Tensor:
-        """Features (B, D) behind the last token of each row.
+    def last_hidden_states(self, rows: list[list[int]]) -> Tensor:
+        """Return the hidden state of the last token of each row, (B, D).
 
         Args:
-            rows: At first any; then some of them, each longer by one token.
+            rows: Any rows of token ids in the first call; then some of the same lists, each one token longer.
         """
         context = self._model.context_length
         if not self._cached:
             self._cached = list(rows)
             windows = [row[-context:] for row in rows]
-            features = self._read_windows(windows, self._cache)
+            hidden = self._process_windows(windows, self._cache)
             self._cache.lengths = [len(window) for window in windows]
-            return features
+            return hidden
         inside = [i for i, row in enumerate(rows) if len(row) <= context]
         beyond = [i for i, row in enumerate(rows) if len(row) > context]
         weight = self._model.pos_emb.weight  # (context, D)
-        features = weight.new_empty(len(rows), weight.shape[1])
+        hidden = weight.new_empty(len(rows), weight.shape[1])
         if inside:
             self._drop_all_but([rows[i] for i in inside])
             new_ids = torch.tensor([rows[i][-1:] for i in inside], device=self._device)
-            features[inside] = self._model.features(new_ids, self._cache)[:, 0]
+            hidden[inside] = self._model.hidden_states(new_ids, self._cache)[:, 0]
         if beyond:
-            features[beyond] = self._read_windows([rows[i][-context:] for i in beyond], None)
-        return features
+            hidden[beyond] = self._process_windows([rows[i][-context:] for i in beyond], None)
+        return hidden
 
-    def _read_windows(self, windows: list[list[int]], cache: KVCache | None) -> Tensor:
+    def _process_windows(self, windows: list[list[int]], cache: KVCache | None) -> Tensor:
         ids = pad_sequence([torch.tensor(window) for window in windows], batch_first=True).to(self._device)
         last = torch.tensor([len(window) - 1 for window in windows], device=self._device)
-        return self._model.features(ids, cache)[torch.arange(len(windows), device=self._device), last]
+        return self._model.hidden_states(ids, cache)[torch.arange(len(windows), device=self._device), last]
 
     def _drop_all_but(self, rows: list[list[int]]) -> None:
         if len(rows) < len(self._cached):

@@ -14,7 +14,7 @@ from gpt_lightning.data.tokenizer import Tokenizer, load_tokenizer, text_to_toke
 from gpt_lightning.errors import InputError
 from gpt_lightning.inference.completion import CompletedText, complete_all
 from gpt_lightning.inference.generate import evaluation_mode
-from gpt_lightning.inference.sampling import Sampling
+from gpt_lightning.inference.sampling import SamplingConfig
 from gpt_lightning.models.gpt import GPT
 from gpt_lightning.models.loss import cross_entropy
 
@@ -40,15 +40,17 @@ class TrainedGPT:
 
         Args:
             prompts: Any texts but empty ones.
-            sampling: Fields of `inference.sampling.Sampling`: max_new_tokens, temperature, top_k, num_samples, seed ...
+            sampling: Fields of `SamplingConfig`: max_new_tokens, temperature, top_k, num_samples, seed ...
 
         Raises:
             InputError: A prompt is empty, or a field is unknown or out of range.
         """
-        unknown = sorted(set(sampling) - set(Sampling.__dataclass_fields__))
+        unknown = sorted(set(sampling) - set(SamplingConfig.__dataclass_fields__))
         if unknown:
-            raise InputError(f"unknown setting {unknown[0]!r}; sampling has {', '.join(Sampling.__dataclass_fields__)}")
-        return list(complete_all(self.model, self.tokenizer, prompts, Sampling(**sampling)))
+            raise InputError(
+                f"unknown setting {unknown[0]!r}; sampling has {', '.join(SamplingConfig.__dataclass_fields__)}"
+            )
+        return list(complete_all(self.model, self.tokenizer, prompts, SamplingConfig(**sampling)))
 
     def loss(self, text: str) -> float:
         """Mean loss in nats per token over all tokens of a text but the first, which nothing predicts.

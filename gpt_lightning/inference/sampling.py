@@ -1,21 +1,21 @@
-"""How the next token is chosen. Nothing here touches the global random state.
+"""Choose the next token from logits, without touching the global random state.
 
 Shapes: B batch, V vocabulary.
 
-The next token is chosen in this order, each step only where its setting asks for it:
+The steps, in order; each applies only if its setting asks for it:
 
-    1  repetition_penalty    tokens of the prompt and the completion so far get less likely
-    2  no_repeat_ngram_size  tokens that would repeat a run of tokens get no chance
-    3  min_new_tokens        too early, the ids that end a completion get no chance
-    4  temperature 0         the most likely token is taken, and the steps below are left out
-    5  top_k                 only the k most likely keep a chance
+    1  repetition_penalty    makes tokens of the prompt and the completion so far less likely
+    2  no_repeat_ngram_size  masks tokens that would repeat an n-gram
+    3  min_new_tokens        masks the ids that end a completion, until there are enough tokens
+    4  temperature 0         takes the most likely token and skips the steps below
+    5  top_k                 masks all but the k most likely tokens
     6  temperature           divides the logits
-    7  top_p                 only the most likely that together reach p keep a chance
-    8  min_p                 only those within a factor of the most likely keep a chance
-    9  a draw from the softmax of what is left
+    7  top_p                 masks all but the most likely tokens that together reach p
+    8  min_p                 masks tokens far less likely than the most likely one
+    9  draws from the softmax of the rest
 
-It is the order of transformers, but that top-k comes before the temperature, as in section 5.3.3 of the book: the
-order of those two changes no probability.
+This is the order of transformers, except that top_k comes before the temperature, as in section 5.3.3 of the book;
+the order of those two changes no probability.
 """
 
 from __future__ import annotations
@@ -30,34 +30,34 @@ from torch import Tensor
 from gpt_lightning.errors import InputError
 from gpt_lightning.validation import require, require_integer, require_number
 
-GREEDY_BELOW = 1e-6  # a smaller temperature is 0: dividing by it would leave the range of float32
-LEVEL_ABOVE = 1e30  # a larger one changes nothing more, and would leave that range as well
+GREEDY_BELOW = 1e-6  # smaller temperatures count as 0: dividing by them would overflow float32
+LEVEL_ABOVE = 1e30  # larger temperatures change nothing more and would underflow float32
 MOST_SAMPLES = 10_000
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen and when to stop.
+class SamplingConfig:
+    """Settings that choose the next token and end a completion.
 
-    Attributes:
-        max_new_tokens: Tokens to add to each prompt, at least 1.
-        min_new_tokens: Tokens before which eos_id does not end a completion.
-        temperature: Divides the logits before the softmax; 0 (and anything below 1e-6) takes the most
-            likely token.
-        top_k: Keep only the k most likely tokens, 1..V; null keeps all.
-        top_p: Keep only the most likely tokens that together have this probability, above 0 and up to 1;
-            null keeps all (Holtzman et al. 2020).
-        min_p: Keep only tokens of at least this share of the most likely one's probability, 0..1; null keeps
-            all (Nguyen et al. 2024).
-        repetition_penalty: Divides the logits above 0 and multiplies those below 0 of all tokens that are in
-            the prompt or the completion; above 1 they get less likely (Keskar et al. 2019).
-        no_repeat_ngram_size: No run of so many tokens comes twice in prompt and completion; null lets it.
-        eos_id: Stop before this token id, or before any of several; null never stops early.
-        stop_strings: Texts before the first of which a completion ends.
+    Args:
+        max_new_tokens: Most tokens to add to each prompt.
+        min_new_tokens: Tokens to add before eos_id may end a completion.
+        temperature: Divides the logits before the softmax; 0 takes the most likely token.
+        top_k: Keep only the k most likely tokens; null keeps all.
+        top_p: Keep only the most likely tokens that together reach this probability; null keeps all
+            (Holtzman et al. 2020).
+        min_p: Keep only tokens with at least this share of the most likely token's probability; null keeps all
+            (Nguyen et al. 2024).
+        repetition_penalty: Above 1, makes tokens of the prompt and the completion less likely (Keskar et al. 2019).
+        no_repeat_ngram_size: Never repeat a sequence of this many tokens; null allows it.
+        eos_id: Stop before this token id, or before any of a list; null never stops early.
+        stop_strings: Stop before the first of these texts; may be repeated.
         num_samples: Completions of each prompt.
-        seed: Where the random draws start; the same seed gives the same text. Sample number n (from 0) of a
-            prompt draws from seed + n.
-        batch_size: Completions that are made together: more are faster and take more memory.
+        seed: Seed of the random draws; sample n (from 0) of a prompt uses seed + n.
+        batch_size: Completions generated together; more are faster and need more memory.
+
+    Raises:
+        InputError: A setting is out of range.
     """
 
     max_new_tokens: int = 50
@@ -105,48 +105,48 @@ class Sampling:
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the most likely token is taken."""
+        """Whether the most likely token is always taken."""
         return self.temperature < GREEDY_BELOW
 
     @property
     def eos_ids(self) -> list[int]:
-        """The ids before which a completion stops."""
+        """The ids that end a completion, as a list."""
         return [] if self.eos_id is None else self.eos_id if isinstance(self.eos_id, list) else [self.eos_id]
 
     def check_vocabulary(self, vocab_size: int) -> None:
-        """Raises `InputError` where a setting does not fit the vocabulary."""
+        """Raise `InputError` if top_k or eos_id does not fit the vocabulary."""
         if self.top_k is not None:
             require_integer("sampling.top_k", self.top_k, 1, vocab_size)
         for token_id in self.eos_ids:
             require_integer("sampling.eos_id", token_id, 0, vocab_size - 1)
 
     def generator(self, sample: int = 0) -> torch.Generator:
-        """What sample number `sample` of a prompt draws from."""
+        """Return a new random generator for sample number `sample` of a prompt."""
         return torch.Generator().manual_seed(self.seed + sample)
 
 
 def penalize_repetition(logits: Tensor, seen_ids: Sequence[int], penalty: float) -> Tensor:
-    """Makes tokens that were there before less likely: (V,) -> (V,)."""
+    """Divide logits above 0 of seen tokens by the penalty and multiply those below 0: (V,) -> (V,)."""
     seen = torch.tensor(sorted(set(seen_ids)), device=logits.device)
     values = logits[seen]
     return logits.index_put((seen,), torch.where(values < 0, values * penalty, values / penalty))
 
 
-def ban_repeated_ngrams(logits: Tensor, seen_ids: Sequence[int], size: int) -> Tensor:
-    """Sets tokens to -inf that would end a run of `size` tokens which is there already: (V,) -> (V,)."""
-    end = list(seen_ids[len(seen_ids) - size + 1 :])  # what the new token would complete
+def mask_repeated_ngrams(logits: Tensor, seen_ids: Sequence[int], size: int) -> Tensor:
+    """Mask tokens that would repeat an n-gram of `size` tokens: (V,) -> (V,)."""
+    end = list(seen_ids[len(seen_ids) - size + 1 :])  # the n-gram's first size - 1 tokens
     starts = range(len(seen_ids) - size + 1)
-    banned = {seen_ids[i + size - 1] for i in starts if list(seen_ids[i : i + size - 1]) == end}
-    return ban(logits, sorted(banned))
+    repeating = {seen_ids[i + size - 1] for i in starts if list(seen_ids[i : i + size - 1]) == end}
+    return mask_tokens(logits, sorted(repeating))
 
 
-def ban(logits: Tensor, token_ids: Sequence[int]) -> Tensor:
-    """Sets tokens to -inf: (..., V) -> (..., V)."""
+def mask_tokens(logits: Tensor, token_ids: Sequence[int]) -> Tensor:
+    """Set the logits of tokens to -inf: (..., V) -> (..., V)."""
     return logits.index_fill(-1, torch.tensor(token_ids, dtype=torch.int64, device=logits.device), -math.inf)
 
 
 def keep_top_k(logits: Tensor, top_k: int) -> Tensor:
-    """Sets all but the k largest of each row to -inf; of equal ones the lowest ids stay.
+    """Mask all but the k largest logits of each row; of equal logits the lowest ids stay.
 
     Args:
         logits: (B, V).
@@ -161,7 +161,7 @@ def keep_top_k(logits: Tensor, top_k: int) -> Tensor:
 
 
 def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
-    """Sets to -inf what comes, in order of probability, after the first tokens that together reach `top_p`.
+    """Mask all but the most likely tokens that together reach probability `top_p`.
 
     Args:
         logits: (B, V).
@@ -169,40 +169,40 @@ def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
     """
     ordered, ids = torch.sort(logits, descending=True, stable=True)
     probs = torch.softmax(ordered, -1)
-    enough = probs.cumsum(-1) - probs >= top_p  # without this one already
+    enough = probs.cumsum(-1) - probs >= top_p  # the more likely ones reach it already
     return logits.masked_fill(torch.zeros_like(enough).scatter(-1, ids, enough), -math.inf)
 
 
 def keep_min_p(logits: Tensor, min_p: float) -> Tensor:
-    """Sets tokens to -inf whose probability is below `min_p` times the highest one: (B, V) -> (B, V)."""
+    """Mask tokens less likely than `min_p` times the most likely one: (B, V) -> (B, V)."""
     probs = torch.softmax(logits, -1)
     return logits.masked_fill(probs < min_p * probs.amax(-1, keepdim=True), -math.inf)
 
 
-def adjust_logits(logits: Tensor, seen_ids: Sequence[int], new_tokens: int, sampling: Sampling) -> Tensor:
-    """What depends on the text so far: steps 1 to 3 of the order above.
+def process_logits(logits: Tensor, seen_ids: Sequence[int], new_tokens: int, sampling: SamplingConfig) -> Tensor:
+    """Apply steps 1 to 3 of the order above, which depend on the text so far: (V,) -> (V,).
 
     Args:
         logits: (V,).
         seen_ids: The tokens of prompt and completion.
-        new_tokens: How many of them are the completion's.
-        sampling: See there.
+        new_tokens: Number of the completion's tokens among them.
+        sampling: Settings.
     """
     if sampling.repetition_penalty != 1:
         logits = penalize_repetition(logits, seen_ids, sampling.repetition_penalty)
     if sampling.no_repeat_ngram_size is not None:
-        logits = ban_repeated_ngrams(logits, seen_ids, sampling.no_repeat_ngram_size)
+        logits = mask_repeated_ngrams(logits, seen_ids, sampling.no_repeat_ngram_size)
     if new_tokens < sampling.min_new_tokens:
-        logits = ban(logits, sampling.eos_ids)
+        logits = mask_tokens(logits, sampling.eos_ids)
     return logits
 
 
-def next_token_probs(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Probabilities that the next token is drawn with: steps 5 to 9 of the order above.
+def next_token_probs(logits: Tensor, sampling: SamplingConfig) -> Tensor:
+    """Return the probabilities to draw from, steps 5 to 9 of the order above: (B, V) -> (B, V).
 
     Args:
         logits: (B, V).
-        sampling: With a temperature above 0.
+        sampling: Settings, with a temperature above 0.
     """
     if sampling.top_k is not None:
         logits = keep_top_k(logits, sampling.top_k)
@@ -214,18 +214,17 @@ def next_token_probs(logits: Tensor, sampling: Sampling) -> Tensor:
     return torch.softmax(logits, dim=-1)
 
 
-def sample_next_token(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]) -> Tensor:
-    """One next token id per row: (B, V) -> (B,), on the CPU.
+def sample_next_token(logits: Tensor, sampling: SamplingConfig, generators: Sequence[torch.Generator]) -> Tensor:
+    """Choose the next token id of each row: (B, V) -> (B,), on the CPU.
 
-    Either the most likely one (argmax), so that a prompt always gets the same text, and a small model soon
-    repeats itself; or a draw in which each token has its probability, so that texts differ and unlikely
-    tokens come up now and then, for better and for worse.
+    Greedy decoding (argmax) gives a prompt the same text every time, in which a small model soon repeats itself.
+    Drawing each token with its probability gives varied texts, with an unlikely token now and then.
 
-    The draw is made on the CPU in float32, so that a seed gives the same draw on every device. Where no token has a
-    chance, all logits being -inf, any id is returned.
+    Tokens are drawn on the CPU in float32, so that a seed gives the same draw on every device. If all logits of a row
+    are -inf, any id is returned for it.
     """
     if sampling.is_greedy:
-        return logits.argmax(-1).cpu()  # the first of equal ones, as keep_top_k
-    probs = next_token_probs(logits.float().cpu(), sampling).nan_to_num(nan=1.0)  # not a number: no chances
+        return logits.argmax(-1).cpu()  # the lowest of equal ids, as in keep_top_k
+    probs = next_token_probs(logits.float().cpu(), sampling).nan_to_num(nan=1.0)  # nan: all logits are -inf
     drawn = [torch.multinomial(row, 1, generator=generator) for row, generator in zip(probs, generators, strict=True)]
     return torch.cat(drawn)

@@ -34,7 +34,7 @@ class Cache(Protocol):
 
     lengths: list[int]
 
-    def start_reading(self, token_ids: Tensor) -> Tensor:
+    def begin_step(self, token_ids: Tensor) -> Tensor:
         """Makes room for (B, T) new tokens and returns their positions, (1, T) or (B, 1)."""
         ...
 
@@ -129,7 +129,7 @@ class GPT(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
-    def features(self, token_ids: Tensor, cache: Cache | None = None) -> Tensor:
+    def hidden_states(self, token_ids: Tensor, cache: Cache | None = None) -> Tensor:
         """What the head reads: the normed output of the last block.
 
         Args:
@@ -146,7 +146,7 @@ class GPT(nn.Module):
         longest = T if cache is None else T + max(cache.lengths, default=0)
         if longest > self.context_length:
             raise InputError(f"{longest} tokens do not fit into model.context_length ({self.context_length})")
-        positions = self.pos_emb.weight[:T] if cache is None else self.pos_emb(cache.start_reading(token_ids))
+        positions = self.pos_emb.weight[:T] if cache is None else self.pos_emb(cache.begin_step(token_ids))
         x = self.drop_emb(self.tok_emb(token_ids) + positions)  # (B, T, D)
         for layer, block in enumerate(self.trf_blocks):
             if self.activation_checkpointing and self.training:
@@ -156,5 +156,5 @@ class GPT(nn.Module):
         return self.final_norm(x)
 
     def forward(self, token_ids: Tensor, cache: Cache | None = None) -> Tensor:
-        """Logits of the next token after each token: (B, T) int64 -> (B, T, V). See `features`."""
-        return self.out_head(self.features(token_ids, cache))
+        """Logits of the next token after each token: (B, T) int64 -> (B, T, V). See `hidden_states`."""
+        return self.out_head(self.hidden_states(token_ids, cache))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from gpt_lightning.inference.sampling import Sampling
+from gpt_lightning.inference.sampling import SamplingConfig
 from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.training.optimizers import OptimizerConfig
 from gpt_lightning.validation import require_integer, require_number
@@ -76,7 +76,7 @@ class RunConfig:
     model: GPTConfig
     optimizer: OptimizerConfig
     training: TrainingConfig
-    sampling: Sampling
+    sampling: SamplingConfig
     compile: bool
     activation_checkpointing: bool
     init_from: str | None

@@ -16,12 +16,12 @@ from gpt_lightning.inference.completion import TextStream, complete_all, in_batc
 from gpt_lightning.inference.generate import Completion, evaluation_mode, generate
 from gpt_lightning.inference.kv_cache import KVCache
 from gpt_lightning.inference.sampling import (
-    Sampling,
-    adjust_logits,
+    SamplingConfig,
     keep_min_p,
     keep_top_k,
     keep_top_p,
     next_token_probs,
+    process_logits,
     sample_next_token,
 )
 from gpt_lightning.models.config import GPTConfig
@@ -36,12 +36,12 @@ def model() -> GPT:
     return GPT(GPTConfig(257, context_length=12, emb_dim=16, n_heads=2, n_layers=2, drop_rate=0.2))
 
 
-def complete(model: GPT, prompt: str, sampling: Sampling) -> str:
+def complete(model: GPT, prompt: str, sampling: SamplingConfig) -> str:
     (one,) = complete_all(model, BYTES, [prompt], sampling)
     return one.completion
 
 
-def documents_loop(model: GPT, prompt: list[int], sampling: Sampling, sample: int = 0) -> list[int]:
+def documents_loop(model: GPT, prompt: list[int], sampling: SamplingConfig, sample: int = 0) -> list[int]:
     """The completion loop of section 5.3.3 for one row, without a cache: the oracle."""
     token_ids = torch.tensor([prompt])
     generator = torch.Generator().manual_seed(sampling.seed + sample)
@@ -78,7 +78,7 @@ def test_completions_equal_the_documents_uncached_loop(
 ) -> None:
     model.eval()
     prompt = random_prompt(prompt_length, 3)
-    sampling = Sampling(max_new_tokens=20, temperature=temperature, top_k=top_k)
+    sampling = SamplingConfig(max_new_tokens=20, temperature=temperature, top_k=top_k)
 
     assert ids(generate(model, [prompt], sampling)) == [documents_loop(model, prompt, sampling)]
 
@@ -95,7 +95,7 @@ def test_each_row_of_a_ragged_batch_gets_what_it_gets_alone_without_a_cache(
     model.eval()
     prompts = [random_prompt(length, seed + i) for i, length in enumerate(lengths)]
     samples = list(range(len(prompts)))
-    sampling = Sampling(max_new_tokens=15, temperature=temperature, seed=seed, eos_id=seed)
+    sampling = SamplingConfig(max_new_tokens=15, temperature=temperature, seed=seed, eos_id=seed)
 
     together = ids(generate(model, prompts, sampling, samples))
 
@@ -139,10 +139,10 @@ def test_rows_that_the_cache_keeps_stay_as_they_are(model: GPT) -> None:
 
 def test_each_row_stops_before_its_own_eos(model: GPT) -> None:
     prompts = [random_prompt(4, seed) for seed in (5, 6, 7)]
-    free = ids(generate(model, prompts, Sampling(max_new_tokens=10, temperature=1.0)))
+    free = ids(generate(model, prompts, SamplingConfig(max_new_tokens=10, temperature=1.0)))
     eos_ids = [free[1][3], free[2][5]]
 
-    stopped = generate(model, prompts, Sampling(max_new_tokens=10, temperature=1.0, eos_id=eos_ids))
+    stopped = generate(model, prompts, SamplingConfig(max_new_tokens=10, temperature=1.0, eos_id=eos_ids))
 
     for long, short in zip(free, stopped, strict=True):
         end = next((i for i, token_id in enumerate(long) if token_id in eos_ids), len(long))
@@ -152,9 +152,9 @@ def test_each_row_stops_before_its_own_eos(model: GPT) -> None:
 
 def test_no_eos_comes_too_early(model: GPT) -> None:
     prompt = random_prompt(4, 8)
-    free = generate(model, [prompt], Sampling(max_new_tokens=10))[0].token_ids
+    free = generate(model, [prompt], SamplingConfig(max_new_tokens=10))[0].token_ids
 
-    (late,) = generate(model, [prompt], Sampling(max_new_tokens=10, min_new_tokens=3, eos_id=free[0]))
+    (late,) = generate(model, [prompt], SamplingConfig(max_new_tokens=10, min_new_tokens=3, eos_id=free[0]))
 
     assert len(late.token_ids) >= 3
     assert free[0] not in late.token_ids
@@ -164,7 +164,7 @@ def test_log_probabilities_are_the_models_own(model: GPT) -> None:
     model.eval()
     prompt = random_prompt(4, 9)
 
-    (one,) = generate(model, [prompt], Sampling(max_new_tokens=12, temperature=1.7, top_k=9))
+    (one,) = generate(model, [prompt], SamplingConfig(max_new_tokens=12, temperature=1.7, top_k=9))
 
     for n, (token_id, log_prob) in enumerate(zip(one.token_ids, one.log_probs, strict=True)):
         with torch.no_grad():
@@ -176,7 +176,7 @@ def test_a_completion_ends_where_no_token_is_left() -> None:
     torch.manual_seed(3)
     small = GPT(GPTConfig(4, context_length=9, emb_dim=8, n_heads=1, n_layers=1))
     for temperature in (0.0, 1.0):
-        sampling = Sampling(max_new_tokens=9, temperature=temperature, no_repeat_ngram_size=1)
+        sampling = SamplingConfig(max_new_tokens=9, temperature=temperature, no_repeat_ngram_size=1)
 
         (one,) = generate(small, [[2]], sampling)
 
@@ -185,20 +185,20 @@ def test_a_completion_ends_where_no_token_is_left() -> None:
 
 
 def test_the_same_seed_gives_the_same_text_and_another_seed_another(model: GPT) -> None:
-    first = complete(model, "ab", Sampling(temperature=1.0, seed=1))
+    first = complete(model, "ab", SamplingConfig(temperature=1.0, seed=1))
 
-    assert complete(model, "ab", Sampling(temperature=1.0, seed=1)) == first
-    assert complete(model, "ab", Sampling(temperature=1.0, seed=2)) != first
+    assert complete(model, "ab", SamplingConfig(temperature=1.0, seed=1)) == first
+    assert complete(model, "ab", SamplingConfig(temperature=1.0, seed=2)) != first
 
 
 def test_sample_n_of_a_prompt_draws_from_seed_plus_n(model: GPT) -> None:
-    sampling = Sampling(max_new_tokens=6, temperature=1.0, seed=40, num_samples=3, batch_size=2)
+    sampling = SamplingConfig(max_new_tokens=6, temperature=1.0, seed=40, num_samples=3, batch_size=2)
 
     completed = list(complete_all(model, BYTES, ["ab", "x"], sampling))
 
     assert [(one.prompt, one.seed) for one in completed] == [(p, s) for p in ("ab", "x") for s in (40, 41, 42)]
     for one in completed:
-        alone = Sampling(max_new_tokens=6, temperature=1.0, seed=one.seed)
+        alone = SamplingConfig(max_new_tokens=6, temperature=1.0, seed=one.seed)
         assert one.completion == complete(model, one.prompt, alone)
 
 
@@ -207,7 +207,7 @@ def test_sampling_leaves_mode_random_state_and_gradients_as_they_were(model: GPT
     model.trf_blocks[0].eval()
     state = torch.get_rng_state()
 
-    complete(model, "ab", Sampling(temperature=1.0))
+    complete(model, "ab", SamplingConfig(temperature=1.0))
 
     assert torch.equal(torch.get_rng_state(), state)
     assert model.training
@@ -246,7 +246,7 @@ def test_probabilities_are_a_distribution_over_k_tokens(
 ) -> None:
     k = data.draw(st.integers(1, len(values)))
 
-    probs = next_token_probs(torch.tensor([values]), Sampling(temperature=temperature, top_k=k))[0]
+    probs = next_token_probs(torch.tensor([values]), SamplingConfig(temperature=temperature, top_k=k))[0]
 
     assert probs.sum().item() == pytest.approx(1.0, abs=1e-5)
     assert (probs > 0).sum() <= k
@@ -255,7 +255,7 @@ def test_probabilities_are_a_distribution_over_k_tokens(
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-300, 1e-7])
 def test_a_temperature_near_0_is_greedy(temperature: float) -> None:
-    sampling = Sampling(temperature=temperature)
+    sampling = SamplingConfig(temperature=temperature)
 
     drawn = sample_next_token(torch.tensor([[1.0, 5.0, 5.0, -math.inf]]), sampling, [sampling.generator()])
 
@@ -286,39 +286,39 @@ def test_a_temperature_near_0_is_greedy(temperature: float) -> None:
 )
 def test_impossible_sampling_is_refused(setting: str, value: float, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        Sampling(**{setting: value})  # type: ignore[arg-type]
+        SamplingConfig(**{setting: value})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("sampling", "message"),
     [
-        (Sampling(top_k=0), "sampling.top_k must be an int from 1 to 257, got 0"),
-        (Sampling(top_k=258), "sampling.top_k must be an int from 1 to 257, got 258"),
-        (Sampling(eos_id=257), "sampling.eos_id must be an int from 0 to 256, got 257"),
-        (Sampling(eos_id=[1, -1]), "sampling.eos_id must be an int from 0 to 256, got -1"),
+        (SamplingConfig(top_k=0), "sampling.top_k must be an int from 1 to 257, got 0"),
+        (SamplingConfig(top_k=258), "sampling.top_k must be an int from 1 to 257, got 258"),
+        (SamplingConfig(eos_id=257), "sampling.eos_id must be an int from 0 to 256, got 257"),
+        (SamplingConfig(eos_id=[1, -1]), "sampling.eos_id must be an int from 0 to 256, got -1"),
     ],
 )
-def test_sampling_must_fit_the_vocabulary(model: GPT, sampling: Sampling, message: str) -> None:
+def test_sampling_must_fit_the_vocabulary(model: GPT, sampling: SamplingConfig, message: str) -> None:
     with pytest.raises(InputError, match=message):
         complete(model, "a", sampling)
 
 
 def test_top_k_of_the_whole_vocabulary_changes_nothing(model: GPT) -> None:
-    everything = complete(model, "ab", Sampling(temperature=1.0, top_k=257))
+    everything = complete(model, "ab", SamplingConfig(temperature=1.0, top_k=257))
 
-    assert everything == complete(model, "ab", Sampling(temperature=1.0))
+    assert everything == complete(model, "ab", SamplingConfig(temperature=1.0))
 
 
 def test_an_empty_prompt_is_refused(model: GPT) -> None:
     with pytest.raises(InputError, match=r"prompt is empty; to start from nothing give <\|endoftext\|>"):
-        complete(model, "", Sampling())
+        complete(model, "", SamplingConfig())
 
 
 def test_a_long_prompt_is_cut_to_the_context_with_a_warning(model: GPT, capsys: pytest.CaptureFixture[str]) -> None:
-    long = complete(model, "x" * 30 + "hello world!", Sampling(max_new_tokens=3))
+    long = complete(model, "x" * 30 + "hello world!", SamplingConfig(max_new_tokens=3))
 
     assert capsys.readouterr().err == "gpt_lightning: warning: prompt has 42 tokens; the model reads the last 12\n"
-    assert long == complete(model, "hello world!", Sampling(max_new_tokens=3))
+    assert long == complete(model, "hello world!", SamplingConfig(max_new_tokens=3))
 
 
 # ---- the order of what changes the logits
@@ -354,7 +354,7 @@ def test_probabilities_equal_those_of_transformers_logits_processors(controls: d
     draws = torch.Generator().manual_seed(seed)
     seen = torch.randint(12, (1, 30), generator=draws)  # few ids, so that runs come again
     logits = 3 * torch.randn(1, 97, generator=draws)
-    sampling = Sampling(**{"temperature": 1.0, **controls})
+    sampling = SamplingConfig(**{"temperature": 1.0, **controls})
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "no_repeat_ngram_size", "min_new_tokens")
     theirs = {name: getattr(sampling, name) for name in names}
     config = GenerationConfig(do_sample=True, eos_token_id=sampling.eos_id, max_new_tokens=50, **theirs)
@@ -366,7 +366,7 @@ def test_probabilities_equal_those_of_transformers_logits_processors(controls: d
         generation_config=config, input_ids_seq_length=27, encoder_input_ids=seen, logits_processor=[]
     )
 
-    ours = next_token_probs(adjust_logits(logits[0], seen[0].tolist(), 3, sampling)[None], sampling)
+    ours = next_token_probs(process_logits(logits[0], seen[0].tolist(), 3, sampling)[None], sampling)
 
     expected = torch.softmax(processors(seen, logits.clone()), -1)
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-7)
@@ -379,7 +379,7 @@ def test_top_k_and_temperature_equal_the_documents_order(seed: int) -> None:
     smallest = torch.topk(logits, 7).values[:, -1:]
     expected = torch.softmax(torch.where(logits < smallest, torch.tensor(-math.inf), logits) / 1.4, -1)
 
-    assert torch.equal(next_token_probs(logits, Sampling(temperature=1.4, top_k=7)), expected)
+    assert torch.equal(next_token_probs(logits, SamplingConfig(temperature=1.4, top_k=7)), expected)
 
 
 @given(st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=9), st.floats(0.05, 1.0))
@@ -438,11 +438,11 @@ def test_what_a_stream_settles_grows_to_the_text_before_the_first_stop_string(te
 
 
 def test_a_stop_string_ends_a_completion_and_no_piece_of_it_is_shown(model: GPT) -> None:
-    free = complete(model, "ab", Sampling(max_new_tokens=30, temperature=1.0))
+    free = complete(model, "ab", SamplingConfig(max_new_tokens=30, temperature=1.0))
     stop = free[10:12]
     pieces: list[str] = []
 
-    sampling = Sampling(max_new_tokens=30, temperature=1.0, stop_strings=[stop, "never there"])
+    sampling = SamplingConfig(max_new_tokens=30, temperature=1.0, stop_strings=[stop, "never there"])
     (one,) = complete_all(model, BYTES, ["ab"], sampling, show=pieces.append)
 
     assert one.completion == free[: free.index(stop)] == "".join(pieces)
@@ -451,7 +451,7 @@ def test_a_stop_string_ends_a_completion_and_no_piece_of_it_is_shown(model: GPT)
 
 
 def test_a_broken_prompt_comes_behind_those_before_it(model: GPT) -> None:
-    completed = complete_all(model, BYTES, ["a", "b", "", "c"], Sampling(max_new_tokens=2, batch_size=4))
+    completed = complete_all(model, BYTES, ["a", "b", "", "c"], SamplingConfig(max_new_tokens=2, batch_size=4))
 
     assert [next(completed).prompt, next(completed).prompt] == ["a", "b"]
     with pytest.raises(InputError, match="prompt is empty"):
@@ -468,7 +468,7 @@ def test_batches_take_no_more_than_they_need() -> None:
 
 
 def test_completions_at_the_beginning_can_be_left_out(model: GPT) -> None:
-    sampling = Sampling(max_new_tokens=3, temperature=1.0, num_samples=2)
+    sampling = SamplingConfig(max_new_tokens=3, temperature=1.0, num_samples=2)
     everything = list(complete_all(model, BYTES, ["a", "b", "c"], sampling))
 
     rest = list(complete_all(model, BYTES, ["a", "b", "c"], sampling, skip=3))
@@ -477,14 +477,14 @@ def test_completions_at_the_beginning_can_be_left_out(model: GPT) -> None:
 
 
 def test_a_temperature_beyond_float32_draws_evenly_from_what_top_k_keeps() -> None:
-    probs = next_token_probs(torch.tensor([[1.0, 5.0, 3.0, -2.0]]), Sampling(temperature=1e300, top_k=2))
+    probs = next_token_probs(torch.tensor([[1.0, 5.0, 3.0, -2.0]]), SamplingConfig(temperature=1e300, top_k=2))
 
     assert probs.tolist() == [[0.0, 0.5, 0.5, 0.0]]
 
 
 def test_half_a_character_can_be_a_stop_string(model: GPT) -> None:
-    free = complete(model, "ab", Sampling(max_new_tokens=40, temperature=1.0))
-    sampling = Sampling(max_new_tokens=len(BYTES.encode("ab")) + 40, temperature=1.0, stop_strings=["\ufffd"])
+    free = complete(model, "ab", SamplingConfig(max_new_tokens=40, temperature=1.0))
+    sampling = SamplingConfig(max_new_tokens=len(BYTES.encode("ab")) + 40, temperature=1.0, stop_strings=["\ufffd"])
     (one,) = complete_all(model, BYTES, ["ab"], sampling)
 
     assert one.completion == free[: free.index("\ufffd")]

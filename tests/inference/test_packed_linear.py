@@ -10,7 +10,7 @@ from torch import nn
 
 from gpt_lightning.inference.generate import generate
 from gpt_lightning.inference.packed_linear import PackedLinear, is_packable, pack
-from gpt_lightning.inference.sampling import Sampling
+from gpt_lightning.inference.sampling import SamplingConfig
 from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.models.gpt import GPT
 
@@ -33,7 +33,7 @@ def test_a_packed_model_completes_as_it_did(tie_weights: bool) -> None:
     packed = copy.deepcopy(model)
     pack(packed, 3)
 
-    sampling = Sampling(max_new_tokens=20, temperature=1.0)
+    sampling = SamplingConfig(max_new_tokens=20, temperature=1.0)
     prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11]]
     expected = [one.token_ids for one in generate(model, prompts, sampling)]
     assert [one.token_ids for one in generate(packed, prompts, sampling)] == expected

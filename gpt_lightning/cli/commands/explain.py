@@ -27,7 +27,7 @@ from gpt_lightning.data.windows import Windows
 from gpt_lightning.errors import InputError
 from gpt_lightning.evaluation.next_token import candidates, draw_bars
 from gpt_lightning.inference.generate import evaluation_mode
-from gpt_lightning.inference.sampling import Sampling
+from gpt_lightning.inference.sampling import SamplingConfig
 from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.models.gpt import GPT
 from gpt_lightning.models.loss import cross_entropy, perplexity
@@ -166,10 +166,10 @@ def explain_sampling(output: Path | None) -> None:
     print("A temperature T divides the logits before the softmax: below 1 the likely get likelier, above 1 all draw")
     print("level. Top-k gives all but the k largest no chance. T = 0 is argmax, and so is top-k with k = 1.")
     for number, (prompt, words, logits, temperatures, draws) in enumerate(examples, start=1):
-        settings = [Sampling(temperature=one, seed=SEED) for one in temperatures]
+        settings = [SamplingConfig(temperature=one, seed=SEED) for one in temperatures]
         print(f"\nAfter {prompt!r}, {draws:,} draws each from seed {SEED}; argmax: {words[int(logits.argmax())]!r}")
         everything = range(len(words))
-        top_3 = Sampling(temperature=1.0, top_k=3, seed=SEED)
+        top_3 = SamplingConfig(temperature=1.0, top_k=3, seed=SEED)
         print(candidates(words, logits, [*settings, top_3], draws, everything))
         if output is not None:
             draw_bars(words, logits, settings, output / f"temperature-{number}", everything)

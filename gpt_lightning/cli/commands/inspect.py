@@ -25,7 +25,7 @@ from gpt_lightning.evaluation.next_token import candidates, draw_bars
 from gpt_lightning.inference.completion import check_prompt, complete_all, warn_of_length
 from gpt_lightning.inference.generate import evaluation_mode
 from gpt_lightning.inference.pretrained import TrainedGPT, load
-from gpt_lightning.inference.sampling import Sampling
+from gpt_lightning.inference.sampling import SamplingConfig
 from gpt_lightning.validation import require_integer
 
 TEMPERATURES = (1.0, 0.1, 5.0)  # of the documents' first figure
@@ -33,7 +33,7 @@ MOST_DRAWS = 100_000  # a minute or two
 
 
 def next_tokens(
-    gpt: TrainedGPT, prompt: str, settings: list[Sampling], count: int, draws: int, output: Path | None
+    gpt: TrainedGPT, prompt: str, settings: list[SamplingConfig], count: int, draws: int, output: Path | None
 ) -> None:
     """Prints the table of the most likely next tokens; draws their bars.
 
@@ -49,7 +49,7 @@ def next_tokens(
     warn_of_length(len(prompt_ids), gpt.model.context_length)
     ids = torch.tensor([prompt_ids[-gpt.model.context_length :]])
     with evaluation_mode(gpt.model):
-        logits = gpt.model.out_head(gpt.model.features(ids)[:, -1])  # (1, V)
+        logits = gpt.model.out_head(gpt.model.hidden_states(ids)[:, -1])  # (1, V)
     likely = logits[0].topk(count).indices.tolist()
     words = [repr(gpt.tokenizer.decode([i])) for i in likely]
     print(f"After {prompt!r}, the {count} most likely of {gpt.model.vocab_size:,} tokens, {draws:,} draws each:")
@@ -58,7 +58,9 @@ def next_tokens(
         draw_bars(words, logits, settings, output / "next-token", likely)
 
 
-def grid(gpt: TrainedGPT, prompt: str, temperatures: list[float], top_ks: list[int | None], sampling: Sampling) -> None:
+def grid(
+    gpt: TrainedGPT, prompt: str, temperatures: list[float], top_ks: list[int | None], sampling: SamplingConfig
+) -> None:
     """Prints a completion of the prompt for each temperature and top-k.
 
     Args:
@@ -103,8 +105,10 @@ def look(arguments: list[str]) -> None:
         if is_typed(arguments, f"--{name}"):
             raise InputError(f"--{name} {'does not go' if typed.grid else 'goes only'} with --grid; leave it out")
     temperatures, top_ks = typed.temperature or list(TEMPERATURES), typed.top_k or []
-    sampling = Sampling(seed=typed.seed, max_new_tokens=typed.max_new_tokens)
-    settings = [Sampling(temperature=one, top_k=k, seed=typed.seed) for one in temperatures for k in (None, *top_ks)]
+    sampling = SamplingConfig(seed=typed.seed, max_new_tokens=typed.max_new_tokens)
+    settings = [
+        SamplingConfig(temperature=one, top_k=k, seed=typed.seed) for one in temperatures for k in (None, *top_ks)
+    ]
     require_integer("--draws", typed.draws, 1, MOST_DRAWS)
     if not typed.grid and any(one.is_greedy for one in settings):
         raise InputError("--temperature must be above 0: at 0 nothing is drawn; --grid takes 0 as well")

@@ -14,7 +14,7 @@ from gpt_lightning.errors import InputError
 from gpt_lightning.files import decode_utf8
 from gpt_lightning.inference.batch import Completer, check_done, check_new, job_name, open_output, write_rows
 from gpt_lightning.inference.completion import check_prompt
-from gpt_lightning.inference.sampling import Sampling
+from gpt_lightning.inference.sampling import SamplingConfig
 
 STANDARD_INPUT = "-"
 
@@ -131,7 +131,7 @@ def predict(completer: Completer, settings: Any, checkpoint: Path, weights: str)
         weights: Their type and device.
     """
     typed, path = settings["prompt"], settings["prompts_file"]
-    sampling: Sampling = settings["sampling"]
+    sampling: SamplingConfig = settings["sampling"]
     if settings["interactive"]:
         converse(completer, "\n".join(typed))
         return

@@ -13,7 +13,7 @@ from gpt_lightning.console import say
 from gpt_lightning.data.tokenizer import Tokenizer
 from gpt_lightning.files import append_row, read_rows
 from gpt_lightning.inference.completion import complete_all
-from gpt_lightning.inference.sampling import Sampling
+from gpt_lightning.inference.sampling import SamplingConfig
 from gpt_lightning.runs.folder import Run
 from gpt_lightning.training.callbacks.step_end import at_step_boundary, averages_in
 from gpt_lightning.training.module import GPTModule
@@ -36,7 +36,7 @@ class Samples(Callback):
     """
 
     def __init__(
-        self, run: Run, tokenizer: Tokenizer, prompts: Sequence[str], sampling: Sampling, every: int | None
+        self, run: Run, tokenizer: Tokenizer, prompts: Sequence[str], sampling: SamplingConfig, every: int | None
     ) -> None:
         self.run = run
         self.tokenizer = tokenizer
