@@ -69,8 +69,9 @@ def loop(contender: Contender) -> Callable[[int, Listener | None], None]:
         prompts = [PROMPT] * contender.prompts
 
         def run(tokens: int, listener: Listener | None) -> None:
-            heard = None if listener is None else lambda row, _: row == 0 and bool(listener())
-            generate(model, prompts, SamplingConfig(max_new_tokens=tokens), listener=heard)
+            for _ in generate(model, prompts, SamplingConfig(max_new_tokens=tokens)):
+                if listener is not None:
+                    listener()
 
         return run
     ids = torch.tensor([PROMPT] * contender.prompts)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from generated import generated_ids
 from torch.nn import functional as F
 
 from gpt_lightning.data.corpus import split_text
@@ -18,7 +19,6 @@ from gpt_lightning.data.datamodule import TextDataModule
 from gpt_lightning.data.text import read_text, remove_empty_lines
 from gpt_lightning.data.tokenizer import load_tokenizer, text_to_token_ids, token_ids_to_text
 from gpt_lightning.data.windows import TrainOrder, Windows
-from gpt_lightning.inference.generate import generate
 from gpt_lightning.inference.sampling import SamplingConfig, keep_top_k, next_token_probs, sample_next_token
 from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.models.gpt import GPT
@@ -93,7 +93,7 @@ def test_the_vocabulary_ends_with_endoftext() -> None:
 def test_the_untrained_model_continues_hello_as_document_a_prints(untrained: GPT) -> None:
     prompt_ids = text_to_token_ids("Hello, I am", GPT2)
 
-    completion = generate(untrained, prompt_ids.tolist(), SamplingConfig(max_new_tokens=10))[0].token_ids
+    (completion,) = generated_ids(untrained, prompt_ids.tolist(), SamplingConfig(max_new_tokens=10))
 
     assert completion == [13240, 11381, 4307, 7640, 16620, 34991, 6842, 37891, 19970, 47477]
     assert len(prompt_ids[0]) + len(completion) == 14
@@ -101,9 +101,7 @@ def test_the_untrained_model_continues_hello_as_document_a_prints(untrained: GPT
 
 
 def test_the_untrained_model_continues_every_effort_as_document_a_prints(untrained: GPT) -> None:
-    completion = generate(untrained, [GPT2.encode("Every effort moves you")], SamplingConfig(max_new_tokens=10))[
-        0
-    ].token_ids
+    (completion,) = generated_ids(untrained, [GPT2.encode("Every effort moves you")], SamplingConfig(max_new_tokens=10))
 
     assert GPT2.decode(completion) == " rentingetic wasnم refres RexMeCHicular stren"
 
@@ -369,9 +367,10 @@ def test_document_bs_toy_logits() -> None:
 def test_exercise_5_3_temperature_0_is_top_k_1(untrained: GPT) -> None:
     prompt_ids = text_to_token_ids("Every effort moves you", GPT2)
 
-    greedy = generate(untrained, prompt_ids.tolist(), SamplingConfig(max_new_tokens=5))
+    greedy = generated_ids(untrained, prompt_ids.tolist(), SamplingConfig(max_new_tokens=5))
 
     assert (
-        generate(untrained, prompt_ids.tolist(), SamplingConfig(max_new_tokens=5, temperature=1.0, top_k=1)) == greedy
+        generated_ids(untrained, prompt_ids.tolist(), SamplingConfig(max_new_tokens=5, temperature=1.0, top_k=1))
+        == greedy
     )
-    assert generate(untrained, prompt_ids.tolist(), SamplingConfig(max_new_tokens=5)) == greedy
+    assert generated_ids(untrained, prompt_ids.tolist(), SamplingConfig(max_new_tokens=5)) == greedy

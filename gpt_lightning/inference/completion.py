@@ -1,7 +1,6 @@
-"""Prompts in, texts out: what a model adds to texts, many at a time, decoded as the tokens come.
+"""Complete prompts in batches and decode the new tokens as they come.
 
-Text exists here and ids in generation.py. Whoever completes a text, a run after an epoch, `predict` or a notebook,
-does it with `complete_all`.
+Every completion, that of a run after an epoch, of `predict` and of a notebook, is made by `complete_all`.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import TypeVar
 from gpt_lightning.console import warn
 from gpt_lightning.data.tokenizer import END_OF_TEXT, Tokenizer
 from gpt_lightning.errors import InputError
-from gpt_lightning.inference.generate import generate
+from gpt_lightning.inference.generate import NewToken, generate
 from gpt_lightning.inference.sampling import SamplingConfig
 from gpt_lightning.models.gpt import GPT
 
@@ -23,15 +22,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class CompletedText:
-    """A prompt and what the model added to it.
+    """A prompt and its completion.
 
     Attributes:
-        prompt: As given.
-        completion: What follows it, up to the first of the stop strings.
-        completion_ids: All new tokens, those of a stop string among them.
-        log_probs: Of each, the logarithm of the probability that the model itself gave it.
-        finish_reason: length, eos, stop (a stop string) or exhausted; see `inference.generate.Completion`.
-        seed: That it was drawn from.
+        prompt: The prompt.
+        completion: The text after it, up to the first stop string.
+        completion_ids: All new tokens, including those of a stop string.
+        log_probs: Natural logarithm of the probability that the model gave each of them, before any sampling setting.
+        finish_reason: length, eos, exhausted (see `NewToken`) or stop (a stop string was found).
+        seed: Seed of its random draws.
     """
 
     prompt: str
@@ -43,23 +42,23 @@ class CompletedText:
 
     @property
     def text(self) -> str:
-        """Prompt and completion."""
+        """Prompt and completion together."""
         return self.prompt + self.completion
 
 
 class TextStream:
-    """Makes text of token ids as they come, up to the first stop string.
+    """Decode token ids as they come, up to the first stop string.
 
-    A token may end inside of a character, whose bytes are held back until it is whole. What may be the beginning
-    of a stop string is part of `text` and not yet of `settled`.
+    A token may end inside a character, whose bytes are held back until it is complete. What may be the beginning
+    of a stop string is part of `text`, but not yet of `settled`.
 
     Args:
-        tokenizer: Of the ids.
+        tokenizer: The tokenizer of the ids.
         stop_strings: Texts, none of them empty.
 
     Attributes:
-        text: All so far; without the stop string, and what follows it, once one has come.
-        is_stopped: Whether one has come.
+        text: The text so far; it ends before the first stop string.
+        is_stopped: Whether a stop string was found.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop_strings: Sequence[str] = ()) -> None:
@@ -71,17 +70,17 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def add(self, token_id: int) -> None:
-        """Takes the next token."""
+        """Append a token."""
         self._extend(self._decoder.decode(self._tokenizer.token_bytes(token_id)))
 
     def finish(self) -> None:
-        """Says that no token follows: half a character becomes U+FFFD."""
+        """End the text: an incomplete character becomes U+FFFD."""
         self._extend(self._decoder.decode(b"", final=True))
 
     def _extend(self, piece: str) -> None:
         if self.is_stopped:
             return
-        start = max(0, len(self.text) - self._longest + 1)  # a stop string may have begun before
+        start = max(0, len(self.text) - self._longest + 1)  # a stop string may have begun earlier
         self.text += piece
         found = [i for i in (self.text.find(one, start) for one in self._stop_strings) if i >= 0]
         if found:
@@ -89,7 +88,7 @@ class TextStream:
 
     @property
     def settled(self) -> str:
-        """As much of `text` as no stop string can take back."""
+        """The beginning of `text` that no stop string can shorten any more."""
         if self.is_stopped:
             return self.text
         starts = range(max(0, len(self.text) - self._longest + 1), len(self.text))
@@ -98,26 +97,26 @@ class TextStream:
 
 
 def check_prompt(prompt: str) -> None:
-    """Raises `InputError` for a prompt that no model can continue."""
+    """Raise `InputError` if no model can continue a prompt."""
     if not isinstance(prompt, str):
         raise InputError(f"prompt must be a text, got {prompt!r}")
     if not prompt:
         raise InputError(f"prompt is empty; to start from nothing give {END_OF_TEXT}")
     try:
         prompt.encode()
-    except UnicodeEncodeError as error:  # a word of the command line that was not UTF-8
+    except UnicodeEncodeError as error:  # an argument of the command line that is not UTF-8
         raise InputError(f"prompt is not UTF-8 text (at character {error.start})") from None
 
 
 def warn_of_length(tokens: int, context_length: int) -> bool:
-    """Warns where a prompt has more tokens than a model can look at; returns whether it has."""
+    """Warn if a prompt has more tokens than fit into the context; return whether it has."""
     if tokens > context_length:
         warn(f"prompt has {tokens} tokens; the model reads the last {context_length}")
     return tokens > context_length
 
 
 def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of `size` items, the last as short as it comes; where getting an item fails, after those before it."""
+    """Yield lists of `size` items, the last one shorter; an `InputError` of an item follows the items before it."""
     batch: list[T] = []
     problem = None
     try:
@@ -143,21 +142,22 @@ def complete_all(
     skip: int = 0,
     warns: bool = True,
 ) -> Iterator[CompletedText]:
-    """Continues texts, `sampling.batch_size` at a time, in order; each prompt's samples one after the other.
+    """Complete prompts, `sampling.batch_size` at a time, in order; the samples of a prompt follow one another.
 
-    Of a prompt longer than the context only the last context_length tokens are read.
+    Only the last context_length tokens of a longer prompt are used.
 
     Args:
-        model: Any mode; it is put back.
-        tokenizer: Of the model.
-        prompts: As many as there are; no more of them are in memory than are worked on.
-        sampling: See there.
-        show: Is called with the text of each batch's first completion, piece by piece as it comes.
-        skip: Completions at the beginning to leave out.
-        warns: Whether to warn of the first prompt that is longer than the context.
+        model: In any mode.
+        tokenizer: The model's tokenizer.
+        prompts: Any number of prompts; no more than a batch of them is taken at a time.
+        sampling: Settings.
+        show: Called with pieces of the text of each batch's first completion, as they come.
+        skip: Number of completions to leave out at the beginning.
+        warns: Whether to warn about the first prompt that is longer than the context.
 
     Raises:
-        InputError: A prompt is empty or not UTF-8, after those before it; or a setting does not fit the vocabulary.
+        InputError: A prompt is empty or not UTF-8 (after the completions of those before it), or a setting does not
+            fit the vocabulary.
     """
     sampling.check_vocabulary(model.vocab_size)
     rows = ((prompt, sample) for prompt in _checked(prompts) for sample in range(sampling.num_samples))
@@ -167,26 +167,33 @@ def complete_all(
         prompt_ids = [tokenizer.encode(prompt) for prompt, _ in batch]
         warns = warns and not warn_of_length(max(map(len, prompt_ids)), model.context_length)
         streams = [TextStream(tokenizer, sampling.stop_strings) for _ in batch]
+        completions: list[list[NewToken]] = [[] for _ in batch]
         shown = 0
-
-        def listen(row: int, token_id: int, streams: list[TextStream] = streams) -> bool:
-            nonlocal shown
-            streams[row].add(token_id)
-            if row == 0 and show is not None:
+        for step in generate(model, prompt_ids, sampling, [sample for _, sample in batch]):
+            for token in step:
+                completions[token.row].append(token)
+                stream = streams[token.row]
+                if token.token_id is not None:
+                    stream.add(token.token_id)
+                if stream.is_stopped:
+                    token.finish_reason = "stop"
+            if show is not None:
                 settled = streams[0].settled
                 show(settled[shown:])
                 shown = len(settled)
-            return streams[row].is_stopped
-
-        samples = [sample for _, sample in batch]
-        completions = generate(model, prompt_ids, sampling, samples, listen)
-        for stream in streams:
+        for (prompt, sample), stream, tokens in zip(batch, streams, completions, strict=True):
             stream.finish()
-        if show is not None:
-            show(streams[0].text[shown:])
-        for (prompt, sample), stream, one in zip(batch, streams, completions, strict=True):
-            reason = "stop" if stream.is_stopped else one.finish_reason
-            yield CompletedText(prompt, stream.text, one.token_ids, one.log_probs, reason, sampling.seed + sample)
+            if show is not None and stream is streams[0]:
+                show(stream.text[shown:])
+            kept = [(token.token_id, token.log_prob) for token in tokens if token.token_id is not None]
+            yield CompletedText(
+                prompt=prompt,
+                completion=stream.text,
+                completion_ids=[token_id for token_id, _ in kept],
+                log_probs=[log_prob for _, log_prob in kept],
+                finish_reason="stop" if stream.is_stopped else tokens[-1].finish_reason,
+                seed=sampling.seed + sample,
+            )
 
 
 def _checked(prompts: Iterable[str]) -> Iterator[str]:

@@ -1,14 +1,14 @@
-"""The completion loop: token ids in, token ids out.
+"""Generate token ids from token ids, step by step.
 
-The global random state, the training mode and the model stay as they were found.
+The global random state, the training mode and the weights of the model stay as they were found.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ from gpt_lightning.models.gpt import GPT
 
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout and gradients off; afterwards every module has the mode it had."""
+    """Turn dropout and gradients off, then restore the mode of every module."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -32,78 +32,69 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 @dataclass
-class Completion:
-    """What the model added to a prompt.
+class NewToken:
+    """What one step of `generate` adds to one row.
 
     Attributes:
-        token_ids: Without the prompt, and without the id that ended it.
-        log_probs: Of each, the logarithm of the probability that the model itself gave it, before all settings.
-        finish_reason: length (max_new_tokens), eos (an eos_id), stop (the listener said so) or exhausted (no token
-            was left that no_repeat_ngram_size allows). Empty while it goes on.
+        row: Index of the prompt.
+        token_id: The new token; None if the row ended without one.
+        log_prob: Natural logarithm of the probability that the model gave the token, before any sampling setting.
+        finish_reason: Empty while the row runs; length (max_new_tokens), eos (an eos_id was chosen) or exhausted
+            (no_repeat_ngram_size allows no token). Set it, as to "stop", to end the row after this token.
     """
 
-    token_ids: list[int] = field(default_factory=list)
-    log_probs: list[float] = field(default_factory=list)
-    finish_reason: str = ""
-
-
-Listener = Callable[[int, int], bool]
+    row: int
+    token_id: int | None
+    log_prob: float
+    finish_reason: str
 
 
 def generate(
-    model: GPT,
-    prompts: Sequence[Sequence[int]],
-    sampling: SamplingConfig,
-    samples: Sequence[int] | None = None,
-    listener: Listener | None = None,
-) -> list[Completion]:
-    """Continues prompts of any lengths together, each until an eos_id, max_new_tokens or the listener's word.
+    model: GPT, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, samples: Sequence[int] | None = None
+) -> Iterator[list[NewToken]]:
+    """Continue prompts of any lengths together and yield the new tokens of each step.
 
-    A row gets what it would get alone: it has its own generator, and its logits differ from those that it would
-    have alone by no more than the rounding of sums in another order. So its tokens are the same unless two
-    candidates are as close as that (about one in 10^6 of the logits in float32, one in 100 in bfloat16).
+    The model is in evaluation mode during a step only: between two steps, and after the last one that was asked
+    for, it has the mode that it was found in.
+
+    Each row has its own random generator, and its logits differ from those that it would have alone only by the order
+    in which sums are rounded. So its tokens are the same unless two candidates are that close (about one in 10^6 of
+    the logits in float32, one in 100 in bfloat16).
 
     Args:
-        model: Any mode; it is put back.
-        prompts: Token ids of each row, at least one.
-        sampling: See there; of stop_strings, num_samples and batch_size it knows nothing.
-        samples: The number of each row among the samples of its prompt; None for 0.
-        listener: Called with the row and the id of each new token; whether the row ends with it.
+        model: In any mode.
+        prompts: Token ids of each row, at least one row of at least one token.
+        sampling: Settings; stop_strings, num_samples and batch_size are ignored.
+        samples: Sample number of each row, which selects its random draws; None for 0.
 
-    Returns:
-        A completion per row.
+    Yields:
+        A token for each row that is still running, in order.
     """
-    completions = [Completion() for _ in prompts]
     texts = [list(prompt) for prompt in prompts]  # prompt and completion
     generators = [sampling.generator(sample) for sample in samples or [0] * len(prompts)]
-    looks_back = sampling.repetition_penalty != 1 or sampling.no_repeat_ngram_size is not None
-    with evaluation_mode(model):
-        decoder = IncrementalDecoder(model, max(map(len, texts)) + sampling.max_new_tokens)
-        running = list(range(len(texts)))
-        while running:
+    depends_on_text = sampling.repetition_penalty != 1 or sampling.no_repeat_ngram_size is not None
+    decoder = IncrementalDecoder(model, max(map(len, texts)) + sampling.max_new_tokens)
+    running = list(range(len(texts)))
+    for new_tokens in range(sampling.max_new_tokens):
+        with evaluation_mode(model):  # not across the yield: the caller's code would run in it
             logits = model.out_head(decoder.last_hidden_states([texts[row] for row in running])).float()  # (B, V)
-            new_tokens = len(completions[running[0]].token_ids)
             choices = logits
-            if looks_back or new_tokens < sampling.min_new_tokens:
+            if depends_on_text or new_tokens < sampling.min_new_tokens:
                 rows = zip(logits, running, strict=True)
                 choices = torch.stack([process_logits(one, texts[row], new_tokens, sampling) for one, row in rows])
             new_ids = sample_next_token(choices, sampling, [generators[row] for row in running])[:, None]  # (B, 1)
             new_ids = new_ids.to(logits.device)
-            chances = choices.gather(-1, new_ids)[:, 0].tolist()
+            chosen = choices.gather(-1, new_ids)[:, 0].tolist()
             log_probs = (logits.gather(-1, new_ids)[:, 0] - logits.logsumexp(-1)).tolist()
-            for row, token_id, chance, log_prob in zip(
-                running, new_ids[:, 0].tolist(), chances, log_probs, strict=True
-            ):
-                completion = completions[row]
-                if chance == -math.inf or token_id in sampling.eos_ids:
-                    completion.finish_reason = "exhausted" if chance == -math.inf else "eos"
-                    continue
+        step = []
+        for row, token_id, logit, log_prob in zip(running, new_ids[:, 0].tolist(), chosen, log_probs, strict=True):
+            if logit == -math.inf or token_id in sampling.eos_ids:
+                step.append(NewToken(row, None, log_prob, "exhausted" if logit == -math.inf else "eos"))
+            else:
                 texts[row].append(token_id)
-                completion.token_ids.append(token_id)
-                completion.log_probs.append(log_prob)
-                if listener is not None and listener(row, token_id):
-                    completion.finish_reason = "stop"
-                elif len(completion.token_ids) == sampling.max_new_tokens:
-                    completion.finish_reason = "length"
-            running = [row for row in running if not completions[row].finish_reason]
-    return completions
+                is_last = new_tokens + 1 == sampling.max_new_tokens
+                step.append(NewToken(row, token_id, log_prob, "length" if is_last else ""))
+        yield step
+        running = [token.row for token in step if not token.finish_reason]
+        if not running:
+            return

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from generated import generated, generated_ids
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt_lightning.data.tokenizer import ByteTokenizer
 from gpt_lightning.errors import InputError
 from gpt_lightning.inference.completion import TextStream, complete_all, in_batches
-from gpt_lightning.inference.generate import Completion, evaluation_mode, generate
+from gpt_lightning.inference.generate import evaluation_mode, generate
 from gpt_lightning.inference.kv_cache import KVCache
 from gpt_lightning.inference.sampling import (
     SamplingConfig,
@@ -67,10 +68,6 @@ def random_prompt(length: int, seed: int) -> list[int]:
     return torch.randint(257, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def ids(completions: list[Completion]) -> list[list[int]]:
-    return [one.token_ids for one in completions]
-
-
 @pytest.mark.parametrize("prompt_length", [1, 5, 12, 20])
 @pytest.mark.parametrize(("temperature", "top_k"), [(0.0, None), (1.0, None), (0.7, 5), (1.4, 25)])
 def test_completions_equal_the_documents_uncached_loop(
@@ -80,7 +77,7 @@ def test_completions_equal_the_documents_uncached_loop(
     prompt = random_prompt(prompt_length, 3)
     sampling = SamplingConfig(max_new_tokens=20, temperature=temperature, top_k=top_k)
 
-    assert ids(generate(model, [prompt], sampling)) == [documents_loop(model, prompt, sampling)]
+    assert generated_ids(model, [prompt], sampling) == [documents_loop(model, prompt, sampling)]
 
 
 @given(
@@ -97,7 +94,7 @@ def test_each_row_of_a_ragged_batch_gets_what_it_gets_alone_without_a_cache(
     samples = list(range(len(prompts)))
     sampling = SamplingConfig(max_new_tokens=15, temperature=temperature, seed=seed, eos_id=seed)
 
-    together = ids(generate(model, prompts, sampling, samples))
+    together = generated_ids(model, prompts, sampling, samples)
 
     assert together == [documents_loop(model, *row) for row in zip(prompts, [sampling] * 9, samples, strict=False)]
 
@@ -139,37 +136,42 @@ def test_rows_that_the_cache_keeps_stay_as_they_are(model: GPT) -> None:
 
 def test_each_row_stops_before_its_own_eos(model: GPT) -> None:
     prompts = [random_prompt(4, seed) for seed in (5, 6, 7)]
-    free = ids(generate(model, prompts, SamplingConfig(max_new_tokens=10, temperature=1.0)))
+    free = generated_ids(model, prompts, SamplingConfig(max_new_tokens=10, temperature=1.0))
     eos_ids = [free[1][3], free[2][5]]
 
-    stopped = generate(model, prompts, SamplingConfig(max_new_tokens=10, temperature=1.0, eos_id=eos_ids))
+    stopped = generated(model, prompts, SamplingConfig(max_new_tokens=10, temperature=1.0, eos_id=eos_ids))
 
     for long, short in zip(free, stopped, strict=True):
         end = next((i for i, token_id in enumerate(long) if token_id in eos_ids), len(long))
-        assert short.token_ids == long[:end]
-        assert short.finish_reason == ("eos" if end < len(long) else "length")
+        ends_early = end < len(long)
+        assert [token.token_id for token in short] == long[:end] + [None] * ends_early
+        assert [token.finish_reason for token in short[:-1]] == [""] * (len(short) - 1)
+        assert short[-1].finish_reason == ("eos" if ends_early else "length")
 
 
 def test_no_eos_comes_too_early(model: GPT) -> None:
     prompt = random_prompt(4, 8)
-    free = generate(model, [prompt], SamplingConfig(max_new_tokens=10))[0].token_ids
+    (free,) = generated_ids(model, [prompt], SamplingConfig(max_new_tokens=10))
 
-    (late,) = generate(model, [prompt], SamplingConfig(max_new_tokens=10, min_new_tokens=3, eos_id=free[0]))
+    (late,) = generated_ids(model, [prompt], SamplingConfig(max_new_tokens=10, min_new_tokens=3, eos_id=free[0]))
 
-    assert len(late.token_ids) >= 3
-    assert free[0] not in late.token_ids
+    assert len(late) >= 3
+    assert free[0] not in late
 
 
 def test_log_probabilities_are_the_models_own(model: GPT) -> None:
     model.eval()
     prompt = random_prompt(4, 9)
 
-    (one,) = generate(model, [prompt], SamplingConfig(max_new_tokens=12, temperature=1.7, top_k=9))
+    (tokens,) = generated(model, [prompt], SamplingConfig(max_new_tokens=12, temperature=1.7, top_k=9))
 
-    for n, (token_id, log_prob) in enumerate(zip(one.token_ids, one.log_probs, strict=True)):
+    text = prompt
+    for token in tokens:
         with torch.no_grad():
-            logits = model(torch.tensor([[*prompt, *one.token_ids[:n]][-12:]]))[0, -1]
-        assert log_prob == pytest.approx(torch.log_softmax(logits, -1)[token_id].item(), abs=1e-5)
+            logits = model(torch.tensor([text[-12:]]))[0, -1]
+        assert token.token_id is not None
+        assert token.log_prob == pytest.approx(torch.log_softmax(logits, -1)[token.token_id].item(), abs=1e-5)
+        text = [*text, token.token_id]
 
 
 def test_a_completion_ends_where_no_token_is_left() -> None:
@@ -178,10 +180,10 @@ def test_a_completion_ends_where_no_token_is_left() -> None:
     for temperature in (0.0, 1.0):
         sampling = SamplingConfig(max_new_tokens=9, temperature=temperature, no_repeat_ngram_size=1)
 
-        (one,) = generate(small, [[2]], sampling)
+        (tokens,) = generated(small, [[2]], sampling)
 
-        assert sorted(one.token_ids) == [0, 1, 3]
-        assert one.finish_reason == "exhausted"
+        assert sorted(token.token_id for token in tokens[:-1] if token.token_id is not None) == [0, 1, 3]
+        assert (tokens[-1].token_id, tokens[-1].finish_reason) == (None, "exhausted")
 
 
 def test_the_same_seed_gives_the_same_text_and_another_seed_another(model: GPT) -> None:
@@ -215,6 +217,54 @@ def test_sampling_leaves_mode_random_state_and_gradients_as_they_were(model: GPT
     assert model.trf_blocks[1].training
     assert all(parameter.grad is None for parameter in model.parameters())
     assert torch.is_grad_enabled()
+
+
+def test_between_steps_and_when_abandoned_mode_and_gradients_are_as_they_were(model: GPT) -> None:
+    model.train()
+    model.trf_blocks[0].eval()
+    modes = [module.training for module in model.modules()]
+    steps = generate(model, [[1, 2], [3]], SamplingConfig(temperature=1.0))
+    for _ in range(3):
+        next(steps)
+
+        assert [module.training for module in model.modules()] == modes
+        assert torch.is_grad_enabled()
+        assert not torch.is_inference_mode_enabled()
+        assert model(torch.tensor([[1]])).requires_grad
+    steps.close()
+
+    assert [module.training for module in model.modules()] == modes
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_what_the_caller_computes_between_steps_changes_no_token(model: GPT) -> None:
+    prompts, sampling = [[1, 2], [3]], SamplingConfig(max_new_tokens=20, temperature=1.0)
+    expected = generated_ids(model, prompts, sampling)
+    model.train()
+    found: list[list[int | None]] = [[], []]
+
+    for step in generate(model, prompts, sampling):
+        torch.randn(3)
+        model(torch.tensor([[7, 8, 9]]))  # with dropout
+        for token in step:
+            found[token.row].append(token.token_id)
+
+    assert found == expected
+
+
+def test_a_caller_ends_a_row_and_the_others_stay_as_they_are(model: GPT) -> None:
+    prompts, sampling = [[1, 2], [3], [4, 5, 6]], SamplingConfig(max_new_tokens=6, temperature=1.0)
+    free = generated_ids(model, prompts, sampling)
+    found: list[list[int | None]] = [[], [], []]
+
+    for step in generate(model, prompts, sampling):
+        for token in step:
+            found[token.row].append(token.token_id)
+            if token.row == 1 and len(found[1]) == 2:
+                token.finish_reason = "stop"
+
+    assert found == [free[0], free[1][:2], free[2]]
 
 
 def test_the_mode_comes_back_after_an_error(model: GPT) -> None:
