@@ -1,0 +1,572 @@
+"""One line and the right exit code for every bad input.
+
+One row per situation: its number, the command, the exit code, the words of the one line, and how the situation is
+made: `files` in the current folder, or `situation`, a function. FIT, RESUME, PREDICT and VALIDATE begin the commands:
+see `SHORT`. Rows with a letter are relatives of the row with that number; rows without a number stand by themselves.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import io
+import os
+import re
+import shlex
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import urllib.request
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from email.message import Message
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, STORY, Result
+
+from gpt_lightning.training.module import GPTModule
+
+Command = Callable[..., Result]
+Patch = pytest.MonkeyPatch
+ERROR, WARNING = "gpt_lightning: error: ", "gpt_lightning: warning: "
+SHORT = {
+    "FIT": "fit --config tiny.yaml --trainer.enable_progress_bar=false",
+    "RESUME": "fit --config tiny.yaml --trainer.enable_progress_bar=false --trainer.max_epochs=4 --run_dir=run --resume",
+    "PREDICT": "predict --ckpt_path last.ckpt",
+    "VALIDATE": "validate --ckpt_path last.ckpt",
+}
+# What only somebody who knows Python or jsonargparse understands.
+LEFT_OVER = re.compile(
+    r"<class |NoneType|typing\.|Union\[|Optional\[|Traceback|Parser key|Namespace\(|<function| object at 0x"
+    r"|\\[wds]|\(\?"
+)
+
+# ---- situations: files
+
+
+def changed(change: Callable[[dict[str, Any]], object]) -> Callable[[bytes], bytes]:
+    """The bytes of a checkpoint whose content was changed."""
+
+    def save(data: bytes) -> bytes:
+        content = torch.load(io.BytesIO(data), weights_only=True)
+        change(content)
+        torch.save(content, file := io.BytesIO())
+        return file.getvalue()
+
+    return save
+
+
+def truncated(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def with_a_flipped_bit(data: bytes) -> bytes:
+    """In the largest tensor."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        start = max(archive.infolist(), key=lambda one: one.file_size).header_offset
+    name, extra = struct.unpack_from("<HH", data, start + 26)
+    position = start + 30 + name + extra + 5
+    return data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("exploded",)
+
+
+def with_code(_: bytes) -> bytes:
+    torch.save({"state_dict": Bomb()}, file := io.BytesIO())
+    return file.getvalue()
+
+
+def set_in(path: str, value: Any) -> Callable[[bytes], bytes]:
+    """A checkpoint with another value at a place such as a/b."""
+
+    def change(content: dict[str, Any]) -> None:
+        *parents, last = path.split("/")
+        for parent in parents:
+            content = content[parent]
+        content[last] = value
+
+    return changed(change)
+
+
+with_nan = changed(lambda content: content["state_dict"]["model.final_norm.bias"].fill_(torch.nan))
+without_optimizer = changed(lambda content: content.pop("optimizer_states"))
+
+
+# ---- situations: folders, the machine, the network, the training
+
+
+def run(trained: Path, _: Patch) -> None:
+    """The trained run, with a checkpoint before its last."""
+    shutil.copytree(trained, "run")
+    shutil.copy("run/checkpoints/last.ckpt", "run/checkpoints/prev.ckpt")
+
+
+def run_with(last: Callable[[bytes], bytes], *, prev: Callable[[bytes], bytes] = bytes) -> Callable[..., None]:
+    """The trained run with other checkpoints."""
+
+    def make(trained: Path, patch: Patch) -> None:
+        run(trained, patch)
+        for path, damage in ((Path("run/checkpoints/last.ckpt"), last), (Path("run/checkpoints/prev.ckpt"), prev)):
+            path.write_bytes(damage(path.read_bytes()))
+
+    return make
+
+
+def run_in_use(trained: Path, patch: Patch) -> None:
+    run(trained, patch)
+    Path("run/.lock").write_text("4711")
+
+    def locked(*_: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    patch.setattr(fcntl, "flock", locked)
+
+
+def a_run_folder(*_: object) -> None:
+    Path("run/checkpoints").mkdir(parents=True)
+
+
+def huge(*_: object) -> None:
+    with open("huge.txt", "wb") as file:
+        file.truncate(3 * 1024**3)
+
+
+def pipe(*_: object) -> None:
+    os.mkfifo("pipe")
+
+
+def denied(name: str) -> Callable[..., None]:
+    """No file or folder of that name can be opened or made; the tests may run as root, whom no mode stops."""
+
+    def make(_: Path, patch: Patch) -> None:
+        def denying(call: Callable[..., Any]) -> Callable[..., Any]:
+            def deny(path: Any, *arguments: Any, **options: Any) -> Any:
+                if isinstance(path, (str, os.PathLike)) and Path(path).absolute().is_relative_to(Path(name).absolute()):
+                    raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
+                return call(path, *arguments, **options)
+
+            return deny
+
+        patch.setattr("builtins.open", denying(open))
+        patch.setattr(io, "open", denying(io.open))
+        patch.setattr(os, "open", denying(os.open))
+        patch.setattr(os, "mkdir", denying(os.mkdir))
+
+    return make
+
+
+def full_disk(_: Path, patch: Patch) -> None:
+    free = shutil.disk_usage(".")._replace(free=1000)
+    patch.setattr(shutil, "disk_usage", lambda _: free)
+
+
+def disk_that_fills_up(_: Path, patch: Patch) -> None:
+    """After the first checkpoint."""
+    sync = os.fsync
+
+    def fsync(file: int) -> None:
+        if "last.ckpt.tmp" in os.readlink(f"/proc/self/fd/{file}") and Path("run/checkpoints/last.ckpt").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(file)
+
+    patch.setattr(os, "fsync", fsync)
+
+
+def offline(_: Path, patch: Patch) -> None:
+    Path("cache").mkdir()
+    patch.setenv("TIKTOKEN_CACHE_DIR", "cache")
+    for variable, value in (("HTTPS_PROXY", "http://127.0.0.1:1"), ("NO_PROXY", ""), ("no_proxy", "")):
+        patch.setenv(variable, value)
+
+
+def offline_with_a_damaged_vocabulary(trained: Path, patch: Patch) -> None:
+    offline(trained, patch)
+    url = "https://openaipublic.blob.core.windows.net/encodings/p50k_base.tiktoken"
+    Path("cache", hashlib.sha1(url.encode()).hexdigest()).write_bytes(b"IQ== 0\n")
+    remove = os.remove
+    patch.setattr(os, "remove", lambda path: None if "cache" in str(path) else remove(path))  # tiktoken's, of damage
+
+
+def another_download(_: Path, patch: Patch) -> None:
+    class Answer(io.BytesIO):
+        headers = Message()
+
+    patch.setattr(urllib.request, "urlopen", lambda *_, **__: Answer(b"<html>not found</html>"))
+
+
+def no_memory(_: Path, patch: Patch) -> None:
+    patch.setattr(GPTModule, "training_step", lambda *_: torch.empty(10**18, dtype=torch.int8))
+
+
+def stopped_by(number: int) -> Callable[..., None]:
+    """In the second step."""
+
+    def make(_: Path, patch: Patch) -> None:
+        step = GPTModule.training_step
+
+        def training_step(self: GPTModule, batch: Any, batch_idx: int) -> Any:
+            if batch_idx == 1:
+                signal.raise_signal(number)
+            return step(self, batch, batch_idx)
+
+        patch.setattr(GPTModule, "training_step", training_step)
+
+    return make
+
+
+def own_module(_: Path, patch: Patch) -> None:
+    Path("evilmod.py").write_text("import os\nos.mkdir('ran')\nclass X: ...\n")
+    patch.syspath_prepend(str(Path.cwd()))
+
+
+def no_input(_: Path, patch: Patch) -> None:
+    patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+
+
+# ---- the table
+
+
+@dataclass(frozen=True)
+class Row:
+    """A bad input, and what it gets.
+
+    Attributes:
+        number: Of the situation.
+        line: The command.
+        code: The exit code.
+        words: In the one line: an error, or where the code is 0 a warning; empty: stderr is.
+        files: Name -> content in the current folder; a function makes it of the bytes of a trained checkpoint.
+        situation: Called with the trained run's folder and pytest's monkeypatch, in the current folder.
+        leaves: What is new in the current folder afterwards.
+    """
+
+    number: str
+    line: str
+    code: int
+    words: str
+    files: dict[str, str | bytes | Callable[[bytes], bytes]] = field(default_factory=dict)
+    situation: Callable[[Path, Patch], None] | None = None
+    leaves: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        contents = [one[:40] for one in self.files.values() if isinstance(one, str)]
+        return " ".join([self.number, self.line[:100], *map(repr, contents)])
+
+
+def bad_yaml(number: str, content: str | bytes, words: str) -> Row:
+    """A second config file that is wrong."""
+    return Row(number, "FIT --config bad.yaml", 2, words, {"bad.yaml": content})
+
+
+def bad_text(number: str, content: str | bytes, words: str, code: int = 2) -> Row:
+    """A text that is wrong."""
+    return Row(number, "VALIDATE --data.text=a.txt", code, words, {"a.txt": content})
+
+
+def bad_class(number: str, setting: str, value: str, words: str) -> Row:
+    """A class of Lightning that is named wrongly or cannot be used."""
+    return Row(number, f"FIT --trainer.{setting}={shlex.quote(value)}", 2, words)
+
+
+TEXT = "".join(f"The lamp was lit {i} times. " for i in range(100))
+LAUGH = "".join(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 9) if i else 'lol'}]\n" for i in range(9))
+# Of a billion blocks of width 16, without biases in their projections.
+WEIGHTS = 257 * 16 * 2 + 64 * 16 + 10**9 * (12 * 256 + 10 * 16) + 2 * 16
+COMMANDS = "expected one of fit, check, validate, test, predict, verify-resume, import, export, plot, explain, look"
+
+# fmt: off
+CONFIG_FILES = [
+    Row("1", "fit --config configs/x.yaml", 2, "configs/x.yaml: no such file"),
+    Row("1a", "fit --config .", 2, ".: is a directory"),
+    Row("1b", f"fit --config {'x' * 300}", 1, "x: file name too long"),
+    Row("1c", "fit --config pipe", 2, "pipe: must be a regular file", situation=pipe),
+    Row("1d", "fit", 2, "data.text is missing: give a text file, or a config that names one"),
+    bad_yaml("3", "a: 1\nb: 2\nc: [1, }\n", "bad.yaml:3: not valid YAML: "),
+    bad_yaml("3a", b"a: \xff", "bad.yaml: not UTF-8 text (byte 0xff at offset 3)"),
+    bad_yaml("3b", "seed_everything: 2024-13-45\n", "bad.yaml: not valid YAML: month must be in 1..12"),
+    bad_yaml("3c", "model: {n_layers: 2, n_layers: 3}\n", "bad.yaml:1: not valid YAML: key 'n_layers' occurs twice"),
+    bad_yaml("3d", "? [a]\n: 3\n", "bad.yaml:1: not valid YAML: a name must be a plain word"),
+    bad_yaml("3e", "model: {<<: {n_layers: 1}}\n", "bad.yaml:1: not valid YAML: a name must be a plain word"),
+    bad_yaml("3f", "a: {null: 2}\n", "bad.yaml:1: not valid YAML: a name must be a plain word"),
+    bad_yaml("3g", "1: 2\n", "bad.yaml: a name must be a plain word, not 1"),
+    bad_yaml("3h", "model: !!python/object/apply:os.getcwd []\n", "bad.yaml:1: not valid YAML: could not determine a "),
+    bad_yaml("3i", "prompt: !text abc\n", "could not determine a constructor for the tag '!text'"),
+    bad_yaml("3j", 'prompt: "\\ud800"\n', "bad.yaml:1: not valid YAML: half a character"),
+    bad_yaml("3k", "a: &x [*x]\n", "bad.yaml:1: not valid YAML: an alias inside of what it stands for"),
+    bad_yaml("4", "", "bad.yaml: is empty"),
+    bad_yaml("4a", "# nothing\n", "bad.yaml: is empty"),
+    bad_yaml("4b", "- 1\n", "bad.yaml: is a list, not settings"),
+    bad_yaml("4c", "model: 3\n", "bad.yaml: model must hold settings (name: value), got 3"),
+    bad_yaml("7", "a: " + "x" * 1_000_000, "bad.yaml: too large for a config"),
+    bad_yaml("7a", LAUGH, "bad.yaml: too large for a config"),
+    bad_yaml("7b", "[" * 5000, "bad.yaml: not a config: nested too deeply"),
+    bad_yaml("9", "modle: {n_layers: 2}\n", "unknown setting 'modle.n_layers'; did you mean 'model.n_layers'?"),
+    bad_yaml("9a", "__path__: x\n", "bad.yaml: unknown setting '__path__'"),
+    bad_yaml("10", "model: {n_layer: 2}\n", "unknown setting 'model.n_layer'; did you mean 'model.n_layers'?"),
+    bad_yaml("11", "model: {n_layers: two}\n", "model.n_layers must be an int, not 'two'"),
+    bad_yaml("11a", "evaluate_every: null\n", "evaluate_every must be an int, not null"),
+    bad_yaml("11b", "trainer: {max_steps: null}\n", "trainer.max_steps must be an int, not null"),
+    bad_yaml("11c", "model: {min_learning_rate: None}\n", "model.min_learning_rate must be a number or null, not 'None'"),
+    bad_yaml("11d", "sampling: {stop_strings: null}\n", "sampling.stop_strings must be a list of texts, not null; quote what YAML reads as something else"),
+    bad_yaml("11e", "model: {tie_weights:}\n", "model.tie_weights must be true or false, not null"),
+    bad_yaml("11f", "prompt: [[1, 2]]\n", "prompt must be a list of texts, not '[1, 2]'; quote what YAML reads as something else"),
+    bad_yaml("11g", "prompt: {a: 1}\n", "prompt must be a list of texts, not '{'a': 1}'; quote what YAML reads as something else"),
+    bad_yaml("24", "data: {context_length: 16}\n", "bad.yaml: data.context_length is given as model.context_length"),
+    bad_yaml("24a", "data: {seed: 7}\n", "bad.yaml: data.seed is given as seed_everything"),
+    bad_yaml("24b", "data: {evaluate_batches: 7}\n", "bad.yaml: data.evaluate_batches is given as evaluate_batches"),
+    bad_yaml("", "resume: true\n", "bad.yaml: resume is given on the command line only (--resume)"),
+    bad_yaml("", "run_dir: here\n", "bad.yaml: run_dir is given on the command line only (--run_dir)"),
+]
+
+SETTINGS = [
+    Row("9", "FIT --modle.n_layers=2", 2, "unknown setting 'modle.n_layers'; did you mean 'model.n_layers'?"),
+    Row("9b", "FIT --foo", 2, "unknown setting 'foo'"),
+    Row("9c", "FIT foo", 2, "'foo' belongs to no option; options begin with --"),
+    Row("10", "FIT --model.n_layer=2", 2, "unknown setting 'model.n_layer'; did you mean 'model.n_layers'?"),
+    Row("11", "FIT --model.n_layers=two", 2, "model.n_layers must be an int, not 'two'"),
+    Row("11h", "FIT --model=null", 2, "model must be settings (--model.NAME VALUE), not 'null'"),
+    Row("13", "FIT --model.n_layers=0", 2, "model.n_layers must be an int of at least 1, got 0"),
+    Row("13a", "FIT --model.n_layers=-1", 2, "model.n_layers must be an int of at least 1, got -1"),
+    Row("14", "FIT --model.emb_dim=15", 2, "model.emb_dim (15) must be divisible by model.n_heads (2)"),
+    Row("16", "FIT --model.vocab_size=0", 2, "model.vocab_size must be an int of at least 1, got 0"),
+    Row("16a", "FIT --model.vocab_size=true", 2, "model.vocab_size must be an int or null, not 'true'"),
+    Row("17", "FIT --model.vocab_size=100", 2, "model.vocab_size (100) is smaller than the tokenizer's 257"),
+    Row("19", "FIT --model.learning_rate=-0.1", 2, "model.learning_rate must be a finite number above 0, got -0.1"),
+    Row("20", "FIT --model.learning_rate=fast", 2, "model.learning_rate must be a number, not 'fast'"),
+    Row("20a", "FIT --model.learning_rate=nan", 2, "model.learning_rate must be a number, not 'nan'"),
+    bad_yaml("20b", "model: {learning_rate: .nan}\n", "model.learning_rate must be a finite number above 0, got nan"),
+    bad_yaml("20c", "model: {learning_rate: .inf}\n", "model.learning_rate must be a finite number above 0, got inf"),
+    Row("20d", f"FIT --model.weight_decay=1{400 * '0'}", 2, "int too large to convert to float"),
+    Row("22", "FIT --model.warmup_steps=500", 2, "model.warmup_steps (500) must be below the run's 15 steps"),
+    Row("24", "FIT --data.context_length=16", 2, '"data.context_length" must be given via "model.context_length".'),
+    Row("26", "FIT --model.context_length=99999", 2, "the training split (18413 tokens) is shorter than one window (100000"),
+    Row("27", "FIT --model.context_length=8192", 2, "the validation split (2046 tokens) is shorter than one window"),
+    Row("28", "FIT --data.batch_size=0", 2, "data.batch_size must be an int of at least 1, got 0"),
+    Row("28a", "FIT --data.batch_size=-2", 2, "data.batch_size must be an int of at least 1, got -2"),
+    Row("29", "FIT --data.batch_size=500", 2, "data.batch_size (500) exceeds the 287 training windows"),
+    Row("30", "FIT --data.train_ratio=1.0", 2, "data.train_ratio must be between 0 and 1, got 1.0"),
+    Row("30a", "FIT --data.train_ratio=0", 2, "data.train_ratio must be between 0 and 1, got 0"),
+    Row("30b", "FIT --data.train_ratio=2", 2, "data.train_ratio must be between 0 and 1, got 2.0"),
+    Row("30c", "FIT --data.val_text=tiny.yaml --data.train_ratio=0.5", 2, "data.train_ratio has no effect, because data."),
+    Row("32", "FIT --data.num_workers=-1", 2, "data.num_workers must be an int from 0 to 16, got -1"),
+    Row("32a", "FIT --data.num_workers=10000", 2, "data.num_workers must be an int from 0 to 16, got 10000"),
+    Row("", "FIT --data.tokenizer=gpt5", 2, "data.tokenizer must be one of bytes, gpt2,"),
+    Row("", "FIT --seed_everything=-1", 2, "seed_everything must be an int from 0 to 4294967295, got -1"),
+    Row("", "FIT --seed_everything=true", 2, "seed_everything must be an int, not 'True'"),
+    Row("", "FIT --evaluate_every=0", 2, "evaluate_every must be an int of at least 1, got 0"),
+    Row("", "FIT --save_every=0", 2, "save_every must be an int of at least 1, got 0"),
+    Row("", "FIT --run_dir=", 2, "--run_dir is empty; name a folder"),
+]
+
+TRAINER = [
+    Row("33", "FIT --trainer.max_epochs=0", 2, "trainer.max_epochs must be an int of at least 1, got 0"),
+    Row("34", "FIT --trainer.max_epochs=-5", 2, "trainer.max_epochs must be an int of at least 1, got -5"),
+    Row("34a", "FIT --trainer.max_epochs=-1", 2, "trainer.max_steps and trainer.max_time must end the run"),
+    Row("34b", "FIT --trainer.max_time=abc", 2, "trainer.max_time must be a duration as DD:HH:MM:SS, got 'abc'"),
+    Row("34c", "FIT --trainer.max_epoch=3", 2, "unknown setting 'trainer.max_epoch'; did you mean 'trainer.max_epochs'?"),
+    Row("34d", "FIT --trainer.min_epochs=3", 2, "unknown setting 'trainer.min_epochs'; did you mean"),
+    Row("36", "FIT --trainer.precision=bf61", 2, "trainer.precision must be one of auto, 32-true, 16-mixed, bf16-mixed,"),
+    Row("36a", "FIT --precision=32-true", 2, "unknown setting 'precision'; did you mean 'trainer.precision'?"),
+    Row("37", "FIT --trainer.accelerator=gpuu", 2, "trainer.accelerator must be one of auto, cpu,"),
+    Row("38", "FIT --trainer.accelerator=cuda", 2, "trainer.accelerator is cuda but this machine has no CUDA device"),
+    Row("38a", "FIT --trainer.accelerator=tpu", 2, "trainer.accelerator is tpu but torch_xla is not installed"),
+    Row("39", "FIT --trainer.devices=0", 2, "trainer.devices must be an int of at least 1, got 0"),
+    Row("39a", "FIT --trainer.devices=9999", 2, "trainer.devices asks for 9999, this machine has "),
+    Row("39b", "FIT --trainer.devices=many", 2, "trainer: `devices` selected with `CPUAccelerator` should be an int > 0."),
+    Row("39c", "FIT --trainer.num_nodes=2", 2, "trainer.num_nodes (2) needs torchrun or SLURM to start the processes"),
+    Row("39d", "FIT --trainer.strategy=many", 2, "trainer: You selected an invalid strategy name: `strategy='many'`."),
+    Row("39e", "FIT --trainer.strategy=ddp_spawn", 2, "trainer.strategy ddp_spawn cannot carry a run's open files to"),
+    Row("39f", "FIT --trainer.strategy=deepspeed_stage_2", 2, "trainer.strategy: deepspeed_stage_2 writes checkpoints of"),
+    Row("40", "FIT --trainer.precision=16-mixed", 2, "trainer.precision 16-mixed does not run on cpu"),
+    Row("23", "FIT --trainer.gradient_clip_val=-1", 2, "trainer.gradient_clip_val must be a finite number of at least 0"),
+    Row("23a", "FIT --trainer.gradient_clip_val=nan", 2, "trainer.gradient_clip_val must be an int or a number or null"),
+    bad_yaml("23b", "trainer: {gradient_clip_val: .nan}\n", "trainer.gradient_clip_val must be a finite number of at least"),
+    Row("", "FIT --trainer.accumulate_grad_batches=0", 2, "trainer.accumulate_grad_batches must be an int of at least 1"),
+    Row("", "FIT --trainer.limit_train_batches=0", 2, "trainer.limit_train_batches must be an int of at least 1 or a"),
+    Row("", "FIT --trainer.limit_val_batches=0.1", 2, "trainer.limit_val_batches (0.1) leaves none of the 1 batches"),
+    Row("42", "", 2, COMMANDS),
+    Row("42a", "train", 2, f"{COMMANDS}; got 'train'"),
+    Row("42b", "predikt", 2, "got 'predikt'; did you mean predict?"),
+]
+
+CLASSES = [
+    bad_class("43", "callbacks", "nope.Callback", "class_path 'nope.Callback' is not allowed; only classes of Lightning that"),
+    bad_class("43a", "callbacks", "[{class_path: lightning.pytorch.callbacks.Nope}]", "'lightning.pytorch.callbacks.Nope' not found"),
+    bad_class("43b", "callbacks", "foo", "trainer.callbacks must name a class of Lightning (class_path: NAME), not 'foo'"),
+    Row("44", "FIT --trainer.callbacks='[{class_path: evilmod.X}]'", 2, "class_path 'evilmod.X' is not allowed", situation=own_module),
+    bad_class("44a", "callbacks", "[{class_path: os.system}]", "class_path 'os.system' is not allowed"),
+    bad_class("44b", "callbacks", "[{class_path: lightning.pytorch.callbacks.LambdaCallback}]", "LambdaCallback' is not allowed"),
+    bad_class("", "callbacks", "[{class_path: EarlyStopping}]", "trainer.callbacks: option 'monitor' is missing"),
+    bad_class("", "callbacks", "[{class_path: EarlyStopping, init_args: {monitr: a}}]", "trainer.callbacks: unknown option 'monitr'"),
+    bad_class("", "callbacks", "[{class_path: EarlyStopping, init_args: {monitor: loss}}]", "trainer.callbacks: EarlyStopping cannot monitor 'loss', only val_loss, val_perplexity, train_eval_loss,"),
+    bad_class("", "callbacks", "[{class_path: BatchSizeFinder}]", "trainer.callbacks: BatchSizeFinder changes data.batch_size when the steps of the run are counted; set data."),
+    bad_class("", "callbacks", "[{class_path: OnExceptionCheckpoint, init_args: {dirpath: .}}]", "trainer.callbacks: OnExceptionCheckpoint saves what a run cannot go on from exactly; last.ckpt serves"),
+    bad_class("", "callbacks", "[{class_path: StochasticWeightAveraging, init_args: {swa_lrs: 0.01}}]", "trainer.callbacks: StochasticWeightAveraging neither saves its averages as weights nor goes on with the same learning rates; take EMAWeightAveraging"),
+    bad_class("", "callbacks", "[{class_path: EMAWeightAveraging, init_args: {update_starting_at_epoch: 1}}]", "trainer.callbacks: EMAWeightAveraging's update_starting_at_epoch (1) averages after the evaluation at the end"),
+    bad_class("", "callbacks", "[{class_path: ModelPruning, init_args: {pruning_fn: l1_unstructured}}]", "trainer.callbacks: ModelPruning gives the weights other names than a checkpoint's"),
+    bad_class("", "plugins", "[{class_path: lightning.pytorch.plugins.DoublePrecision}]", "trainer.plugins: DoublePrecision is chosen by the setting trainer.precision (64-true, 16-true, bf16-mixed ...), not"),
+    bad_class("", "plugins", "[{class_path: lightning.fabric.plugins.XLAPrecision, init_args: {precision: 32-true}}]", "trainer.plugins: XLAPrecision is chosen by the setting trainer.precision"),
+    bad_class("", "plugins", "[{class_path: lightning.pytorch.plugins.AsyncCheckpointIO}]", "trainer.plugins: AsyncCheckpointIO cannot be set: the program writes its checkpoints itself, each whole or"),
+    bad_class("", "plugins", "[{class_path: lightning.fabric.plugins.TorchCheckpointIO}]", "trainer.plugins: TorchCheckpointIO cannot be set: the program writes its checkpoints itself"),
+    bad_class("", "strategy", "{class_path: lightning.pytorch.strategies.ModelParallelStrategy}", "trainer.strategy: ModelParallelStrategy needs a network that is written to be cut into parts"),
+    bad_class("", "strategy", "{class_path: lightning.pytorch.strategies.DeepSpeedStrategy}", "trainer.strategy: DeepSpeedStrategy writes checkpoints of its own, in folders; take ddp or fsdp"),
+]
+
+TEXTS = [
+    Row("46", "FIT --data.text=nope.txt", 2, "nope.txt: no such file"),
+    Row("46a", "FIT --data.text=", 2, "data.text is missing: give a text file, or a config that names one"),
+    Row("46b", "FIT --data.text=a.txt --data.text=b.txt", 2, "--data.text is given twice; many documents are a folder"),
+    Row("46c", "FIT --data.val_text=.", 2, ": no .txt or .jsonl file below it"),
+    Row("46d", "FIT --data.text=pipe", 2, "pipe: data.text must be a regular file", situation=pipe),
+    bad_text("48", "", "a.txt: is empty"),
+    bad_text("48a", "a", "a.txt: is one character ('a') over and over; there is nothing to learn"),
+    bad_text("48b", " \n\n", "a.txt: holds nothing but white space"),
+    bad_text("50", "lamp", "a.txt: the text (4 tokens) is shorter than one window (65 tokens); give a longer one"),
+    Row("50a", "FIT --data.text=a.txt", 2, "the validation split (60 tokens) is shorter than one window (65 tokens)", {"a.txt": TEXT[:600]}),
+    Row("50b", "test --ckpt_path last.ckpt --data.test_text=a.txt", 2, "a.txt: the text (4 tokens) is shorter than one", {"a.txt": "lamp"}),
+    bad_text("51", b"\x80" + TEXT.encode(), "a.txt: not UTF-8 text (byte 0x80 at offset 0)"),
+    bad_text("53", "\ufeff" + TEXT, "a.txt: starts with a byte order mark, which is left out", code=0),
+    bad_text("55", TEXT + "\0", "a.txt: contains NUL bytes; not a text file"),
+    bad_text("55a", "a" * 1000, "a.txt: is one character ('a') over and over; there is nothing to learn"),
+    bad_text("56", TEXT + "<|endoftext|>" + TEXT, "", code=0),
+    Row("59", "FIT --data.text=huge.txt", 2, "huge.txt: contains NUL bytes; not a text file", situation=huge),
+    Row("60", "FIT --data.text=a.txt", 1, "a.txt: permission denied", {"a.txt": TEXT}, situation=denied("a.txt")),
+    Row("62", "VALIDATE", 2, f"{STORY}: is not the text that last.ckpt was trained on (the-lamp-at-low-water.txt, sha256", {"last.ckpt": set_in("gpt_lightning/text/sha256", "0" * 64)}),
+    Row("62a", "RESUME --data.text=a.txt", 2, "; --allow_data_change trains the run on this one", {"a.txt": TEXT * 10}, situation=run),
+]
+
+PROMPTS = [
+    Row("63", "PREDICT --prompt=", 2, "prompt is empty; to start from nothing give <|endoftext|>"),
+    bad_yaml("63a", "prompt: ['']\n", "prompt is empty; to start from nothing give <|endoftext|>"),
+    Row("63b", "PREDICT --prompt", 2, "--prompt needs a text"),
+    Row("63c", "PREDICT", 2, "predict needs --prompt TEXT, --prompts_file FILE (- for standard input) or --interactive"),
+    Row("64", f"PREDICT --prompt={'x' * 65}", 0, "prompt has 65 tokens; the model reads the last 64"),
+    Row("65", "PREDICT --prompt='<|endoftext|>'", 0, ""),
+    Row("66", "PREDICT --prompt=\U0001f600 --sampling.temperature=1", 0, ""),
+    Row("68", "PREDICT --prompts_file=prompt.txt", 2, "prompt.txt: no such file"),
+    Row("68a", "PREDICT --prompts_file=-", 2, "standard input: is empty; expected a prompt in each line", situation=no_input),
+    Row("68b", "PREDICT --prompts_file=p.txt", 0, "", {"p.txt": "a\0b\n"}),
+    *(Row("69", f"PREDICT --prompt={shlex.quote(one)}", 0, "") for one in ("123", "null", "a: b", "-x")),
+    *(bad_yaml("69a", f"prompt: [{one}]\n", f"prompt must be a list of texts, not '{one}'; quote what YAML reads as something else") for one in ("1.5", "123")),
+    Row("69b", "FIT --config more.yaml --trainer.max_steps=1", 0, "", {"more.yaml": "prompt: ['1.50', 'null', 'a: b']\n"}, leaves=("runs",)),
+    Row("70", "PREDICT --prompt=x --sampling.top_k=99999", 2, "sampling.top_k must be an int from 1 to 257, got 99999"),
+    Row("70a", "PREDICT --prompt=x --sampling.top_k=0", 2, "sampling.top_k must be an int from 1 to 257, got 0"),
+    Row("70b", "FIT --sampling.top_k=258", 2, "sampling.top_k must be an int from 1 to 257, got 258"),
+    Row("72", "PREDICT --prompt=x --sampling.temperature=-1", 2, "sampling.temperature must be a finite number of at least 0"),
+    Row("74", "PREDICT --prompt=x --sampling.temperature=1e-300", 0, ""),
+    Row("75", "PREDICT --prompt=x --sampling.max_new_tokens=-1", 2, "sampling.max_new_tokens must be an int of at least 1"),
+    Row("75a", "FIT --sampling.max_new_tokens=0", 2, "sampling.max_new_tokens must be an int of at least 1, got 0"),
+]
+
+CHECKPOINTS = [
+    Row("76", "predict --prompt=x", 2, "predict needs --ckpt_path CKPT"),
+    Row("77", "predict --prompt=x --ckpt_path=runs/x/last.ckpt", 2, "runs/x/last.ckpt: no such file"),
+    Row("79", "PREDICT --prompt=x", 2, "last.ckpt: not a complete checkpoint", {"last.ckpt": b""}),
+    Row("80", "PREDICT --prompt=x", 2, "last.ckpt: not a complete checkpoint", {"last.ckpt": truncated}),
+    Row("80a", "RESUME --trainer.max_epochs=3", 0, "run/checkpoints/last.ckpt: not a complete checkpoint; resuming from prev.ckpt, the one before", situation=run_with(truncated)),
+    Row("80b", "RESUME", 2, "run/checkpoints/last.ckpt: not a complete checkpoint", situation=run_with(truncated, prev=truncated)),
+    Row("81", "PREDICT --prompt=x", 2, "last.ckpt: checksum mismatch", {"last.ckpt": with_a_flipped_bit}),
+    Row("83", "PREDICT --prompt=x", 2, "last.ckpt: refused, contains more than tensors", {"last.ckpt": with_code}),
+    Row("85", "RESUME", 2, "last.ckpt: has weights but no optimizer state; resume from a run's last.ckpt", situation=run_with(without_optimizer, prev=without_optimizer)),
+    Row("86", "PREDICT --prompt=x --model.emb_dim=32", 2, "last.ckpt has model.emb_dim 16, the settings say 32"),
+    Row("86a", "PREDICT --prompt=x --model.n_layers=12", 2, "last.ckpt has model.n_layers 1, the settings say 12"),
+    Row("86b", "RESUME --model.emb_dim=32", 2, "last.ckpt has model.emb_dim 16, the settings say 32", situation=run),
+    Row("87", "PREDICT --prompt=x --data.tokenizer=gpt2", 2, "last.ckpt has data.tokenizer bytes, the settings say gpt2"),
+    Row("87a", "PREDICT --prompt=x --model.vocab_size=300", 2, "last.ckpt has model.vocab_size 257, the settings say 300"),
+    Row("89", "PREDICT --prompt=x", 2, "last.ckpt: contains non-finite weights", {"last.ckpt": with_nan}),
+    Row("90", "PREDICT --prompt=x", 0, "last.ckpt: ignoring its unknown setting model.n_experts", {"last.ckpt": set_in("hyper_parameters/n_experts", 8)}),
+    Row("91", "predict --prompt=x --ckpt_path=https://a.b/c.ckpt", 2, "https://a.b/c.ckpt: checkpoints are local files only"),
+    Row("92", "predict --prompt=x --ckpt_path=best", 2, "best: no such file"),
+    Row("92a", "predict --prompt=x --ckpt_path=run", 2, "run: is a folder, not a checkpoint", situation=a_run_folder),
+    Row("92b", "predict --prompt=x --ckpt_path=run", 2, "not a checkpoint; it holds run/checkpoints/best.ckpt", situation=run),
+    Row("92c", "FIT --resume --trainer.max_steps=1", 0, "", leaves=("runs",)),
+    Row("92d", "PREDICT --prompt=x --run_dir=y", 2, "unknown setting 'run_dir'"),
+    Row("92e", "predict --prompt=x --ckpt_path=pipe", 2, "pipe: must be a regular file", situation=pipe),
+    Row("", "FIT --run_dir=run", 2, "run already holds a run; add --resume to go on with it", situation=run),
+]
+
+MACHINE = [
+    Row("94", "RESUME", 2, "run is in use by process 4711", situation=run_in_use),
+    Row("95", "FIT", 1, "runs/tiny/1: permission denied", situation=denied("runs")),
+    Row("96", "FIT --run_dir=run", 1, "run/checkpoints: permission denied", situation=denied("run/checkpoints"), leaves=("run",)),
+    Row("98", "FIT --run_dir=run", 1, "for its checkpoints, the disk has 1.0 kB free", situation=full_disk),
+    Row("98a", "FIT --run_dir=run --save_every=3", 1, "run/checkpoints/last.ckpt: no space left on device while saving; last.ckpt of before is intact", situation=disk_that_fills_up, leaves=("run",)),
+    Row("99", "FIT --data.tokenizer=p50k_base", 1, "tokenizer p50k_base is not cached and cannot be downloaded (ProxyError); set TIKTOKEN_CACHE_DIR to a folder", situation=offline),
+    Row("100", "FIT --data.tokenizer=p50k_base", 1, "has another checksum than the vocabulary of tokenizer p50k_base", situation=offline_with_a_damaged_vocabulary),
+    Row("101", f"FIT --data.text=a.txt --data.url=http://a.b/a.txt#sha256={'0' * 64}", 1, "a.txt: no such file; http://a.b/a.txt: checksum mismatch, file not kept", situation=another_download),
+    Row("102", "FIT --run_dir=run", 1, "lower data.batch_size (56), model.context_length (64) or the model", situation=no_memory, leaves=("run",)),
+    Row("102a", "FIT --model.n_layers=1000000000", 1, f"out of memory: the {WEIGHTS:,} weights of model.emb_dim (16) and model.n_layers ("),
+    Row("104", "FIT --run_dir=run --model.learning_rate=1e38", 3, "; try a lower model.learning_rate, a warm-up or trainer.gradient_clip_val", leaves=("run",)),
+    Row("105", "FIT --run_dir=run", 143, "", situation=stopped_by(signal.SIGTERM), leaves=("run",)),
+    Row("105a", "FIT --run_dir=run", 130, "", situation=stopped_by(signal.SIGINT), leaves=("run",)),
+]
+# fmt: on
+ROWS = [*CONFIG_FILES, *SETTINGS, *TRAINER, *CLASSES, *TEXTS, *PROMPTS, *CHECKPOINTS, *MACHINE]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_a_bad_input_gets_one_line_and_leaves_nothing_behind(
+    row: Row, command: Command, config: Path, trained: Path
+) -> None:
+    if torch.cuda.is_available() and ("cuda" in row.line or "16-" in row.line):
+        pytest.skip("this machine has what the row says is missing")
+    last = (trained / "checkpoints/last.ckpt").read_bytes()
+    for name, content in {"last.ckpt": bytes, **row.files}.items():
+        made = content(last) if callable(content) else content
+        Path(name).write_bytes(made.encode() if isinstance(made, str) else made)
+    first, _, rest = row.line.partition(" ")
+
+    with pytest.MonkeyPatch.context() as patch:
+        if row.situation is not None:
+            row.situation(trained, patch)
+        before = set(Path().rglob("*"))
+        result = command(*shlex.split(f"{SHORT.get(first, first)} {rest}"))
+
+    assert result.code == row.code, result.err
+    assert LEFT_OVER.search(result.err) is None, result.err
+    if not row.words:
+        assert result.err == ""
+    else:
+        (line,) = result.err.splitlines()
+        assert line.startswith(WARNING if row.code == 0 else ERROR)
+        assert row.words in line
+    new = {path for path in Path().rglob("*") if path not in before and path.parts[0] not in row.leaves}
+    assert new == set()
+
+
+# ---- what only a process of its own shows
+
+GONE = f"{ERROR}the current folder was deleted; change to one that is there (cd)\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        pytest.param("(sleep 0.2; PROGRAM --help) | true; exit ${PIPESTATUS[0]}", 141, "", id="106"),
+        pytest.param("PROGRAM --help >&-", 0, "", id="106a"),
+        pytest.param("env -i LANG=C PROGRAM --help", 0, "", id="107"),
+        pytest.param("cd gone && rmdir ../gone && PROGRAM --help", 0, "", id="107a"),
+        pytest.param("cd gone && rmdir ../gone && PROGRAM fit", 1, GONE, id="107b"),
+        pytest.param("cd gone && rmdir ../gone && PROGRAM plot", 1, GONE, id="107c"),
+    ],
+)
+def test_an_odd_environment_gets_one_line_or_none(tmp_path: Path, line: str, code: int, said: str) -> None:
+    (tmp_path / "gone").mkdir()
+    program = f"env PYTHONPATH={shlex.quote(str(ROOT))} {sys.executable} -m gpt_lightning"
+
+    done = subprocess.run(
+        ["bash", "-c", line.replace("PROGRAM", program)], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+
+    assert (done.returncode, done.stderr) == (code, said)
+    assert os.listdir(tmp_path) in ([], ["gone"])
