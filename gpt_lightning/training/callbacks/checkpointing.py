@@ -25,7 +25,7 @@ from gpt_lightning.runs.folder import Run
 from gpt_lightning.training.callbacks.exact_resume import text_changed
 from gpt_lightning.training.callbacks.progress import Progress
 from gpt_lightning.training.callbacks.signals import StopOnSignal
-from gpt_lightning.training.callbacks.step_end import at_step_boundary, evaluation_is_due, run_ends
+from gpt_lightning.training.callbacks.step_end import StepEnd
 from gpt_lightning.training.module import GPTModule
 
 TIME_BETWEEN_SAVES = 40  # times as long as a save takes; the run's last step is saved besides
@@ -106,7 +106,7 @@ class BestWeights:
             self.val_loss, self.step = math.inf, -1
 
 
-class Checkpointing(Checkpoint):
+class Checkpointing(StepEnd, Checkpoint):
     """Saves `best.ckpt` (weights only), `last.ckpt` (everything) and the one before it, `prev.ckpt`.
 
     Saves at the end of an optimizer step, after its evaluation. The best weights are written just before
@@ -173,34 +173,22 @@ class Checkpointing(Checkpoint):
                 self.best.check(dict(pl_module.hparams))
             self.best.val_loss, self.best.step = trainer.strategy.broadcast((self.best.val_loss, self.best.step))
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if at_step_boundary(trainer) and not evaluation_is_due(trainer) and not trainer.is_last_batch:
-            self._save_if_due(trainer)
-
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, GPTModule)
-        if trainer.sanity_checking or trainer.state.fn != "fit":
-            return
-        val_loss = pl_module.evaluated["val_loss"]
-        if val_loss < self.best.val_loss:
-            self.best.keep(val_loss, self._snapshot(trainer, pl_module))
-        if not trainer.is_last_batch:
-            self._save_if_due(trainer)
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            val_loss = pl_module.evaluated["val_loss"]
+            if val_loss < self.best.val_loss:
+                self.best.keep(val_loss, self._snapshot(trainer, pl_module))
+        super().on_validation_end(trainer, pl_module)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._save_if_due(trainer)
-
-    def _save_if_due(self, trainer: Trainer) -> None:
-        """Saves after the optimizer step that just ended, where that is due; ends a run that was stopped."""
-        step = trainer.global_step
-        if step != self.saved_step:
-            by_steps = self.save_every is not None and step % self.save_every == 0
-            by_time = time.monotonic() >= self._save_at
-            asked = self.stop.is_asked(trainer)
-            if asked or trainer.strategy.broadcast(by_steps or by_time or run_ends(trainer)):
-                self._save(trainer)
-            if asked and not run_ends(trainer):
-                raise Stopped(self.stop.signal_number)
+    def after_step(self, trainer: Trainer, module: LightningModule, *, epoch_ended: bool, run_ends: bool) -> None:
+        by_steps = self.save_every is not None and trainer.global_step % self.save_every == 0
+        by_time = time.monotonic() >= self._save_at
+        stops = self.stop.is_asked(trainer)
+        if stops or trainer.strategy.broadcast(by_steps or by_time or run_ends):
+            self._save(trainer)
+        if stops and not run_ends:
+            raise Stopped(self.stop.signal_number)
 
     def _save(self, trainer: Trainer) -> None:
         start = time.monotonic()

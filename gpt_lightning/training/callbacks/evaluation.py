@@ -12,7 +12,7 @@ from gpt_lightning.errors import DivergedError
 from gpt_lightning.runs.folder import Run
 from gpt_lightning.training.callbacks.metrics import log
 from gpt_lightning.training.callbacks.progress import Progress
-from gpt_lightning.training.callbacks.step_end import NEVER, at_step_boundary, run_ends
+from gpt_lightning.training.callbacks.step_end import NEVER, at_step_boundary, is_last_step
 from gpt_lightning.training.module import GPTModule
 
 
@@ -47,7 +47,7 @@ class Evaluation(Callback):
         boundary = at_step_boundary(trainer)
         self._stop_requested |= trainer.should_stop or -1 < self.max_steps <= trainer.global_step
         trainer.should_stop = self._stop_requested and boundary
-        due = boundary and (trainer.global_step % self.every == 0 or run_ends(trainer))
+        due = boundary and (trainer.global_step % self.every == 0 or is_last_step(trainer))
         trainer.val_check_batch = 1 if due else NEVER
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

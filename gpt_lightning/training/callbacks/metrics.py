@@ -11,20 +11,21 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from gpt_lightning.data.windows import Batch
-from gpt_lightning.files import append_row, read_rows
+from gpt_lightning.errors import InputError
+from gpt_lightning.files import append_row
 from gpt_lightning.models.loss import perplexity
-from gpt_lightning.runs.figures import loss_figure, read_curve, save_figure
+from gpt_lightning.runs.figures import Curve, loss_figure, read_curve, save_figure
 from gpt_lightning.runs.folder import Run
 from gpt_lightning.runs.metrics import BY_TOKENS
 from gpt_lightning.training.callbacks.progress import Progress
-from gpt_lightning.training.callbacks.step_end import at_step_boundary, run_ends
+from gpt_lightning.training.callbacks.step_end import StepEnd, at_step_boundary
 from gpt_lightning.training.module import GPTModule
 
 
 def log(trainer: Trainer, run: Run, progress: Progress, values: dict[str, float]) -> None:
-    """Writes one event, at the current optimizer step, to the metrics table and to every logger.
+    """Write values of the current optimizer step to metrics.jsonl and to every logger.
 
-    TensorBoard shows losses against tokens seen as well.
+    TensorBoard gets losses against tokens seen as well.
     """
     step, tokens_seen = trainer.global_step, progress.tokens_seen
     append_row(run.metrics_file, {"step": step, "epoch": progress.epochs, "tokens_seen": tokens_seen, **values})
@@ -41,8 +42,7 @@ class Metrics(Callback):
     Args:
         run: Where the metrics go.
         progress: Counts tokens.
-        peak_flops: The most floating-point operations per second of one device, to log the share of them that
-            the model's come to; None where unknown.
+        peak_flops: Peak FLOP/s of one device, to log the share that is used; None if unknown.
     """
 
     def __init__(self, run: Run, progress: Progress, peak_flops: float | None) -> None:
@@ -80,37 +80,30 @@ class Metrics(Callback):
                 logger.log_metrics({"tokens_seen": self.progress.tokens_seen}, trainer.global_step)
 
 
-class Summary(Callback):
-    """At the end of a run: its settings beside its last losses, before the last save, and the loss figure.
+class Summary(StepEnd):
+    """Logs the settings and the final losses before the last save, and draws the loss figure after it.
 
     Args:
         run: Where the figure goes.
-        settings: Of the model and the data.
+        settings: The settings of the model and the data.
     """
 
     def __init__(self, run: Run, settings: dict[str, Any]) -> None:
         self.run = run
         self.settings = settings
-        self._logged_step = -1
+        self._curve: Curve | None = None
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._log_at_the_end(trainer, pl_module)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._log_at_the_end(trainer, pl_module)
-
-    def _log_at_the_end(self, trainer: Trainer, module: LightningModule) -> None:
+    def after_step(self, trainer: Trainer, module: LightningModule, *, epoch_ended: bool, run_ends: bool) -> None:
+        if not run_ends or not trainer.is_global_zero:
+            return
+        self._curve = find_curve(self.run)
+        if self._curve is None:
+            return
         step = trainer.global_step
-        if not run_ends(trainer) or not trainer.is_global_zero or step == self._logged_step:
-            return
-        self._logged_step = step
-        rows = self._evaluations()
-        if not rows:  # a callback may end a run before its first evaluation
-            return
         final = {
-            "final/train_eval_loss": rows[-1]["train_eval_loss"],
-            "final/val_loss": rows[-1]["val_loss"],
-            "final/best_val_loss": min(row["val_loss"] for row in rows),
+            "final/train_eval_loss": self._curve.train[-1],
+            "final/val_loss": self._curve.val[-1],
+            "final/best_val_loss": min(self._curve.val),
         }
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
@@ -120,17 +113,24 @@ class Summary(Callback):
             else:
                 logger.log_metrics(final, step)
 
-    def _evaluations(self) -> list[dict[str, Any]]:
-        return [row for row in read_rows(self.run.metrics_file) if "val_loss" in row and row["step"] > 0]
-
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero and self._evaluations():
-            draw_losses(self.run, trainer)
+        if trainer.is_global_zero:
+            curve = self._curve or find_curve(self.run)  # not yet read if a resumed run had nothing left to do
+            if curve is not None:
+                draw_losses(self.run, trainer, curve)
 
 
-def draw_losses(run: Run, trainer: Trainer) -> None:
-    """The loss figure of a run, in its folder and in TensorBoard."""
-    figure = loss_figure([read_curve(run.path)])
+def find_curve(run: Run) -> Curve | None:
+    """Return the losses of a run's evaluations, or None if a callback ended it before the first one."""
+    try:
+        return read_curve(run.path)
+    except InputError:
+        return None
+
+
+def draw_losses(run: Run, trainer: Trainer, curve: Curve) -> None:
+    """Draw the loss figure of a run, in its folder and in TensorBoard."""
+    figure = loss_figure([curve])
     save_figure(figure, run.path / "loss")
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):

@@ -6,7 +6,7 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from gpt_lightning.console import say
@@ -15,24 +15,24 @@ from gpt_lightning.files import append_row, read_rows
 from gpt_lightning.inference.completion import complete_all
 from gpt_lightning.inference.sampling import SamplingConfig
 from gpt_lightning.runs.folder import Run
-from gpt_lightning.training.callbacks.step_end import at_step_boundary, averages_in
+from gpt_lightning.training.callbacks.step_end import StepEnd, averages_in
 from gpt_lightning.training.module import GPTModule
 
 ROWS_SHOWN = 200  # of samples in TensorBoard
 
 
-class Samples(Callback):
-    """Prints what the model makes of each prompt, after each epoch and every N optimizer steps.
+class Samples(StepEnd):
+    """Prints a completion of each prompt after each epoch, every N optimizer steps and at the end of the run.
 
     Newlines are printed as spaces. It is the text that `predict` writes from a checkpoint of that step: it has to
     come after the callbacks that average weights and before the one that saves them.
 
     Args:
         run: Where samples.jsonl is.
-        tokenizer: Of the run.
-        prompts: Texts to continue.
-        sampling: How.
-        every: Optimizer steps between samples; None for after each epoch only.
+        tokenizer: The run's tokenizer.
+        prompts: Texts to complete.
+        sampling: How the next token is chosen.
+        every: Optimizer steps between samples; None samples after each epoch only.
     """
 
     def __init__(
@@ -43,24 +43,14 @@ class Samples(Callback):
         self.prompts = prompts
         self.sampling = sampling
         self.every = every
-        self._sampled_step = -1
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if self.every is not None and at_step_boundary(trainer) and trainer.global_step % self.every == 0:
-            self._sample(trainer, pl_module)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.should_stop:  # a run that ends inside of an epoch is saved before the epoch's end
-            self._sample(trainer, pl_module)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._sample(trainer, pl_module)
-
-    def _sample(self, trainer: Trainer, module: LightningModule) -> None:
+    def after_step(self, trainer: Trainer, module: LightningModule, *, epoch_ended: bool, run_ends: bool) -> None:
         step = trainer.global_step
-        if not trainer.is_global_zero or step == self._sampled_step:
-            return
-        self._sampled_step = step
+        by_steps = self.every is not None and step % self.every == 0
+        if trainer.is_global_zero and (epoch_ended or run_ends or by_steps):
+            self._sample(trainer, module, step)
+
+    def _sample(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         assert isinstance(module, GPTModule)
         epoch = trainer.current_epoch + 1
         with averages_in(trainer, module):
@@ -76,7 +66,7 @@ class Samples(Callback):
 
 
 def samples_table(rows: list[dict[str, Any]]) -> str:
-    """Rows of samples.jsonl as a table in Markdown."""
+    """Return rows of samples.jsonl as a Markdown table."""
 
     def cell(text: object) -> str:
         return html.escape(" ".join(str(text).split())).replace("|", "&#124;")
