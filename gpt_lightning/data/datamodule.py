@@ -276,6 +276,16 @@ class TextDataModule(LightningDataModule):
             generator=torch.Generator().manual_seed(self.hparams["seed"]),
         )
 
+    def record_batch(self, epoch: int, batches: int, *, epoch_ended: bool) -> None:
+        """Record how far the run is, for the checkpoint.
+
+        Args:
+            epoch: The current epoch, counted from 0.
+            batches: Batches of it that were trained on.
+            epoch_ended: Whether these are all.
+        """
+        self.position = (epoch + 1, 0) if epoch_ended else (epoch, batches)
+
     def state_dict(self) -> dict[str, Any]:
         epoch, batches = self.position
         return {"epoch": epoch, "batches": batches}

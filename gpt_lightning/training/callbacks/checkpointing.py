@@ -184,7 +184,7 @@ class Checkpointing(StepEnd, Checkpoint):
     def after_step(self, trainer: Trainer, module: LightningModule, *, epoch_ended: bool, run_ends: bool) -> None:
         by_steps = self.save_every is not None and trainer.global_step % self.save_every == 0
         by_time = time.monotonic() >= self._save_at
-        stops = self.stop.is_asked(trainer)
+        stops = self.stop.stop_requested(trainer)
         if stops or trainer.strategy.broadcast(by_steps or by_time or run_ends):
             self._save(trainer)
         if stops and not run_ends:

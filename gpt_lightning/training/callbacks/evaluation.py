@@ -17,18 +17,18 @@ from gpt_lightning.training.module import GPTModule
 
 
 class Evaluation(Callback):
-    """Evaluates before the first update, every N optimizer steps and after the last; prints the line.
+    """Evaluates before the first optimizer step, every N steps and after the last; prints the losses.
 
-    Lightning counts batches between validations; here its counter is set so that it validates after
-    this batch, or not at all. It also ends the run: at max_steps, and where a stop was asked for (by
-    max_time, say) at the end of the optimizer step. So it has to come after the callbacks that ask.
+    Lightning counts batches between validations; here its counter is set so that it validates after the current
+    batch, or not at all. This callback also ends the run: at max_steps, and if another callback requests it (such
+    as max_time's) at the end of the optimizer step. So it has to come after these callbacks.
 
     Args:
         run: Where the metrics go.
         progress: Counts tokens.
         every: Optimizer steps between evaluations.
-        max_steps: Optimizer steps of the whole run; -1 for no limit. (Lightning's own limit, when a
-            run is resumed at the end of an epoch, takes that epoch for unfinished.)
+        max_steps: Optimizer steps of the whole run; -1 for no limit. (Lightning's own limit takes the epoch for
+            unfinished if a run is resumed at its end.)
         is_pretrained: Whether the run starts from the weights of another one.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The learning rate that a LearningRateFinder has found."""
+"""The learning rate that a LearningRateFinder found."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from gpt_lightning.errors import InputError
 
 
 class FoundRate(Callback):
-    """Says what a LearningRateFinder, which has to come before it, has found.
+    """Prints the learning rate that a LearningRateFinder found, which has to come before it.
 
     Raises:
-        InputError: It is below model.min_learning_rate, in which the schedule ends.
+        InputError: The rate is below model.min_learning_rate, in which the schedule ends.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

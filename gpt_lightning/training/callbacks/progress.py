@@ -17,13 +17,17 @@ from gpt_lightning.training.callbacks.step_end import at_step_boundary
 
 
 class Progress(Callback):
-    """Counts tokens and time, and tells the data module how far the epoch has come.
+    """Counts tokens and seconds, and tells the data module its position in the epoch.
+
+    It has to come before the callbacks that log or save these numbers.
 
     Attributes:
-        tokens_seen: Of the whole run, all ranks together.
-        epochs: How far the run has come, in epochs; 1.5 is half-way through the second.
-        started: Whether a batch was trained on; before, a checkpoint is being restored.
-        tokens_per_second: Of the last optimizer step, evaluation and saving left out.
+        tokens_seen: Tokens trained on in the whole run, over all ranks.
+        epochs: Epochs trained, as a fraction; 1.5 is half-way through the second.
+        started: Whether a batch was trained on; until then a checkpoint may be being restored.
+        tokens_per_second: Speed of the last optimizer step, without evaluation and saving.
+        session_tokens: Tokens trained on since this process started.
+        session_seconds: Seconds in training steps since this process started.
     """
 
     def __init__(self) -> None:
@@ -32,7 +36,7 @@ class Progress(Callback):
         self.started = False
         self.tokens_per_second = math.nan
         self.session_tokens = 0
-        self.session_seconds = 0.0  # in training steps
+        self.session_seconds = 0.0
         self._step_tokens = 0
         self._step_seconds = 0.0
         self._batch_start = 0.0
@@ -63,15 +67,15 @@ class Progress(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, TextDataModule)
         epoch = trainer.current_epoch
-        data.position = (epoch + 1, 0) if trainer.is_last_batch else (epoch, batch_idx + 1)
+        data.record_batch(epoch, batch_idx + 1, epoch_ended=trainer.is_last_batch)
         self.epochs = epoch + (batch_idx + 1) / trainer.num_training_batches
 
 
 class StepBar(ProgressBar):
-    """One progress bar for the whole run, in optimizer steps, on stderr.
+    """Shows one progress bar for the whole run, in optimizer steps, on stderr.
 
     Args:
-        total_steps: Optimizer steps of the whole run; may be infinite.
+        total_steps: Optimizer steps of the whole run; infinite without a limit.
     """
 
     def __init__(self, total_steps: float) -> None:

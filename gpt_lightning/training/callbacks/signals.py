@@ -1,8 +1,8 @@
-"""Stopping a run from outside without losing a step: Ctrl-C, SIGTERM, SLURM's preemption.
+"""Stopping a run by a signal without losing a step: Ctrl-C, SIGTERM, SLURM's preemption.
 
-A signal only sets a flag. The optimizer step that is under way is finished, with the evaluation and the
-samples that are due after it; then `Checkpointing` saves and raises `errors.Stopped`. What goes
-on from there is the run that nobody stopped, to the bit. A second Ctrl-C (or SIGTERM) does not wait.
+A signal only sets a flag. The current optimizer step is finished, with the evaluation and the samples that are due
+after it; then `Checkpointing` saves and raises `errors.Stopped`. The resumed run equals an uninterrupted one, bit for
+bit. A second Ctrl-C or SIGTERM stops at once.
 """
 
 from __future__ import annotations
@@ -22,44 +22,44 @@ SLURM_JOB = "SLURM_JOB_ID"
 
 
 class StopOnSignal(Callback):
-    """Remembers that the run was asked to stop, and tells all ranks.
+    """Records a signal that asks the run to stop, and shares it with all ranks.
 
     Attributes:
-        signal_number: What asked for it; 0 if nothing has.
+        signal_number: The signal; 0 if there was none.
     """
 
     def __init__(self) -> None:
         self.signal_number = 0
-        self._before: dict[int, Any] = {}
+        self._replaced: dict[int, Any] = {}
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._take_over()
+        self._install()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._take_over()
+        self._install()
 
-    def _take_over(self) -> None:
-        """Takes the signals over from Lightning, which has just done so itself."""
-        if self._before or threading.current_thread() is not threading.main_thread():
+    def _install(self) -> None:
+        """Replace Lightning's signal handlers, which it has just installed."""
+        if self._replaced or threading.current_thread() is not threading.main_thread():
             return
         signals = [signal.SIGINT, signal.SIGTERM]
         if SLURM_JOB in os.environ:
             signals.append(signal.SIGUSR1)  # sbatch --signal=USR1@90: the job will be preempted
-        for one in signals:
-            self._before[one] = signal.signal(one, self._remember)
+        for number in signals:
+            self._replaced[number] = signal.signal(number, self._record)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._give_back()
+        self._restore()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._give_back()
+        self._restore()
 
-    def _give_back(self) -> None:
-        for one, handler in self._before.items():
-            signal.signal(one, handler)
-        self._before = {}
+    def _restore(self) -> None:
+        for number, handler in self._replaced.items():
+            signal.signal(number, handler)
+        self._replaced = {}
 
-    def _remember(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         if self.signal_number:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             if number == signal.SIGINT:
@@ -67,18 +67,18 @@ class StopOnSignal(Callback):
             signal.raise_signal(signal.SIGTERM)
         self.signal_number = number
 
-    def is_asked(self, trainer: Trainer) -> bool:
-        """Whether any rank was asked to stop; all ranks have to call it at the same step."""
+    def stop_requested(self, trainer: Trainer) -> bool:
+        """Return whether any rank was asked to stop; all ranks have to call it at the same step."""
         if trainer.world_size == 1:
             return self.signal_number != 0
-        asked = trainer.strategy.reduce_boolean_decision(self.signal_number != 0, all=False)
-        if asked and not self.signal_number:
+        requested = trainer.strategy.reduce_boolean_decision(self.signal_number != 0, all=False)
+        if requested and not self.signal_number:
             self.signal_number = int(signal.SIGTERM)
-        return asked  # what all ranks know; a signal of this moment waits for the next step
+        return requested  # the same on all ranks; a signal that has just arrived waits for the next step
 
 
 def requeue() -> None:
-    """Asks SLURM to start this job again; warns where it will not."""
+    """Ask SLURM to start this job again; warn if it refuses."""
     job = os.environ[SLURM_JOB]
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"

@@ -152,7 +152,7 @@ def test_slurms_preemption_saves_and_asks_for_the_job_again(
 
 
 @pytest.mark.parametrize(("own", "others", "expected"), [(0, False, 0), (2, True, 2), (0, True, 15)])
-def test_all_ranks_stop_when_one_is_asked(own: int, others: bool, expected: int) -> None:
+def test_all_ranks_stop_when_one_stop_requested(own: int, others: bool, expected: int) -> None:
     decided: list[tuple[bool, bool]] = []
 
     def decide(decision: bool, all: bool = True) -> bool:  # noqa: A002  Lightning's name
@@ -163,7 +163,7 @@ def test_all_ranks_stop_when_one_is_asked(own: int, others: bool, expected: int)
     stop.signal_number = own
     strategy = SimpleNamespace(reduce_boolean_decision=decide)
 
-    assert stop.is_asked(cast(Trainer, SimpleNamespace(world_size=2, strategy=strategy))) == (expected != 0)
+    assert stop.stop_requested(cast(Trainer, SimpleNamespace(world_size=2, strategy=strategy))) == (expected != 0)
     assert stop.signal_number == expected
     assert decided == [(own != 0, False)]
 
@@ -176,7 +176,7 @@ def test_a_signal_while_the_ranks_decide_waits_for_the_next_step() -> None:
         return decision
 
     trainer = cast(Trainer, SimpleNamespace(world_size=2, strategy=SimpleNamespace(reduce_boolean_decision=decide)))
-    assert [stop.is_asked(trainer), stop.is_asked(trainer)] == [False, True]
+    assert [stop.stop_requested(trainer), stop.stop_requested(trainer)] == [False, True]
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")  # Lightning's, as it puts the weights back
