@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from compared import rows
+from conftest import Result
+
+Command = Callable[..., Result]
+
+
+LINE = re.compile(r"Ep (\d+) \(Step (\d{6})\): Train loss (\d+\.\d{3}), Val loss (\d+\.\d{3})")
+
+
+def evaluated_steps(result: Result) -> list[tuple[int, int]]:
+    """(epoch, step) of each printed line."""
+    return [(int(found[1]), int(found[2])) for found in LINE.finditer(result.out)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        # 5 batches an epoch, 3 epochs
+        ([], [(1, 2), (1, 4), (2, 6), (2, 8), (2, 10), (3, 12), (3, 14), (3, 15)]),
+        (["--trainer.accumulate_grad_batches=2"], [(1, 2), (2, 4), (2, 6), (3, 8), (3, 9)]),
+        (["--trainer.accumulate_grad_batches=3"], [(1, 2), (2, 4), (3, 6)]),
+        (["--trainer.max_steps=3"], [(1, 2), (1, 3)]),
+        (["--trainer.max_steps=3", "--trainer.accumulate_grad_batches=2"], [(1, 2), (1, 3)]),
+        (["--evaluate_every=100", "--trainer.max_epochs=1"], [(1, 5)]),
+        (["--evaluate_every=100", "--trainer.max_epochs=-1", "--trainer.max_steps=7"], [(2, 7)]),
+    ],
+)
+def test_evaluations_come_every_n_optimizer_steps_and_after_the_last(
+    command: Command, config: Path, settings: list[str], expected: list[tuple[int, int]]
+) -> None:
+    result = command("fit", "--config", config, "--run_dir", "run", *settings)
+
+    assert evaluated_steps(result) == expected
+    assert rows("run")[0]["step"] == 0
+    assert [row["step"] for row in rows("run") if "val_loss" in row] == [0, *(step for _, step in expected)]
+
+
+def test_a_stop_by_time_waits_for_the_optimizer_step(command: Command, config: Path) -> None:
+    settings = ["--trainer.max_time=00:00:00:01", "--trainer.max_epochs=-1", "--trainer.accumulate_grad_batches=5"]
+
+    result = command("fit", "--config", config, "--run_dir", "run", "--evaluate_every=1000", *settings)
+
+    ((_, step),) = evaluated_steps(result)
+    assert rows("run")[-1]["step"] == step
+    assert rows("run")[-1]["tokens_seen"] == step * 5 * 56 * 64
+
+
+def test_a_limited_evaluation_says_over_how_much(command: Command, trained: Path) -> None:
+    arguments = ("--data.batch_size=4", "--trainer.limit_val_batches=2")
+
+    shown = command("validate", "--ckpt_path", trained / "checkpoints/last.ckpt", *arguments)
+
+    assert shown.out.endswith("over 512 tokens in 8 windows of 64; 23 windows left out by a limit\n")

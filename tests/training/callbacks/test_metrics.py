@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import csv
+import errno
+import math
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from compared import rows
+from conftest import Result
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from gpt_lightning.files import read_rows
+
+Command = Callable[..., Result]
+
+
+def test_tensorboard_has_every_scalar_at_its_step(trained: Path) -> None:
+    events = EventAccumulator(str(trained)).Reload()
+    table = rows(trained)
+
+    assert set(events.Tags()["scalars"]) == {
+        "by_tokens/train_eval_loss",
+        "by_tokens/train_loss",
+        "by_tokens/val_loss",
+        "final/best_val_loss",
+        "final/train_eval_loss",
+        "final/val_loss",
+        "gradient_norm",
+        "learning_rate",
+        "tokens_per_second",
+        "tokens_seen",
+        "train_eval_loss",
+        "train_eval_perplexity",
+        "train_loss",
+        "train_perplexity",
+        "val_loss",
+        "val_perplexity",
+    }
+    assert events.Tags()["tensors"] == ["samples/text_summary"]
+    evaluated = [0, 2, 4, 6, 8, 10, 12, 14, 15]
+    for name, steps in (("train_loss", range(1, 16)), ("val_loss", evaluated), ("train_eval_loss", evaluated)):
+        scalars = events.Scalars(name)
+        assert [one.step for one in scalars] == list(steps)
+        in_table = [row[name] for row in table if name in row]
+        assert [one.value for one in scalars] == pytest.approx(in_table, rel=1e-6)
+    assert [one.value for one in events.Scalars("tokens_seen")] == [56 * 64 * step for step in range(1, 16)]
+
+
+def test_perplexity_is_exp_of_the_mean_loss(trained: Path) -> None:
+    for row in rows(trained):
+        for name in ("train", "train_eval", "val"):
+            if f"{name}_loss" in row:
+                assert row[f"{name}_perplexity"] == pytest.approx(math.exp(row[f"{name}_loss"]), rel=1e-12)
+
+
+def test_log_every_n_steps_thins_the_table(command: Command, config: Path) -> None:
+    command("fit", "--config", config, "--run_dir", "run", "--trainer.log_every_n_steps=4")
+
+    assert [row["step"] for row in rows("run") if "train_loss" in row] == [4, 8, 12]
+
+
+def test_tensorboard_shows_losses_by_tokens_final_losses_and_samples(trained: Path) -> None:
+    events = tensorboard(trained)
+    table = rows(trained)
+
+    for name in ("train_loss", "val_loss", "train_eval_loss"):
+        own = [row for row in table if name in row]
+        by_tokens = events.Scalars(f"by_tokens/{name}")
+        assert [event.step for event in by_tokens] == [row["tokens_seen"] for row in own]
+        assert [event.value for event in by_tokens] == pytest.approx([row[name] for row in own])
+    val_losses = [row["val_loss"] for row in table if "val_loss" in row]
+    assert events.Scalars("final/val_loss")[0].value == pytest.approx(val_losses[-1])
+    assert events.Scalars("final/best_val_loss")[0].value == pytest.approx(min(val_losses))
+    assert "_hparams_/experiment" in events.summary_metadata
+    assert events.Tags()["images"] == ["loss"]
+    samples = events.Tensors("samples/text_summary")[-1].tensor_proto.string_val[0].decode()
+    assert len(samples.splitlines()) == 2 + 3  # a row for each epoch
+
+
+def test_a_resumed_run_shows_every_step_once(command: Command, config: Path, trained: Path) -> None:
+    # The events of the whole run with the checkpoint of step 6: as after a kill.
+    command("fit", "--config", config, "--run_dir", "part", "--trainer.max_steps=6")
+    shutil.copytree(trained, "run")
+    shutil.copy("part/checkpoints/last.ckpt", "run/checkpoints/last.ckpt")
+    (events,) = Path("run").glob("events.*")
+    with open(events, "ab") as file:
+        file.write(b"cut short")
+
+    result = command("fit", "--config", config, "--run_dir", "run", "--resume")
+
+    assert result.code == 0, result.err
+    pieces, whole = tensorboard(Path("run")), tensorboard(trained)
+    for name in ("train_loss", "by_tokens/train_loss", "val_loss", "final/val_loss"):
+        got, expected = ([(one.step, one.value) for one in events.Scalars(name)] for events in (pieces, whole))
+        assert got == expected
+
+
+def test_lightnings_loggers_work_beside_tensorboard(command: Command, config: Path) -> None:
+    logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "csv"}}
+    Path("logger.yaml").write_text(yaml.safe_dump({"trainer": {"logger": [logger], "max_epochs": 1}}))
+
+    result = command("fit", "--config", config, "--config", "logger.yaml", "--run_dir", "run")
+
+    assert result.code == 0, result.err
+    (table,) = Path("csv").rglob("metrics.csv")
+    with open(table) as file:
+        logged = [float(row["val_loss"]) for row in csv.DictReader(file) if row["val_loss"]]
+    assert logged == pytest.approx(
+        [row["val_loss"] for row in read_rows(Path("run/metrics.jsonl")) if "val_loss" in row]
+    )
+    assert "context_length: 64" in table.with_name("hparams.yaml").read_text()
+    assert list(Path("run").glob("events.*"))
+
+
+def test_a_disk_that_is_full_for_tensorboard_is_said_in_one_line(
+    command: Command, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    write, written = RecordWriter.write, []
+
+    def full(self: RecordWriter, data: bytes) -> None:
+        written.append(len(data))
+        if len(written) > 20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, data)
+
+    monkeypatch.setattr(RecordWriter, "write", full)
+    result = command("fit", "--config", config, "--run_dir", "run", "--trainer.enable_progress_bar=false")
+
+    assert result.code == 1
+    assert result.err == f"gpt_lightning: error: {Path('run').absolute()}: no space left on device\n"
+
+
+def tensorboard(run: Path) -> EventAccumulator:
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    events.Reload()
+    return events

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from compared import rows
+from conftest import Result
+
+from gpt_lightning.checkpoints.compare import first_difference
+from gpt_lightning.training.callbacks.samples import samples_table
+
+Command = Callable[..., Result]
+
+
+def test_samples_are_what_predict_writes(command: Command, config: Path) -> None:
+    settings = ["--sampling.temperature=0.8", "--sampling.top_k=20", "--sampling.max_new_tokens=30"]
+    fit = command("fit", "--config", config, "--run_dir", "run", "--prompt", "First", "--prompt", "Then", *settings)
+    prompts = ["--prompt", "First", "--prompt", "Then"]
+    predict = command("predict", "--ckpt_path", "run/checkpoints/last.ckpt", *prompts, *settings)
+
+    samples = [line for line in fit.out.splitlines() if line.startswith(("First", "Then"))]
+    assert len(samples) == 2 * 3
+    table = rows("run", "samples")
+    assert [" ".join((row["prompt"] + row["completion"]).splitlines()) for row in table] == samples
+    assert predict.out == "".join(row["prompt"] + row["completion"] + "\n" for row in table[-2:])
+
+
+@pytest.mark.parametrize("limit", ["--trainer.max_epochs=1", "--trainer.max_steps=4"])
+def test_samples_are_of_the_averages_that_are_saved(command: Command, config: Path, limit: str) -> None:
+    averaging = "--trainer.callbacks=[{class_path: EMAWeightAveraging, init_args: {decay: 0.8}}]"
+    sampling = ("--sampling.max_new_tokens=40", "--sampling.temperature=1")
+    prompt = "Every effort"
+    assert command("fit", "--config", config, "--run_dir", "plain", limit, "--sample_every=2", *sampling).code == 0
+    fit = command("fit", "--config", config, "--run_dir", "run", limit, "--sample_every=2", *sampling, averaging)
+
+    predicted = command("predict", "--ckpt_path", "run/checkpoints/last.ckpt", "--prompt", prompt, *sampling)
+
+    sample = rows("run", "samples")[-1]
+    assert predicted.out == f"{prompt}{sample['completion']}\n", fit.err
+    assert sample["completion"] != rows("plain", "samples")[-1]["completion"]
+
+
+def test_sampling_from_averages_leaves_the_weights(command: Command, config: Path) -> None:
+    averaging = "--trainer.callbacks=[{class_path: EMAWeightAveraging, init_args: {decay: 0.8}}]"
+    command("fit", "--config", config, "--run_dir", "plain")
+    command("fit", "--config", config, "--run_dir", "averaged", averaging, "--sample_every=1")
+
+    plain, averaged = (torch.load(f"{run}/checkpoints/last.ckpt") for run in ("plain", "averaged"))
+    assert first_difference(plain["state_dict"], averaged["current_model_state"], "weights") is None
+    assert first_difference(plain["state_dict"], averaged["state_dict"], "weights") is not None
+
+
+def test_samples_also_come_every_n_steps_once(command: Command, config: Path) -> None:
+    for every, steps in ((5, [5, 10]), (3, [3, 5, 6, 9, 10])):
+        folder = f"run{every}"
+        command("fit", "--config", config, "--run_dir", folder, "--sample_every", every, "--trainer.max_epochs=2")
+
+        assert [row["step"] for row in rows(folder, "samples")] == steps
+
+
+def test_samples_are_a_table_in_which_nothing_is_markup() -> None:
+    rows = [{"step": 5, "epoch": 1, "prompt": "a|b", "completion": " <b>\nc  "}]
+
+    assert samples_table(rows).splitlines() == [
+        "| epoch | step | prompt | completion |",
+        "|---|---|---|---|",
+        "| 1 | 5 | a&#124;b | &lt;b&gt; c |",
+    ]

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Result
+from lightning.pytorch import Trainer
+
+from gpt_lightning.training.callbacks.exact_resume import ExactResume
+
+Command = Callable[..., Result]
+
+
+def test_what_a_run_prints(trained: Path, command: Command, config: Path) -> None:
+    result = command("fit", "--config", config, "--run_dir", "run")
+
+    lines = result.out.splitlines()
+    assert lines[:3] == [
+        "text        the-lamp-at-low-water.txt: 20,459 characters, 20,459 tokens (bytes, 257 in the vocabulary)",
+        "split       18,413 / 2,046 characters, 18,413 / 2,046 tokens for training / validation",
+        "windows     287 + 31 of 64 tokens, stride 64; no window predicts the last 44 + 61 tokens",
+    ]
+    assert lines[3].startswith("batches     5 + 1 of 56 windows; 5 optimizer steps per epoch, 7 windows that fill no")
+    assert lines[4].startswith("model       12,512 parameters: 1 layers, 2 heads, width 16, context 64, untied head")
+    assert lines[5].startswith(
+        "device      cpu (as trainer.accelerator says), precision 32-true (as the settings say), "
+    )
+    assert lines[6].startswith("run folder  run; checkpoints take 350.3 kB when done, up to 500.5 kB while it runs")
+    untrained = r"Untrained \(Step 000000\): Train loss \d\.\d{3}, Val loss \d\.\d{3}; uniform baseline: ln 257 = 5.549"
+    assert re.fullmatch(untrained, lines[7])
+    assert re.fullmatch(r"Training completed in \d+\.\d\d minutes\.", lines[-4])
+    assert re.match(
+        r"53,760 tokens seen, [\d,]+ tokens per second in the training steps \(utilization of the peak rate n/a\), \d",
+        lines[-3],
+    )
+    assert re.match(r"best.ckpt is of step 15 \(Val loss \d\.\d{3}\), last.ckpt of step 15. To sample:", lines[-2])
+    assert lines[-1] == (
+        '  python -m gpt_lightning predict --ckpt_path run/checkpoints/best.ckpt --prompt "Every effort"'
+    )
+    assert "training: 100%" in result.err
+    assert "15/15" in result.err
+
+
+def test_callbacks_are_in_the_order_that_they_depend_on(
+    command: Command, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+
+    def note(self: ExactResume, trainer: Trainer, *_: Any) -> None:
+        names.extend(type(callback).__name__ for callback in trainer.callbacks)  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(ExactResume, "on_train_start", note)
+    users = "--trainer.callbacks=[{class_path: EMAWeightAveraging, init_args: {decay: 0.8}}]"
+    arguments = ("--trainer.max_steps=1", "--early_stopping_patience=3")
+    command("fit", "--config", config, "--run_dir", "run", users, *arguments)
+
+    expected = ["Progress", "Metrics", "StepBar", "EMAWeightAveraging", "FoundRate", "EarlyStop", "Evaluation"]
+    assert names == [*expected, "Summary", "Samples", "StopOnSignal", "ExactResume", "Checkpointing"]
