@@ -72,6 +72,7 @@ SETTINGS: dict[str, Any] = {
     "evaluate_batches": 2,
     "trainer": {
         "accelerator": "cpu",
+        "precision": "32-true",  # auto times the machine, so that under load two runs may differ
         "max_epochs": 3,
         "accumulate_grad_batches": 2,
         "gradient_clip_val": 0.5,
