@@ -14,7 +14,7 @@ import yaml
 from conftest import ROOT, STORY, Result, tiny_settings
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gpt_lightning.cli.main import OWN_MODULES
+from gpt_lightning.cli.main import COMMANDS, LIGHTNING
 
 Command = Callable[..., Result]
 README = (ROOT / "README.md").read_text()
@@ -68,7 +68,7 @@ def test_every_command_of_ours_runs(clone: Path, command: Command, monkeypatch: 
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Every effort\n")))
     for line in ["pip && " + OURS[0].replace("debug", "verdict"), *OURS]:
         arguments = shlex.split(line.split("python -m gpt_lightning ")[1])
-        if "--sampling.top_k" not in arguments and arguments[0] not in OWN_MODULES:
+        if "--sampling.top_k" not in arguments and COMMANDS[arguments[0]][1] == LIGHTNING:
             arguments += ["--sampling.max_new_tokens=4"]
 
         result = command(*arguments)

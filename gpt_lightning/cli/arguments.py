@@ -9,15 +9,29 @@ from typing import NoReturn
 
 import yaml
 
+from gpt_lightning.console import PROGRAM
 from gpt_lightning.errors import InputError
 from gpt_lightning.inference.completion import check_prompt
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose complaints are an `InputError`."""
+    """An argparse parser whose errors are `InputError`s.
+
+    Args:
+        command: Name of the command.
+        description: Its help text, printed as it is.
+    """
+
+    def __init__(self, command: str, description: str | None) -> None:
+        super().__init__(
+            f"python -m {PROGRAM} {command}",
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
 
     def error(self, message: str) -> NoReturn:
-        """Raises `InputError` instead of printing the usage."""
+        """Raise `InputError` instead of printing the usage."""
         raise InputError(message)
 
 

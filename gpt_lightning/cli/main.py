@@ -1,10 +1,9 @@
-"""`python -m gpt_lightning COMMAND`: the table of commands, answered without importing Lightning."""
+"""The table of commands; each imports its module, and so Lightning, only when it runs."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
-import keyword
 import os
 import sys
 
@@ -12,35 +11,31 @@ from gpt_lightning import __version__
 from gpt_lightning.console import PROGRAM
 from gpt_lightning.errors import InputError, MachineError, raising_on_sigterm, report_errors
 
-# Command -> what it is for. Those of OWN_MODULES load a module of their own, the others Lightning.
+LIGHTNING = "lightning_cli"
+# Command -> its help line and its module in gpt_lightning.cli, which is imported when the command runs.
 COMMANDS = {
-    "fit": "train a model from a YAML file",
-    "check": "say what a run would come to, from its config and a few steps",
-    "validate": "loss and perplexity of a checkpoint on its validation split, or on a text",
-    "test": "loss and perplexity of a checkpoint on data.test_text",
-    "predict": "continue prompts with a checkpoint",
-    "verify-resume": "prove on a config that an interrupted run ends as a straight one does",
-    "import": "make a checkpoint of GPT-2's weights: Hugging Face's, the book's, nanoGPT's",
-    "export": "write a checkpoint's weights for transformers, the book, llama.cpp",
-    "plot": "draw the loss curves of runs",
-    "explain": "the documents' worked examples: windows, loss, sampling",
-    "look": "what a checkpoint would say next, and what the settings of sampling make of it",
-}
-OWN_MODULES = {
-    "import": "cli.commands.import_weights",
-    "export": "cli.commands.export",
-    "plot": "cli.commands.plot",
-    "explain": "cli.commands.explain",
-    "look": "cli.commands.inspect",
-    "verify-resume": "cli.commands.verify_resume",
+    "fit": ("train a model from a YAML file", LIGHTNING),
+    "check": ("estimate the cost of a run and check its config", LIGHTNING),
+    "validate": ("loss and perplexity of a checkpoint on its validation split, or on a text", LIGHTNING),
+    "test": ("loss and perplexity of a checkpoint on data.test_text", LIGHTNING),
+    "predict": ("continue prompts with a checkpoint", LIGHTNING),
+    "verify-resume": ("check that a killed and resumed run is bit-identical", "commands.verify_resume"),
+    "import": ("convert GPT-2 weights of Hugging Face, the book or nanoGPT", "commands.import_weights"),
+    "export": ("write a checkpoint's weights for transformers, the book or llama.cpp", "commands.export"),
+    "plot": ("draw the loss curves of runs", "commands.plot"),
+    "explain": ("worked examples of windows, loss and sampling", "commands.explain"),
+    "look": ("what a checkpoint would say next, and what the settings of sampling make of it", "commands.inspect"),
 }
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs one command; ends with `SystemExit` where anything but success is to be reported.
+    """Run one command.
 
     Args:
-        argv: Arguments after the program's name; None takes the process's.
+        argv: Arguments after the program's name; None takes those of the process.
+
+    Raises:
+        SystemExit: The command failed; its exit code is one of `errors`.
     """
     arguments = sys.argv[1:] if argv is None else argv
     if sys.stdout is None or sys.stderr is None:  # closed by the shell's >&-
@@ -59,7 +54,7 @@ def _dispatch(arguments: list[str]) -> None:
         if not arguments:
             raise InputError(f"expected one of {', '.join(COMMANDS)}")
         lines = [f"usage: python -m {PROGRAM} COMMAND [options]", "", "commands:"]
-        lines += [f"  {name:<13} {help_line}" for name, help_line in COMMANDS.items()]
+        lines += [f"  {name:<13} {help_line}" for name, (help_line, _) in COMMANDS.items()]
         lines += ["", f"  python -m {PROGRAM} COMMAND --help lists the options of a command", "  --version"]
         print("\n".join(lines))
     elif arguments[0] == "--version":
@@ -70,14 +65,13 @@ def _dispatch(arguments: list[str]) -> None:
         raise InputError(f"expected one of {', '.join(COMMANDS)}; got {arguments[0]!r}{hint}")
     elif not _current_folder_exists():
         raise MachineError("the current folder was deleted; change to one that is there (cd)")
-    elif arguments[0] in OWN_MODULES:
-        module = importlib.import_module(f"{PROGRAM}.{OWN_MODULES[arguments[0]]}")
-        name = arguments[0].replace("-", "_")
-        getattr(module, f"{name}_" if keyword.iskeyword(name) else name)(arguments[1:])
     else:
-        from gpt_lightning.cli.lightning_cli import run_command  # loads Lightning: seconds
-
-        run_command(arguments[0], arguments[1:])
+        name = COMMANDS[arguments[0]][1]
+        module = importlib.import_module(f"{PROGRAM}.cli.{name}")
+        if name == LIGHTNING:
+            module.run_command(arguments[0], arguments[1:])
+        else:
+            module.run(arguments[1:])
 
 
 def _current_folder_exists() -> bool:

@@ -9,7 +9,6 @@ No trained model is needed, and nothing is written unless --output names a folde
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from pathlib import Path
 import torch
 
 from gpt_lightning.cli.arguments import Parser
-from gpt_lightning.console import PROGRAM, table
+from gpt_lightning.console import table
 from gpt_lightning.data.corpus import split_text
 from gpt_lightning.data.sources import DATA_VARIABLE
 from gpt_lightning.data.text import read_text
@@ -175,10 +174,9 @@ def explain_sampling(output: Path | None) -> None:
             draw_bars(words, logits, settings, output / f"temperature-{number}", everything)
 
 
-def explain(arguments: list[str]) -> None:
+def run(arguments: list[str]) -> None:
     """`explain windows|loss|sampling [--output FOLDER]`."""
-    parser = Parser(f"python -m {PROGRAM} explain", description=__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = Parser("explain", __doc__)
     parser.add_argument("what", choices=("windows", "loss", "sampling"))
     parser.add_argument("--output", metavar="FOLDER", help="of sampling: where its two bar figures are written")
     typed = parser.parse_args(arguments)

@@ -10,20 +10,17 @@ gguf         one file for llama.cpp; needs the extra gguf
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from gpt_lightning.checkpoints.conversion.exporting import FORMATS, export_weights
 from gpt_lightning.checkpoints.loading import open_checkpoint
 from gpt_lightning.cli.arguments import Parser
-from gpt_lightning.console import PROGRAM
 from gpt_lightning.files import check_absent
 
 
-def export(arguments: list[str]) -> None:
+def run(arguments: list[str]) -> None:
     """`export --ckpt_path CKPT --format hf|book|safetensors|gguf --output PATH`."""
-    parser = Parser(f"python -m {PROGRAM} export", description=__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = Parser("export", __doc__)
     parser.add_argument("--ckpt_path", required=True, metavar="CKPT", help="checkpoint to use")
     parser.add_argument("--format", required=True, choices=FORMATS)
     parser.add_argument("--output", required=True, type=Path, metavar="PATH", help="file or folder to write")

@@ -10,20 +10,17 @@ at a time: the memory is that of the model and its largest weight.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from gpt_lightning.checkpoints.conversion.importing import import_weights
 from gpt_lightning.checkpoints.conversion.readers import open_source
 from gpt_lightning.cli.arguments import Parser
-from gpt_lightning.console import PROGRAM
 from gpt_lightning.files import check_absent
 
 
-def import_(arguments: list[str]) -> None:
+def run(arguments: list[str]) -> None:
     """`import --from SOURCE --output FILE.ckpt [--context_length N] [--n_heads N] [--tokenizer NAME]`."""
-    parser = Parser(f"python -m {PROGRAM} import", description=__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = Parser("import", __doc__)
     parser.add_argument("--from", required=True, dest="source", metavar="SOURCE", help="file, folder or repository")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="checkpoint to write")
     parser.add_argument("--context_length", type=int, metavar="N", help="keep the first N positions only")

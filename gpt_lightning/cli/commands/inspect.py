@@ -12,14 +12,13 @@ temperature with each top-k.
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from gpt_lightning.cli.arguments import Parser, is_typed
-from gpt_lightning.console import PROGRAM, table
+from gpt_lightning.console import table
 from gpt_lightning.errors import InputError
 from gpt_lightning.evaluation.next_token import candidates, draw_bars
 from gpt_lightning.inference.completion import check_prompt, complete_all, warn_of_length
@@ -80,10 +79,9 @@ def grid(
     print(table(">><", ["temperature", "top_k", "completion"], rows))
 
 
-def look(arguments: list[str]) -> None:
+def run(arguments: list[str]) -> None:
     """`look --ckpt_path CKPT --prompt TEXT ...`."""
-    parser = Parser(f"python -m {PROGRAM} look", description=__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = Parser("look", __doc__)
     parser.add_argument("--ckpt_path", required=True, metavar="CKPT", help="checkpoint to look into")
     parser.add_argument(
         "--prompt", required=True, action="append", metavar="TEXT", help="what comes before the next token"

@@ -7,21 +7,18 @@ A RUN is a run folder, or a file with rows like those of its metrics.jsonl.
 
 from __future__ import annotations
 
-import argparse
 import os
 
 from gpt_lightning.cli.arguments import Parser
-from gpt_lightning.console import PROGRAM
 from gpt_lightning.errors import InputError
 from gpt_lightning.runs.figures import FORMATS, loss_figure, read_curve, save_figure
 
 MOST_CURVES = 10  # as many as matplotlib has colours
 
 
-def plot(arguments: list[str]) -> None:
+def run(arguments: list[str]) -> None:
     """`plot RUN [RUN ...] [--output STEM]`: draws loss curves and says where they are."""
-    parser = Parser(f"python -m {PROGRAM} plot", description=__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = Parser("plot", __doc__)
     parser.add_argument("run", nargs="+", metavar="RUN", help="a run folder, or a file like its metrics.jsonl")
     parser.add_argument(
         "--output", metavar="STEM", help="write STEM.pdf and STEM.png; default: loss, in a single run's folder"

@@ -33,7 +33,7 @@ KILLED_AFTER = (2, 4)
 OWNED = ("--run_dir", "--resume", "--save_every", "--save_minutes")
 
 
-def verify_resume(arguments: list[str]) -> None:
+def run(arguments: list[str]) -> None:
     """`verify-resume --config FILE [settings of fit]`."""
     if not arguments:
         raise InputError("verify-resume needs --config FILE")

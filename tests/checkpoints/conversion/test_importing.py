@@ -368,7 +368,7 @@ def test_every_command_takes_the_checkpoint(command: Command, in_tmp: Path) -> N
 def test_importing_needs_no_lightning() -> None:
     code = """
 import sys
-from gpt_lightning.cli.commands.export import export
+from gpt_lightning.cli.commands.export import run
 from gpt_lightning.checkpoints.conversion.importing import convert
 print("lightning" in sys.modules)
 """
