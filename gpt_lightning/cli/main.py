@@ -24,7 +24,7 @@ COMMANDS = {
     "export": ("write a checkpoint's weights for transformers, the book or llama.cpp", "commands.export"),
     "plot": ("draw the loss curves of runs", "commands.plot"),
     "explain": ("worked examples of windows, loss and sampling", "commands.explain"),
-    "look": ("what a checkpoint would say next, and what the settings of sampling make of it", "commands.inspect"),
+    "inspect": ("inspect next-token probabilities under different sampling settings", "commands.inspect"),
 }
 
 

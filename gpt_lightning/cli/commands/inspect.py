@@ -1,13 +1,13 @@
-"""`look`: inside a trained model, what it would say next and what the settings of sampling make of that.
+"""Inspect next-token probabilities under different sampling settings.
 
-    python -m gpt_lightning look --ckpt_path CKPT --prompt TEXT [--temperature T ...] [--top_k K]
-                                 [--candidates 10] [--draws 1000] [--seed 123] [--output FOLDER]
-    python -m gpt_lightning look --ckpt_path CKPT --prompt TEXT --grid [--temperature T ...] [--top_k K ...]
-                                 [--max_new_tokens 25]
+    python -m gpt_lightning inspect --ckpt_path CKPT --prompt TEXT [--temperature T ...] [--top_k K]
+                                    [--candidates 10] [--draws 1000] [--seed 123] [--output FOLDER]
+    python -m gpt_lightning inspect --ckpt_path CKPT --prompt TEXT --grid [--temperature T ...] [--top_k K ...]
+                                    [--max_new_tokens 25]
 
-The first prints the most likely next tokens with their probabilities under each temperature, alone and after
-top-k, and how often each was drawn from a seed; --output draws their bars. The second completes the prompt at each
-temperature with each top-k.
+The first form prints a table of the most likely next tokens: their probabilities at each temperature, with and
+without top-k, and how often each was drawn. --output also writes a bar chart of the probabilities. The second form
+completes the prompt at each combination of temperature and top-k.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from gpt_lightning.inference.pretrained import TrainedGPT, load
 from gpt_lightning.inference.sampling import SamplingConfig
 from gpt_lightning.validation import require_integer
 
-TEMPERATURES = (1.0, 0.1, 5.0)  # of the documents' first figure
+TEMPERATURES = (1.0, 0.1, 5.0)  # of the first figure in the reference notes (docs/documents.md)
 MOST_DRAWS = 100_000  # a minute or two
 
 
 def next_tokens(
     gpt: TrainedGPT, prompt: str, settings: list[SamplingConfig], count: int, draws: int, output: Path | None
 ) -> None:
-    """Prints the table of the most likely next tokens; draws their bars.
+    """Print a table of the most likely next tokens, and draw a bar chart of it.
 
     Args:
-        gpt: The model.
-        prompt: Any text.
-        settings: A pair of columns each; with temperatures above 0.
-        count: Rows.
-        draws: Of each setting.
-        output: Folder of the figure, as PDF and PNG; None for none.
+        gpt: The model and its tokenizer.
+        prompt: Any text but an empty one.
+        settings: One pair of columns each; temperatures must be above 0.
+        count: Number of tokens.
+        draws: Number of tokens drawn with each setting.
+        output: Folder for the chart, as PDF and PNG; None for no chart.
     """
     prompt_ids = gpt.tokenizer.encode(prompt)
     warn_of_length(len(prompt_ids), gpt.model.context_length)
@@ -60,14 +60,14 @@ def next_tokens(
 def grid(
     gpt: TrainedGPT, prompt: str, temperatures: list[float], top_ks: list[int | None], sampling: SamplingConfig
 ) -> None:
-    """Prints a completion of the prompt for each temperature and top-k.
+    """Print a completion of the prompt for each combination of temperature and top-k.
 
     Args:
-        gpt: The model.
-        prompt: Any text.
-        temperatures: 0 and above.
+        gpt: The model and its tokenizer.
+        prompt: Any text but an empty one.
+        temperatures: At least 0 each.
         top_ks: None for no top-k.
-        sampling: What else holds for all.
+        sampling: The other settings.
     """
     rows: list[list[str]] = []
     for temperature in temperatures:
@@ -75,28 +75,26 @@ def grid(
             one = replace(sampling, temperature=temperature, top_k=top_k)
             (completed,) = complete_all(gpt.model, gpt.tokenizer, [prompt], one, warns=not rows)
             rows.append([f"{temperature:g}", "all" if top_k is None else f"{top_k}", repr(completed.completion)])
-    print(f"{prompt!r} goes on, from seed {sampling.seed}:")
+    print(f"Completions of {prompt!r} from seed {sampling.seed}:")
     print(table(">><", ["temperature", "top_k", "completion"], rows))
 
 
 def run(arguments: list[str]) -> None:
-    """`look --ckpt_path CKPT --prompt TEXT ...`."""
-    parser = Parser("look", __doc__)
-    parser.add_argument("--ckpt_path", required=True, metavar="CKPT", help="checkpoint to look into")
-    parser.add_argument(
-        "--prompt", required=True, action="append", metavar="TEXT", help="what comes before the next token"
-    )
-    parser.add_argument("--temperature", type=float, action="append", help="may be repeated; 1, 0.1 and 5 otherwise")
+    """Run `inspect` with these arguments."""
+    parser = Parser("inspect", __doc__)
+    parser.add_argument("--ckpt_path", required=True, metavar="CKPT", help="checkpoint to inspect")
+    parser.add_argument("--prompt", required=True, action="append", metavar="TEXT", help="text before the next token")
+    parser.add_argument("--temperature", type=float, action="append", help="may be repeated; default: 1, 0.1 and 5")
     parser.add_argument("--top_k", type=int, action="append", help="may be repeated")
-    parser.add_argument("--candidates", type=int, default=10, help="most likely tokens to show")
-    parser.add_argument("--draws", type=int, default=1000, help="how often a token is drawn at each setting")
-    parser.add_argument("--seed", type=int, default=123, help="where the draws start")
-    parser.add_argument("--output", metavar="FOLDER", help="where the bar figure is written")
+    parser.add_argument("--candidates", type=int, default=10, help="number of tokens to show")
+    parser.add_argument("--draws", type=int, default=1000, help="number of tokens drawn with each setting")
+    parser.add_argument("--seed", type=int, default=123, help="seed of the draws")
+    parser.add_argument("--output", metavar="FOLDER", help="folder for the bar chart")
     parser.add_argument("--grid", action="store_true", help="complete the prompt at each temperature with each top_k")
-    parser.add_argument("--max_new_tokens", type=int, default=25, help="of each completion of the grid")
+    parser.add_argument("--max_new_tokens", type=int, default=25, help="length of each completion with --grid")
     typed = parser.parse_args(arguments)
     if len(typed.prompt) > 1:
-        raise InputError("look takes one --prompt")
+        raise InputError("inspect takes one --prompt")
     (prompt,) = typed.prompt
     check_prompt(prompt)
     for name in ("candidates", "draws", "output") if typed.grid else ("max_new_tokens",):

@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import re
-import subprocess
 import sys
 import types
 from collections.abc import Callable
@@ -363,19 +362,6 @@ def test_every_command_takes_the_checkpoint(command: Command, in_tmp: Path) -> N
     prompt = torch.tensor([encode("Hello, I am")])
     greedy = theirs.generate(prompt, max_new_tokens=6, do_sample=False, attention_mask=torch.ones_like(prompt))
     assert written.out == load_tokenizer("gpt2").decode(greedy[0].tolist()) + "\n"
-
-
-def test_importing_needs_no_lightning() -> None:
-    code = """
-import sys
-from gpt_lightning.cli.commands.export import run
-from gpt_lightning.checkpoints.conversion.importing import convert
-print("lightning" in sys.modules)
-"""
-
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-
-    assert shown.stdout == "False\n"
 
 
 # ---- fine-tuning

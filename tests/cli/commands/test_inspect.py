@@ -1,4 +1,4 @@
-"""`look`: what a checkpoint would say next, against its own probabilities."""
+"""`inspect`: the probabilities of next tokens, against the model's own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Command = Callable[..., Result]
 def test_the_most_likely_tokens_under_temperatures_and_top_k(command: Command, trained: Path, in_tmp: Path) -> None:
     checkpoint = trained / "checkpoints/last.ckpt"
     result = command(
-        "look", "--ckpt_path", checkpoint, "--prompt=The lam", "--temperature=1", "--temperature=2", "--top_k=3",
+        "inspect", "--ckpt_path", checkpoint, "--prompt=The lam", "--temperature=1", "--temperature=2", "--top_k=3",
         "--candidates=4", "--draws=200", "--output=figures",
     )  # fmt: skip
 
@@ -47,7 +47,7 @@ def test_the_most_likely_tokens_under_temperatures_and_top_k(command: Command, t
 def test_a_grid_of_completions(command: Command, trained: Path) -> None:
     checkpoint = trained / "checkpoints/last.ckpt"
     arguments = ("--temperature=0", "--temperature=1.5", "--top_k=2", "--top_k=9", "--max_new_tokens=6", "--seed=5")
-    result = command("look", "--grid", "--ckpt_path", checkpoint, "--prompt=The lam", *arguments)
+    result = command("inspect", "--grid", "--ckpt_path", checkpoint, "--prompt=The lam", *arguments)
 
     gpt = load(checkpoint)
     assert result.code == 0, result.err
@@ -62,7 +62,7 @@ def test_a_grid_of_completions(command: Command, trained: Path) -> None:
 def test_a_long_prompt_gets_one_warning(command: Command, trained: Path, arguments: list[str]) -> None:
     length = load(trained / "checkpoints/last.ckpt").model.context_length
     prompt = "a" * (length + 1)
-    result = command("look", "--ckpt_path", trained / "checkpoints/last.ckpt", "--prompt", prompt, *arguments)
+    result = command("inspect", "--ckpt_path", trained / "checkpoints/last.ckpt", "--prompt", prompt, *arguments)
 
     assert result.code == 0
     assert result.err == f"gpt_lightning: warning: prompt has {length + 1} tokens; the model reads the last {length}\n"
@@ -78,15 +78,15 @@ def test_a_long_prompt_gets_one_warning(command: Command, trained: Path, argumen
         (["--draws=0"], "--draws must be an int from 1 to 100000, got 0"),
         (["--candidates=258"], "--candidates must be an int from 1 to 257, got 258"),
         (["--top_k=258"], "sampling.top_k must be an int from 1 to 257, got 258"),
-        (["--prompt=b"], "look takes one --prompt"),
+        (["--prompt=b"], "inspect takes one --prompt"),
     ],
 )
 def test_wrong_arguments(command: Command, trained: Path, arguments: list[str], error: str) -> None:
-    result = command("look", "--ckpt_path", trained / "checkpoints/last.ckpt", "--prompt=a", *arguments)
+    result = command("inspect", "--ckpt_path", trained / "checkpoints/last.ckpt", "--prompt=a", *arguments)
 
     assert result.code == 2
     assert result.error.startswith(error)
 
 
 def test_an_empty_prompt_is_refused(command: Command, trained: Path) -> None:
-    assert command("look", "--ckpt_path", trained, "--prompt=").error.startswith("prompt is empty")
+    assert command("inspect", "--ckpt_path", trained, "--prompt=").error.startswith("prompt is empty")
