@@ -1,6 +1,6 @@
-"""Weights of other programs as a checkpoint of this one.
+"""Convert weights of other programs into a checkpoint.
 
-One weight is read at a time: the memory is that of the model and its largest weight.
+Weights are read one at a time, so the memory needed is that of the model and its largest weight.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gpt_lightning.checkpoints.conversion.key_maps import HEAD, NANOGPT, POSITIONS
-from gpt_lightning.checkpoints.conversion.readers import Source
+from gpt_lightning.checkpoints.conversion.readers import WeightReader
 from gpt_lightning.checkpoints.io import read_checkpoint, write_checkpoint
 from gpt_lightning.checkpoints.metadata import WEIGHTS_PREFIX, CheckpointInfo, ProgressInfo, TextInfo
 from gpt_lightning.console import PROGRAM
@@ -27,17 +27,17 @@ from gpt_lightning.models.gpt import parameter_shapes
 from gpt_lightning.validation import require_integer
 
 PUBLISHED_HEADS = {(768, 12): 12, (1024, 24): 16, (1280, 36): 20, (1600, 48): 25}  # (emb_dim, n_layers) of GPT-2
-DROP_RATE = 0.1  # GPT-2's, where a file says nothing
+DROP_RATE = 0.1  # GPT-2's, used if the file states none
 
 
 @dataclass(frozen=True)
-class Converted:
-    """A model under our names.
+class ImportedModel:
+    """Imported weights under our names.
 
     Attributes:
         state: Name -> float32 weight; a tied head is the token embedding's tensor.
-        config: The architecture of its network.
-        report: A line for every weight.
+        config: The architecture.
+        report: One line per kind of weight: its names, its shape and how it was converted.
     """
 
     state: dict[str, Tensor]
@@ -45,35 +45,35 @@ class Converted:
     report: list[str]
 
 
-def architecture_of(source: Source, n_heads: int | None = None) -> GPTConfig:
-    """The settings `model.*` of a source: what it says, and what the shapes tell.
+def read_config(reader: WeightReader, n_heads: int | None = None) -> GPTConfig:
+    """Return the architecture of a file's weights, from its settings and the shapes.
 
     Args:
-        source: Where the weights are.
-        n_heads: Attention heads, where the source does not say and it is no published GPT-2.
+        reader: The file.
+        n_heads: Attention heads, needed if the file does not state them and it is not a published GPT-2.
 
     Raises:
-        InputError: The heads are not known, or it cannot be built.
+        InputError: The number of heads is unknown, or settings and shapes contradict each other.
     """
-    layout, shapes, said = source.layout, source.shapes, source.settings
-    (embedding,), (positions,) = layout.names("tok_emb.weight"), layout.names(POSITIONS)
+    key_map, shapes, said = reader.key_map, reader.shapes, reader.settings
+    (embedding,), (positions,) = key_map.names("tok_emb.weight"), key_map.names(POSITIONS)
     for key in (embedding, positions):
         if key not in shapes:
-            raise InputError(f"{source.name}: {key} is missing")
+            raise InputError(f"{reader.name}: {key} is missing")
         if len(shapes[key]) != 2:
-            raise InputError(f"{source.name}: {key} is {_size(shapes[key])}, must be a matrix")
+            raise InputError(f"{reader.name}: {key} is {_size(shapes[key])}, must be a matrix")
     (vocab_size, emb_dim), context_length = shapes[embedding], shapes[positions][0]
-    numbers = {int(found[1]) for key in shapes if (found := re.match(rf"{layout.blocks}\.(\d+)\.", key))}
+    numbers = {int(found[1]) for key in shapes if (found := re.match(rf"{key_map.blocks}\.(\d+)\.", key))}
     n_layers = len(numbers)
     if numbers != set(range(n_layers)):
-        raise InputError(f"{source.name}: has weights of {n_layers} layers, one of which is number {max(numbers)}")
+        raise InputError(f"{reader.name}: has weights of {n_layers} layers, one of which is number {max(numbers)}")
     if said.get("n_layers", n_layers) != n_layers:  # before a network of any number of layers is built
-        raise InputError(f"{source.name}: has weights of {n_layers} layers, its settings say {said['n_layers']}")
+        raise InputError(f"{reader.name}: has weights of {n_layers} layers, its settings say {said['n_layers']}")
     heads = said.get("n_heads", n_heads if n_heads is not None else PUBLISHED_HEADS.get((emb_dim, n_layers)))
     if heads is None:
-        raise InputError(f"{source.name}: does not say its number of attention heads; give --n_heads")
+        raise InputError(f"{reader.name}: does not say its number of attention heads; give --n_heads")
     if n_heads is not None and n_heads != heads:
-        raise InputError(f"--n_heads ({n_heads}) must be {heads}, because {source.name} says so")
+        raise InputError(f"--n_heads ({n_heads}) must be {heads}, because {reader.name} says so")
     found_settings = {
         "vocab_size": vocab_size,
         "context_length": context_length,
@@ -81,8 +81,8 @@ def architecture_of(source: Source, n_heads: int | None = None) -> GPTConfig:
         "n_heads": heads,
         "n_layers": n_layers,
         "drop_rate": DROP_RATE,
-        "qkv_bias": any(layout.names("trf_blocks.0.att.qkv.bias")[0] == key for key in shapes),
-        "tie_weights": _is_tied(source),
+        "qkv_bias": any(key_map.names("trf_blocks.0.att.qkv.bias")[0] == key for key in shapes),
+        "tie_weights": _is_tied(reader),
         "init": "gpt2",
     }
     architecture = found_settings | {key: value for key, value in said.items() if key in GPTConfig.__dataclass_fields__}
@@ -90,99 +90,99 @@ def architecture_of(source: Source, n_heads: int | None = None) -> GPTConfig:
     for key in ("vocab_size", "emb_dim", "context_length"):
         if architecture[key] != found_settings[key]:
             raise InputError(
-                f"{source.name}: its settings say {key} {architecture[key]}, its weights have {found_settings[key]}"
+                f"{reader.name}: its settings say {key} {architecture[key]}, its weights have {found_settings[key]}"
             )
     try:
         return GPTConfig(**architecture)
     except InputError as error:
-        raise InputError(f"{source.name}: {error}") from None
+        raise InputError(f"{reader.name}: {error}") from None
 
 
-def _is_tied(source: Source) -> bool:
-    """Whether the head is the token embedding: left out, or equal to it."""
-    (embedding,), (head,) = source.layout.names("tok_emb.weight"), source.layout.names(HEAD)
-    if head not in source.shapes:
+def _is_tied(reader: WeightReader) -> bool:
+    """Return whether the head is missing or equal to the token embedding."""
+    (embedding,), (head,) = reader.key_map.names("tok_emb.weight"), reader.key_map.names(HEAD)
+    if head not in reader.shapes:
         return True
-    return source.shapes[head] == source.shapes[embedding] and torch.equal(source.read(head), source.read(embedding))
+    return reader.shapes[head] == reader.shapes[embedding] and torch.equal(reader.read(head), reader.read(embedding))
 
 
-def convert(source: Source, config: GPTConfig, context_length: int | None = None) -> Converted:
-    """Reads every weight, one after the other, into our names and shapes.
+def convert(reader: WeightReader, config: GPTConfig, context_length: int | None = None) -> ImportedModel:
+    """Read every weight and convert it to our name and shape.
 
     Args:
-        source: Where they are.
-        config: Of `architecture_of`.
-        context_length: Keep only so many positions; None keeps all.
+        reader: The file.
+        config: Its architecture, see `read_config`.
+        context_length: Number of positions to keep; None keeps all.
 
     Raises:
-        InputError: A weight is missing, left over, of another shape, not of floats or not finite; or
-            context_length is above the source's.
+        InputError: A weight is missing, unexpected, of another shape, not of floats or not finite; or
+            context_length exceeds the file's.
     """
-    layout, full = source.layout, config.context_length
+    key_map, full = reader.key_map, config.context_length
     if context_length is not None:
         require_integer("--context_length", context_length, 1)
         if context_length > full:
-            raise InputError(f"--context_length ({context_length}) must be at most {full}, {source.name}'s")
+            raise InputError(f"--context_length ({context_length}) must be at most {full}, {reader.name}'s")
     expected = parameter_shapes(config)
-    kinds = {re.sub(r"\.\d+\.", ".N.", key, count=1) for key in source.shapes}
+    kinds = {re.sub(r"\.\d+\.", ".N.", key, count=1) for key in reader.shapes}
     state: dict[str, Tensor] = {}
     seen: set[str] = set()
     lines: dict[str, int] = {}
     for ours, shape in expected.items():
-        theirs = layout.names(ours)
+        theirs = key_map.names(ours)
         seen.update(theirs)
-        missing = [key for key in theirs if key not in source.shapes]
+        missing = [key for key in theirs if key not in reader.shapes]
         notes: list[str] = []
         if ours == HEAD and config.tie_weights:
             state[ours] = state["tok_emb.weight"]
             notes = ["tied to tok_emb.weight: equal" if not missing else "tied to tok_emb.weight: the source has none"]
-        elif missing and layout.may_lack_biases and re.sub(r"\.\d+\.", ".N.", theirs[0], count=1) not in kinds:
+        elif missing and key_map.may_lack_biases and re.sub(r"\.\d+\.", ".N.", theirs[0], count=1) not in kinds:
             state[ours] = torch.zeros(shape)
             notes = ["0: the source has none"]
         elif missing:
-            raise InputError(f"{source.name}: {missing[0]} is missing")
+            raise InputError(f"{reader.name}: {missing[0]} is missing")
         else:
-            state[ours], notes = _read(source, ours, shape)
+            state[ours], notes = _read(reader, ours, shape)
         if ours == POSITIONS and context_length is not None and context_length < full:
             state[ours] = state[ours][:context_length].clone()
             notes.append(f"cropped to {context_length} positions")
         line = f"{', '.join(theirs)} -> {ours} {_size(shape)}" + "".join(f", {note}" for note in notes)
         _count(lines, line)
-    for key in source.shapes:
-        if re.fullmatch(layout.leaves_out, key):
+    for key in reader.shapes:
+        if re.fullmatch(key_map.ignored, key):
             _count(lines, f"{key} left out, the causal mask")
         elif key not in seen:
-            raise InputError(f"{source.name}: {key} is no weight of a GPT-2 as {layout.title} names them")
+            raise InputError(f"{reader.name}: {key} is no weight of a GPT-2 as {key_map.title} names them")
     report = [line + (f", {count} layers" if ".N." in line else "") for line, count in lines.items()]
     if context_length is not None:
         config = replace(config, context_length=context_length)
-    return Converted(state, config, report)
+    return ImportedModel(state, config, report)
 
 
-def _read(source: Source, ours: str, shape: tuple[int, ...]) -> tuple[Tensor, list[str]]:
-    """One weight as ours, checked, and what was done to it."""
-    theirs, notes, tensors = source.layout.names(ours), [], []
-    for key, must in zip(theirs, source.layout.shapes(ours, shape), strict=True):
-        if source.shapes[key] != must:
-            raise InputError(f"{source.name}: {key} is {_size(source.shapes[key])}, must be {_size(must)}")
-        tensor = source.read(key)
+def _read(reader: WeightReader, ours: str, shape: tuple[int, ...]) -> tuple[Tensor, list[str]]:
+    """Return one weight in our shape, checked, and notes on its conversion."""
+    theirs, notes, tensors = reader.key_map.names(ours), [], []
+    for key, must in zip(theirs, reader.key_map.shapes(ours, shape), strict=True):
+        if reader.shapes[key] != must:
+            raise InputError(f"{reader.name}: {key} is {_size(reader.shapes[key])}, must be {_size(must)}")
+        tensor = reader.read(key)
         if not tensor.is_floating_point():
-            raise InputError(f"{source.name}: {key} is of {_type(tensor)}, must be of floats")
+            raise InputError(f"{reader.name}: {key} is of {_type(tensor)}, must be of floats")
         tensors.append(tensor)
-    if source.layout.is_transposed(ours):
+    if reader.key_map.is_transposed(ours):
         notes.append("transposed")
     if len(tensors) > 1:
         notes.append("joined")
     if tensors[0].dtype != torch.float32:
         notes.append(f"from {_type(tensors[0])}")
-    tensor = source.layout.to_ours(ours, tensors).float()
+    tensor = reader.key_map.to_ours(ours, tensors).float()
     if not torch.isfinite(tensor).all():
-        raise InputError(f"{source.name}: contains non-finite weights ({theirs[0]})")
+        raise InputError(f"{reader.name}: contains non-finite weights ({theirs[0]})")
     return tensor, notes
 
 
 def _count(lines: dict[str, int], line: str) -> None:
-    """Adds a line, in which the number of a block is N, or counts it again."""
+    """Count a line of the report, with the block's number replaced by N."""
     general = re.sub(r"\b(h|trf_blocks|blk)\.\d+\.", r"\1.N.", line)
     lines[general] = lines.get(general, 0) + 1
 
@@ -195,51 +195,58 @@ def _type(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def describe(converted: Converted, source: Source, tokenizer: str) -> dict[str, Any]:
+def describe(model: ImportedModel, reader: WeightReader, tokenizer: str) -> dict[str, Any]:
     """The content of a checkpoint that holds a model and knows of no training."""
     return {
         "epoch": 0,
         "global_step": 0,
-        "state_dict": {WEIGHTS_PREFIX + key: tensor for key, tensor in converted.state.items()},
-        "hyper_parameters": asdict(converted.config),
+        "state_dict": {WEIGHTS_PREFIX + key: tensor for key, tensor in model.state.items()},
+        "hyper_parameters": asdict(model.config),
         "datamodule_hyper_parameters": {"tokenizer": tokenizer},
         "gpt_lightning": CheckpointInfo(
             text=TextInfo("unknown", "", 0, 0, None),
             progress=ProgressInfo(0, 0, 0),
             evaluated={},
             fit={},
-            imported={"from": source.name, "layout": source.layout.title},
+            imported={"from": reader.name, "layout": reader.key_map.title},
         ).to_dict(),
     }
 
 
 def import_weights(
-    source: Source, output: Path, context_length: int | None, n_heads: int | None, tokenizer: str | None
+    reader: WeightReader, output: Path, context_length: int | None, n_heads: int | None, tokenizer: str | None
 ) -> Iterator[str]:
-    """Writes a checkpoint and yields lines that say what is in it.
+    """Write a checkpoint and yield the lines of a report.
+
+    Args:
+        reader: The file to import.
+        output: The checkpoint to write.
+        context_length: Number of positions to keep; None keeps all.
+        n_heads: See `read_config`.
+        tokenizer: Name of the tokenizer; None for the file's, or gpt2.
 
     Raises:
-        InputError: See `architecture_of` and `convert`; or the vocabulary is smaller than the tokenizer's.
-        MachineError: It cannot be written.
+        InputError: See `read_config` and `convert`; or the vocabulary is smaller than the tokenizer's.
+        MachineError: The checkpoint cannot be written.
     """
-    config = architecture_of(source, n_heads)
-    name = tokenizer or str(source.settings.get("tokenizer", "gpt2"))
+    config = read_config(reader, n_heads)
+    name = tokenizer or str(reader.settings.get("tokenizer", "gpt2"))
     ids, needed = config.vocab_size, load_tokenizer(name).vocab_size
     if ids < needed:
         raise InputError(
-            f"{source.name}: has {ids} token ids, fewer than the {needed} of the tokenizer {name}; "
+            f"{reader.name}: has {ids} token ids, fewer than the {needed} of the tokenizer {name}; "
             "--tokenizer names another"
         )
-    converted = convert(source, config, context_length)
-    yield f"{source.name}: as {source.layout.title} names them"
-    yield from converted.report
-    write_checkpoint(describe(converted, source, name), output)
+    model = convert(reader, config, context_length)
+    yield f"{reader.name}: as {reader.key_map.title} names them"
+    yield from model.report
+    write_checkpoint(describe(model, reader, name), output)
     try:
         read_checkpoint(output)
     except InputError as error:
         raise MachineError(f"{error}, though it was just written") from None
-    shown = {key: value for key, value in asdict(converted.config).items() if key not in ("init", "drop_rate")}
+    shown = {key: value for key, value in asdict(model.config).items() if key not in ("init", "drop_rate")}
     yield f"{output}: " + ", ".join(f"{key} {value}" for key, value in shown.items()) + f", tokenizer {name}"
-    if source.layout is NANOGPT:
+    if reader.key_map is NANOGPT:
         yield "nanoGPT computes GELU exactly, GPT-2 and this program with tanh: logits differ by some thousandths"
     yield f'To sample: python -m {PROGRAM} predict --ckpt_path {shlex.quote(str(output))} --prompt "Hello, I am"'

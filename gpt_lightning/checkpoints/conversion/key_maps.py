@@ -1,4 +1,4 @@
-"""What other programs call a GPT's weights, and how they store them: names alone, no files.
+"""Names and shapes of a GPT's weights and settings in other programs.
 
 ours          trf_blocks.0.att.qkv.weight    (3 D, D)    queries, keys and values in one, as nn.Linear has it
 Hugging Face  h.0.attn.c_attn.weight         (D, 3 D)    as OpenAI's code has it: every projection transposed
@@ -10,7 +10,8 @@ GGUF          blk.0.attn_qkv.weight          (3 D, D)
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,29 +23,31 @@ POSITIONS = "pos_emb.weight"
 
 
 @dataclass(frozen=True)
-class Layout:
-    """The names of one program.
+class KeyMap:
+    """Translation between our names and shapes of weights and another program's.
 
     Attributes:
-        title: Whose.
-        blocks: What comes before a block's number.
-        modules: Our name of a module -> theirs; {} stands for query, key and value where these are three.
-        leaves_out: What it stores besides weights, as a pattern: the causal mask.
-        transposed: Whether projections are (in, out).
-        norm: Its names of a norm's weight and bias.
-        may_lack_biases: Whether a model of it may be without any biases; they are 0 then.
+        title: Name of the program.
+        blocks: Prefix of a transformer block's number.
+        modules: Our name of a module -> theirs; {} stands for query, key and value where they are separate.
+        settings: Our name of a setting -> theirs, in the configuration that they store.
+        ignored: Pattern of stored tensors that are not weights: the causal mask.
+        transposed: Whether projections are stored as (in, out).
+        norm: Names of a norm's weight and bias.
+        may_lack_biases: Whether its models may have no biases; they are imported as 0.
     """
 
     title: str
     blocks: str
     modules: dict[str, str]
-    leaves_out: str = r"(?!)"
+    settings: dict[str, str] = field(default_factory=dict)
+    ignored: str = r"(?!)"
     transposed: bool = False
     norm: tuple[str, str] = ("weight", "bias")
     may_lack_biases: bool = False
 
     def names(self, ours: str) -> list[str]:
-        """Theirs for the name of one of our weights; three where queries, keys and values are separate."""
+        """Return their names of our weight: three where queries, keys and values are separate, else one."""
         block, module, kind = split_name(ours)
         prefix = "" if block is None else f"{self.blocks}.{block}."
         if module in NORMS:
@@ -53,39 +56,44 @@ class Layout:
         return [name.format(part) for part in ("query", "key", "value")] if "{}" in name else [name]
 
     def is_transposed(self, ours: str) -> bool:
-        """Whether their matrix for one of our weights is its transpose."""
+        """Return whether they store our weight transposed."""
         _, module, kind = split_name(ours)
         return self.transposed and module in PROJECTIONS and kind == "weight"
 
     def shapes(self, ours: str, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """The shapes of what `names` names, for our weight of that shape."""
+        """Return the shapes of their tensors for our weight of this shape, in the order of `names`."""
         if self.is_transposed(ours):
             shape = shape[::-1]
         parts = len(self.names(ours))
         return [(shape[0] // parts, *shape[1:])] * parts
 
     def to_theirs(self, ours: str, tensor: Tensor) -> list[Tensor]:
-        """Views of one of our weights as they store it, in the order of `names`."""
+        """Return views of our weight as they store it, in the order of `names`."""
         if self.is_transposed(ours):
             tensor = tensor.t()
         return list(tensor.chunk(len(self.names(ours))))
 
     def to_ours(self, ours: str, tensors: list[Tensor]) -> Tensor:
-        """What they store, in the order of `names`, as our weight: contiguous."""
+        """Return our weight, contiguous, from their tensors in the order of `names`."""
         tensor = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
         return (tensor.t() if self.is_transposed(ours) else tensor).contiguous()
 
+    def to_our_settings(self, theirs: dict[str, Any]) -> dict[str, Any]:
+        """Return the settings in their configuration under our names, not yet checked."""
+        return {name: theirs[key] for name, key in self.settings.items() if key in theirs}
+
 
 def split_name(ours: str) -> tuple[str | None, str, str]:
-    """Number of the block (None outside of them), module, and weight or bias."""
+    """Split our name of a weight into the block's number (None outside of blocks), module, and weight or bias."""
     match = re.fullmatch(r"(?:trf_blocks\.(\d+)\.)?(.+)\.(weight|bias)", ours)
     assert match is not None, ours
     return match[1], match[2], match[3]
 
 
+GPT2_SETTINGS = {"vocab_size": "vocab_size", "emb_dim": "n_embd", "n_heads": "n_head", "n_layers": "n_layer"}
 OWN_NAMES = {name: name for name in ("tok_emb", "pos_emb", "out_head", *PROJECTIONS, *NORMS)}
-OURS = Layout("gpt_lightning", "trf_blocks", OWN_NAMES)
-HUGGING_FACE = Layout(
+OURS = KeyMap("gpt_lightning", "trf_blocks", OWN_NAMES)
+HUGGING_FACE = KeyMap(
     "Hugging Face",
     "h",
     {
@@ -100,24 +108,26 @@ HUGGING_FACE = Layout(
         "final_norm": "ln_f",
         "out_head": "lm_head",
     },
-    leaves_out=r"h\.\d+\.attn\.(bias|masked_bias)",
+    GPT2_SETTINGS | {"context_length": "n_positions", "drop_rate": "resid_pdrop"},
+    ignored=r"h\.\d+\.attn\.(bias|masked_bias)",
     transposed=True,
 )
-NANOGPT = Layout(
+NANOGPT = KeyMap(
     "nanoGPT",
     "h",
     HUGGING_FACE.modules,
-    leaves_out=r"h\.\d+\.attn\.bias",
+    GPT2_SETTINGS | {"context_length": "block_size", "drop_rate": "dropout"},
+    ignored=r"h\.\d+\.attn\.bias",
     may_lack_biases=True,
 )
-BOOK = Layout(
+BOOK = KeyMap(
     "the book",
     "trf_blocks",
     OWN_NAMES | {"att.qkv": "att.W_{}", "ff.0": "ff.layers.0", "ff.2": "ff.layers.2"},
-    leaves_out=r"trf_blocks\.\d+\.att\.mask",
+    ignored=r"trf_blocks\.\d+\.att\.mask",
     norm=("scale", "shift"),
 )
-GGUF = Layout(
+GGUF = KeyMap(
     "GGUF",
     "blk",
     {
@@ -132,4 +142,5 @@ GGUF = Layout(
         "final_norm": "output_norm",
         "out_head": "output",
     },
+    {"n_heads": "attention.head_count", "n_layers": "block_count", "context_length": "context_length"},
 )

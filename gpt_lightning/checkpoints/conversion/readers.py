@@ -1,4 +1,4 @@
-"""Files of weights, other programs' and our own, opened so that each weight is read when it is asked for."""
+"""Files of weights, other programs' and our own, of which each weight is read when it is needed."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gpt_lightning.checkpoints.conversion.key_maps import BOOK, HUGGING_FACE, NANOGPT, OURS, Layout
+from gpt_lightning.checkpoints.conversion.key_maps import BOOK, HUGGING_FACE, NANOGPT, OURS, KeyMap
 from gpt_lightning.checkpoints.io import load_plain
 from gpt_lightning.console import PROGRAM
-from gpt_lightning.errors import InputError, MachineError, describe_os_error
+from gpt_lightning.errors import InputError, MachineError
+from gpt_lightning.files import with_filename
 
 SAFETENSORS = "model.safetensors"
 HUB = "https://huggingface.co"
 HUB_SECONDS = 5
-# What config.json may say, where this program's GPT has no choice.
+# Values of config.json that `models.gpt.GPT` supports; the first is the default.
 FIXED = {
     "model_type": ("gpt2",),
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
@@ -38,47 +39,45 @@ FIXED = {
 
 
 @dataclass(frozen=True)
-class Source:
-    """The weights of a file, read when they are asked for.
+class WeightReader:
+    """The weights in a file, read one at a time.
 
     Attributes:
-        name: Of the file or folder, for messages.
-        layout: Whose names they have.
-        shapes: Name, without what wrappers put before it -> shape.
-        read: Such a name -> the weight; its memory is the caller's.
-        settings: What the file says of the architecture, under our names; "tokenizer" likewise.
+        name: Name of the file or folder, for messages.
+        key_map: Names and shapes of the program that wrote it.
+        shapes: Name without the prefixes of wrappers -> shape.
+        read: Return the weight of such a name.
+        settings: Architecture and tokenizer as stated in the file, under our names, not yet checked.
     """
 
     name: str
-    layout: Layout
+    key_map: KeyMap
     shapes: dict[str, tuple[int, ...]]
     read: Callable[[str], Tensor]
     settings: dict[str, Any]
 
 
-def open_source(name: str) -> Source:
-    """Opens a file, a folder or a repository of Hugging Face.
+def open_weights(name: str) -> WeightReader:
+    """Open the weights in a file, in a folder, or in a repository on the Hugging Face Hub.
 
     Raises:
-        InputError: It is not there, incomplete, more than plain data, or of no known layout.
-        MachineError: It cannot be read or fetched.
+        InputError: The file does not exist, is incomplete, contains more than plain data, or has names of weights
+            that no known program uses.
+        MachineError: The file cannot be read or downloaded.
     """
     path = Path(name)
-    try:
+    with with_filename(name):
         if path.is_dir():
             return _open_folder(path, name)
         if path.is_file():
             settings = _read_config(path.parent / "config.json") if path.name == SAFETENSORS else {}
             return _open_safetensors([path], name, settings) if path.suffix == ".safetensors" else _open_pickle(name)
-    except OSError as error:
-        message, code = describe_os_error(error)
-        raise (InputError if code == InputError.exit_code else MachineError)(message) from None
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not path.exists():
         return _open_folder(fetch_repository(name), name)
     raise InputError(f"{name}: {'must be a file or a folder' if path.exists() else 'no such file or folder'}")
 
 
-def _open_folder(folder: Path, name: str) -> Source:
+def _open_folder(folder: Path, name: str) -> WeightReader:
     settings = _read_config(folder / "config.json")
     index = folder / f"{SAFETENSORS}.index.json"
     if (folder / SAFETENSORS).is_file():
@@ -104,10 +103,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """Our settings of a config.json; none where there is no such file.
+    """Return the settings of a config.json under our names; none if there is no such file.
 
     Raises:
-        InputError: It describes a network that this program's GPT is not.
+        InputError: The file describes a network that `models.gpt.GPT` does not support.
     """
     if not path.is_file():
         return {}
@@ -115,16 +114,13 @@ def _read_config(path: Path) -> dict[str, Any]:
     for key, allowed in FIXED.items():
         if config.get(key, allowed[0]) not in allowed:
             raise InputError(f"{path}: {key} ({config[key]}) must be {allowed[0]}, because GPT-2 has no other")
-    theirs = {"vocab_size": "vocab_size", "emb_dim": "n_embd", "n_heads": "n_head", "n_layers": "n_layer"}
-    theirs |= {"context_length": "n_positions", "drop_rate": "resid_pdrop"}
-    settings = {ours: config[key] for ours, key in theirs.items() if key in config}
     inner, width = config.get("n_inner"), config.get("n_embd")
     if inner is not None and isinstance(width, int) and inner != 4 * width:
         raise InputError(f"{path}: n_inner ({inner}) must be 4 n_embd ({4 * width}), because GPT-2's is")
-    return settings
+    return HUGGING_FACE.to_our_settings(config)
 
 
-def _open_safetensors(files: list[Path], name: str, settings: dict[str, Any]) -> Source:
+def _open_safetensors(files: list[Path], name: str, settings: dict[str, Any]) -> WeightReader:
     raw: dict[str, Path] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
@@ -145,26 +141,22 @@ def _open_safetensors(files: list[Path], name: str, settings: dict[str, Any]) ->
     _check_once(name, len(raw), len(plain))
 
     def read(key: str) -> Tensor:
-        # Opened for each weight: the pages that were read are given back, and only the copy stays.
+        # Reopened for each weight, so that the pages that were read are released.
         with safe_open(raw[plain[key]], "pt") as opened:
             return opened.get_tensor(plain[key]).clone()
 
-    return _source(name, {key: shapes[plain[key]] for key in plain}, read, settings)
+    return _identify(name, {key: shapes[plain[key]] for key in plain}, read, settings)
 
 
-def _open_pickle(name: str) -> Source:
-    """A file of `torch.save`: a state dict, or one inside what the book and nanoGPT save."""
+def _open_pickle(name: str) -> WeightReader:
+    """Open a file of `torch.save`: a state dict, or a dict of the book or nanoGPT that contains one."""
     content = load_plain(name, "a file of torch.save", mmap=True)
     if not isinstance(content, dict):
         raise InputError(f"{name}: must hold weights by their names, holds a {type(content).__name__}")
     if PROGRAM in content:
         raise InputError(f"{name}: is a checkpoint of {PROGRAM} already; every command reads it as it is")
-    settings: dict[str, Any] = {}
-    if isinstance(content.get("model_args"), dict):
-        arguments = content["model_args"]
-        theirs = {"vocab_size": "vocab_size", "emb_dim": "n_embd", "n_heads": "n_head", "n_layers": "n_layer"}
-        theirs |= {"context_length": "block_size", "drop_rate": "dropout"}
-        settings = {ours: arguments[key] for ours, key in theirs.items() if key in arguments}
+    model_args = content.get("model_args")
+    settings = NANOGPT.to_our_settings(model_args) if isinstance(model_args, dict) else {}
     for key in ("model_state_dict", "model", "state_dict"):
         if isinstance(content.get(key), dict):
             content = content[key]
@@ -175,50 +167,50 @@ def _open_pickle(name: str) -> Source:
             raise InputError(f"{name}: {key} must be a name and a dense tensor")
     tensors = {_plain(key): tensor.detach() for key, tensor in content.items()}
     _check_once(name, len(content), len(tensors))
-    return _source(name, {key: tuple(one.shape) for key, one in tensors.items()}, lambda key: tensors[key], settings)
+    return _identify(name, {key: tuple(one.shape) for key, one in tensors.items()}, lambda key: tensors[key], settings)
 
 
 def _check_once(name: str, given: int, plain: int) -> None:
-    """Raises `InputError` where names are the same but for their prefixes: which is meant, nobody knows."""
+    """Raise `InputError` if names differ only in their prefixes, because either could be meant."""
     if plain != given:
         raise InputError(f"{name}: holds weights twice, under names that differ in their prefix only")
 
 
 def _plain(key: str) -> str:
-    """A name without what torch.compile, DistributedDataParallel and Hugging Face put before it."""
+    """Strip the prefixes of torch.compile, DistributedDataParallel and Hugging Face from a name."""
     return re.sub(r"^((_orig_mod|module|transformer|model)\.)+", "", key)
 
 
-def _source(
+def _identify(
     name: str, shapes: dict[str, tuple[int, ...]], read: Callable[[str], Tensor], settings: dict[str, Any]
-) -> Source:
-    """Finds out whose names these are.
+) -> WeightReader:
+    """Return the reader with the key map of the program whose names these are.
 
     Raises:
-        InputError: Nobody's that is known here.
+        InputError: No known program uses these names.
     """
     if "wte.weight" in shapes:
         height, width = (*shapes.get("h.0.attn.c_attn.weight", (0, 0)), 0, 0)[:2]
-        layout = NANOGPT if height == 3 * width and height else HUGGING_FACE
+        key_map = NANOGPT if height == 3 * width and height else HUGGING_FACE
     elif "tok_emb.weight" in shapes:
-        layout = BOOK if any(".att.W_query." in key for key in shapes) else OURS
+        key_map = BOOK if any(".att.W_query." in key for key in shapes) else OURS
     else:
         first = f"its first name is {next(iter(shapes))!r}" if shapes else "it is empty"
         raise InputError(
             f"{name}: holds no GPT-2 as Hugging Face, nanoGPT, the book or this program name its weights ({first})"
         )
-    return Source(name, layout, shapes, read, settings)
+    return WeightReader(name, key_map, shapes, read, settings)
 
 
 def fetch_repository(name: str) -> Path:
-    """Fetches config.json and model.safetensors of a repository of Hugging Face, once.
+    """Download config.json and model.safetensors of a repository on the Hugging Face Hub, unless they are cached.
 
     Returns:
         The folder in the cache of huggingface_hub.
 
     Raises:
-        InputError: The extra is not installed, or there is no such repository.
-        MachineError: It cannot be reached.
+        InputError: The extra `hub` is not installed, or there is no such repository.
+        MachineError: The Hub cannot be reached.
     """
     try:
         from huggingface_hub import hf_hub_download
@@ -233,7 +225,7 @@ def fetch_repository(name: str) -> Path:
             f"{name}: no such file or folder; to fetch it from Hugging Face it needs the extra hub: "
             "pip install -c constraints.txt -e '.[hub]'"
         ) from None
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; what failed is said below
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # hides its retries; the error below names the reason
     files = ("config.json", SAFETENSORS)
     try:
         paths = [hf_hub_download(name, file, local_files_only=True) for file in files]
@@ -257,6 +249,6 @@ def fetch_repository(name: str) -> Path:
 
 
 def _reach_hub() -> None:
-    """Raises `OSError` where there is no network: huggingface_hub would try for half a minute."""
-    with contextlib.suppress(urllib.error.HTTPError):  # it answers
+    """Raise `OSError` if there is no network; huggingface_hub would retry for half a minute."""
+    with contextlib.suppress(urllib.error.HTTPError):  # an answer, so there is a network
         urllib.request.urlopen(os.environ.get("HF_ENDPOINT") or HUB, timeout=HUB_SECONDS).close()

@@ -1,9 +1,9 @@
-"""`export`: a checkpoint's weights in the formats of other programs, read back before it says that it is done.
+"""Write a checkpoint's weights in another program's format, and check them by reading them back.
 
 python -m gpt_lightning export --ckpt_path CKPT --format FORMAT --output PATH
 
 hf           a folder for GPT2LMHeadModel.from_pretrained and AutoTokenizer.from_pretrained
-book         a folder with the book's model.pth and, of a last.ckpt, its model_and_optimizer.pth
+book         a folder with the book's model.pth and, from a last.ckpt, its model_and_optimizer.pth
 safetensors  one file with this program's names
 gguf         one file for llama.cpp; needs the extra gguf
 """
@@ -19,9 +19,9 @@ from gpt_lightning.files import check_absent
 
 
 def run(arguments: list[str]) -> None:
-    """`export --ckpt_path CKPT --format hf|book|safetensors|gguf --output PATH`."""
+    """Run `export` with these arguments."""
     parser = Parser("export", __doc__)
-    parser.add_argument("--ckpt_path", required=True, metavar="CKPT", help="checkpoint to use")
+    parser.add_argument("--ckpt_path", required=True, metavar="CKPT", help="checkpoint to export")
     parser.add_argument("--format", required=True, choices=FORMATS)
     parser.add_argument("--output", required=True, type=Path, metavar="PATH", help="file or folder to write")
     typed = parser.parse_args(arguments)

@@ -17,7 +17,7 @@ MOST_CURVES = 10  # as many as matplotlib has colours
 
 
 def run(arguments: list[str]) -> None:
-    """`plot RUN [RUN ...] [--output STEM]`: draws loss curves and says where they are."""
+    """Run `plot` with these arguments."""
     parser = Parser("plot", __doc__)
     parser.add_argument("run", nargs="+", metavar="RUN", help="a run folder, or a file like its metrics.jsonl")
     parser.add_argument(

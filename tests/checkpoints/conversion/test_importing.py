@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt_lightning.checkpoints.conversion import readers
-from gpt_lightning.checkpoints.conversion.importing import architecture_of, convert
+from gpt_lightning.checkpoints.conversion.importing import convert, read_config
 from gpt_lightning.checkpoints.io import read_checkpoint
 from gpt_lightning.data.datamodule import TextDataModule
 from gpt_lightning.data.tokenizer import load_tokenizer
@@ -329,10 +329,10 @@ def test_the_heads_of_the_published_sizes_are_known(in_tmp: Path) -> None:
     shapes |= {f"trf_blocks.{i}.att.W_query.weight": (1280, 1280) for i in range(36)}
     zeros = lambda key: torch.zeros(shapes[key]) + (key == "out_head.weight")  # noqa: E731
 
-    source = readers._source("model.pth", shapes, zeros, {})
+    source = readers._identify("model.pth", shapes, zeros, {})
 
-    assert source.layout.title == "the book"
-    assert (architecture_of(source).n_heads, architecture_of(source).tie_weights) == (20, False)
+    assert source.key_map.title == "the book"
+    assert (read_config(source).n_heads, read_config(source).tie_weights) == (20, False)
 
 
 # ---- what the other commands make of it
@@ -496,8 +496,8 @@ def test_the_published_losses_on_the_verdict(verdict: Path, tmp_path: Path) -> N
     if not folder:
         pytest.skip("needs the folder of gpt2 or gpt2-xl, named by GPT_LIGHTNING_GPT2")
     published = {12: (3.7547486888, 3.5596182346), 48: (3.3046312862, 3.1195147038)}
-    source = readers.open_source(folder)
-    converted = convert(source, architecture_of(source), 256)
+    source = readers.open_weights(folder)
+    converted = convert(source, read_config(source), 256)
     model = GPT(converted.config).eval()
     model.load_state_dict(converted.state)
 
@@ -785,11 +785,11 @@ def test_a_file_that_cannot_be_read(in_tmp: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(readers, "_open_pickle", refuse)
 
     with pytest.raises(MachineError, match="model.pth: permission denied"):
-        readers.open_source("model.pth")
+        readers.open_weights("model.pth")
 
 
 def test_weights_that_are_there_twice_are_refused(tmp_path: Path) -> None:
     torch.save({"tok_emb.weight": torch.ones(3, 2), "module.tok_emb.weight": torch.zeros(3, 2)}, tmp_path / "two.pth")
 
     with pytest.raises(InputError, match="two.pth: holds weights twice, under names that differ in their prefix only"):
-        readers.open_source(str(tmp_path / "two.pth"))
+        readers.open_weights(str(tmp_path / "two.pth"))
