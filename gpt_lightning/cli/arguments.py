@@ -11,7 +11,6 @@ import yaml
 
 from gpt_lightning.console import PROGRAM
 from gpt_lightning.errors import InputError
-from gpt_lightning.inference.completion import check_prompt
 
 
 class Parser(argparse.ArgumentParser):
@@ -84,34 +83,50 @@ def is_typed(arguments: list[str], option: str) -> bool:
     return any(argument == option or argument.startswith(f"{option}=") for argument in arguments)
 
 
-def prepare_arguments(arguments: list[str]) -> list[str]:
-    """Rewrites two options into what jsonargparse understands by them.
+def literal_texts(arguments: list[str]) -> list[str]:
+    """Collect each `--prompt TEXT` and `--sampling.stop_strings TEXT` into one option with a list of quoted texts.
 
-    `--prompt TEXT` (and `--sampling.stop_strings TEXT`) adds a text, taken literally, to a list that replaces the
-    YAML's; `--data.text FILE` stands for itself: the URL and fallback of the YAML's text do not apply to it.
+    jsonargparse would read each of them as YAML.
+
+    Raises:
+        InputError: The last option lacks its text, or a text is not UTF-8.
     """
     prepared: list[str] = []
     texts: dict[str, list[str]] = {}
-    seen: set[str] = set()
     rest = iter(arguments)
     for argument in rest:
         name, has_value, value = argument.partition("=")
-        if name in TEXT_LISTS:
-            if not has_value:
-                following = next(rest, None)
-                if following is None:
-                    raise InputError(f"{name} needs a text")
-                value = following
-            if name == "--prompt":
-                check_prompt(value)
-            texts.setdefault(name, []).append(value)
+        if name not in TEXT_LISTS:
+            prepared.append(argument)
             continue
+        if not has_value:
+            following = next(rest, None)
+            if following is None:
+                raise InputError(f"{name} needs a text")
+            value = following
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:  # which YAML could not hold
+            raise InputError(f"{name.removeprefix('--')} is not UTF-8 text (at character {error.start})") from None
+        texts.setdefault(name, []).append(value)
+    for name, values in texts.items():
+        prepared.append(f"{name}=" + yaml.safe_dump(values, default_style='"', width=math.inf).strip())
+    return prepared
+
+
+def prepare_arguments(arguments: list[str]) -> list[str]:
+    """Rewrite two options for jsonargparse: the texts of `literal_texts`, and `--data.text FILE`.
+
+    The URL and fallback of a YAML file's text do not apply to a text of the command line.
+    """
+    prepared: list[str] = []
+    seen: set[str] = set()
+    for argument in literal_texts(arguments):
+        name = argument.partition("=")[0]
         if name in TEXT_OPTIONS and name in seen:
             raise InputError(f"{name} is given twice; many documents are a folder, a glob or a .jsonl file")
         seen.add(name)
         if name == "--data.text":
             prepared += [f"--data.{one}=null" for one in TEXT_SETTINGS if not is_typed(arguments, f"--data.{one}")]
         prepared.append(argument)
-    for name, values in texts.items():  # quoted, so that one that looks like YAML stays a text
-        prepared.append(f"{name}=" + yaml.safe_dump(values, default_style='"', width=math.inf).strip())
     return prepared

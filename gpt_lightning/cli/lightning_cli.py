@@ -11,12 +11,10 @@ import threading
 import warnings
 from dataclasses import fields
 from enum import Enum
-from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
-import torch
 import yaml
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
@@ -35,7 +33,6 @@ from gpt_lightning.cli.arguments import (
     prepare_arguments,
     typed_modules,
 )
-from gpt_lightning.cli.commands.predict import check_sources, predict
 from gpt_lightning.cli.config_files import ConfigFile
 from gpt_lightning.cli.parser_errors import ParserError, explain_class_error, explain_parser_error
 from gpt_lightning.cli.precedence import ARCHITECTURE, FREE_ON_RESUME, checkpoint_settings, keep, keep_text
@@ -53,8 +50,7 @@ from gpt_lightning.data.datamodule import TextDataModule
 from gpt_lightning.data.sources import absolute, short_name
 from gpt_lightning.data.tokenizer import load_tokenizer
 from gpt_lightning.errors import InputError
-from gpt_lightning.inference.completion import check_prompt, complete_all
-from gpt_lightning.inference.packed_linear import pack
+from gpt_lightning.inference.completion import check_prompt
 from gpt_lightning.inference.sampling import SamplingConfig
 from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.training import summary
@@ -69,9 +65,6 @@ from gpt_lightning.training.optimizers import OptimizerConfig
 from gpt_lightning.training.resume import RESUME_SETTINGS, check_same_text, plan_run
 from gpt_lightning.validation import require
 
-# Of the weights that `predict` reads, by trainer.precision; float32 where it is another one.
-WEIGHTS = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
-
 
 class Parser(LightningArgumentParser):
     """A parser that raises its errors instead of printing every option there is."""
@@ -84,7 +77,7 @@ class CLI(LightningCLI):
     """LightningCLI for one command.
 
     Args:
-        command: fit, check, validate, test or predict.
+        command: fit, check, validate or test.
         arguments: What was typed after it.
     """
 
@@ -168,14 +161,6 @@ class CLI(LightningCLI):
             )
         else:
             parser.add_argument("--ckpt_path", type=str | None, default=None, help="checkpoint to use")
-        if self.command == "predict":
-            parser.add_argument(
-                "--prompts_file", type=str | None, default=None, help="prompts, a line each, or .jsonl; - is stdin"
-            )
-            parser.add_argument("--jsonl", action="store_true", help="write JSON lines instead of text")
-            parser.add_argument("--output", type=str | None, default=None, help="file for JSON lines")
-            parser.add_argument("--resume", action="store_true", help="resume the output of a stopped job")
-            parser.add_argument("--interactive", action="store_true", help="complete what is typed, line by line")
         for source, target in LINKS.items():
             parser.link_arguments(source, target)
 
@@ -318,8 +303,6 @@ class CLI(LightningCLI):
             raise InputError("data.train_ratio has no effect, because data.val_text is the validation text; give one")
         for prompt in settings["prompt"]:
             check_prompt(prompt)
-        if self.command == "predict":
-            check_sources(settings)
 
     def instantiate_classes(self) -> None:
         try:
@@ -435,20 +418,6 @@ class CLI(LightningCLI):
             tokens = module.evaluated_tokens[metric]
             say(summary.describe_evaluation(name, loss, perplexity, tokens, data.splits[split]))
 
-    def predict(self, model: Namespace, datamodule: TextDataModule) -> None:
-        """Complete prompts; see `commands.predict`."""
-        assert self.checkpoint is not None
-        sampling = self.settings["sampling"]
-        loaded = check_weights(self.checkpoint, str(self.checkpoint_path))
-        sampling.check_vocabulary(loaded.config.vocab_size)
-        tokenizer = load_tokenizer(loaded.tokenizer)
-        network = loaded.build()
-        network.to(self.trainer.strategy.root_device, WEIGHTS.get(self.trainer.precision))
-        pack(network, sampling.batch_size)
-        completer = partial(complete_all, network, tokenizer, sampling=sampling)
-        weight = network.pos_emb.weight
-        predict(completer, self.settings, Path(str(self.checkpoint_path)), f"{weight.dtype} {weight.device.type}")
-
 
 class Quoting(yaml.SafeDumper):
     """Quotes texts that begin like a number: "1e3" is a number for jsonargparse, and none for PyYAML."""
@@ -511,7 +480,7 @@ def quiet_lightning() -> None:
 
 
 def run_command(command: str, arguments: list[str]) -> CLI:
-    """Runs fit, check, validate, test or predict with the arguments typed after it; returns what ran."""
+    """Runs fit, check, validate or test with the arguments typed after it; returns what ran."""
     quiet_lightning()
     set_parsing_settings(
         config_read_mode_fsspec_enabled=False,

@@ -1,4 +1,4 @@
-"""Completions as JSON lines, in jobs that can be interrupted and resumed."""
+"""Write completions as JSON lines, in jobs that can be interrupted and resumed."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ from gpt_lightning.inference.completion import CompletedText
 from gpt_lightning.inference.sampling import SamplingConfig
 
 ROW_START = b'{"prompt": "'
-Completer = Callable[..., Iterator[CompletedText]]  # `complete_all` of a model
+Completer = Callable[..., Iterator[CompletedText]]  # `complete_all` with a model, its tokenizer and the settings
 
 
 def job_name(checkpoint: Path, sampling: SamplingConfig, weights: str) -> str:
-    """What two jobs share that give the same completions of the same prompts: 12 hexadecimal digits.
+    """Return a fingerprint of checkpoint and settings: 12 hexadecimal digits.
+
+    Jobs with the same fingerprint give the same completions of the same prompts.
 
     Args:
-        checkpoint: The file.
-        sampling: All settings.
-        weights: Their type and device.
+        checkpoint: The checkpoint's file.
+        sampling: All settings of sampling.
+        weights: Type and device of the weights.
     """
     with open(checkpoint, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -35,18 +37,18 @@ def job_name(checkpoint: Path, sampling: SamplingConfig, weights: str) -> str:
 
 
 def open_output(path: Path, resume: bool, job: str) -> tuple[IO[str], list[str]]:
-    """Opens a file of completions to append to.
+    """Open a file of completions to append to.
 
     Args:
         path: The file.
-        resume: Whether it may be there already; a last line that was not finished is cut off.
-        job: Of these completions.
+        resume: Whether the file may exist; an incomplete last line is cut off.
+        job: Fingerprint of the job, see `job_name`.
 
     Returns:
-        The file, and the prompts of the completions that it holds.
+        The file, and the prompt of each completion in it.
 
     Raises:
-        InputError: It is there and `resume` is false, or it is another job's.
+        InputError: The file exists and `resume` is false, or it was written by another job.
     """
     done: list[str] = []
     if not resume:
@@ -57,7 +59,7 @@ def open_output(path: Path, resume: bool, job: str) -> tuple[IO[str], list[str]]
             for number, line in enumerate(old, start=1):
                 try:
                     if not line.endswith(b"\n") and line.startswith(ROW_START[: len(line)]):
-                        break  # cut short
+                        break  # an incomplete last line
                     row = json.loads(line)
                     prompt, other = str(row["prompt"]), row["job"]
                 except (ValueError, TypeError, KeyError, RecursionError):
@@ -73,19 +75,22 @@ def open_output(path: Path, resume: bool, job: str) -> tuple[IO[str], list[str]]
 
 
 def check_new(path: Path) -> None:
-    """Raises `InputError` where there is such a file already."""
+    """Raise `InputError` if the file exists."""
     if path.exists():
         raise InputError(f"{path}: exists; --resume goes on with it")
 
 
 def check_done(prompts: Iterable[str], done: list[str], samples: int, path: Path) -> Iterator[str]:
-    """The prompts again; raises `InputError` where those that were done are others.
+    """Yield the prompts of a job, comparing the first of them with those that are done.
 
     Args:
-        prompts: Of the job.
-        done: A prompt for each completion in the file.
+        prompts: All prompts of the job.
+        done: The prompt of each completion in the file.
         samples: Completions of each prompt.
-        path: Of the file.
+        path: The file.
+
+    Raises:
+        InputError: The file holds a completion of another prompt, or more completions than the job has.
     """
     rows = 0
     for prompt in prompts:
@@ -100,17 +105,17 @@ def check_done(prompts: Iterable[str], done: list[str], samples: int, path: Path
 def write_rows(
     completer: Completer, prompts: Iterable[str], file: IO[str], job: str, done: int, batch_size: int, total: int | None
 ) -> None:
-    """Writes a JSON line for each completion.
+    """Write a JSON line for each completion that is not done yet.
 
     Args:
-        completer: Makes them.
-        prompts: All of the job.
-        file: Where to.
-        job: See `job_name`.
-        done: Completions that are there already.
-        batch_size: Of the completer. A batch that was stopped is made anew as a whole: alone, its rows' last digits
-            could be others.
-        total: How many there will be, for the progress bar on stderr; None if that is not known.
+        completer: Makes the completions.
+        prompts: All prompts of the job.
+        file: The file to write to.
+        job: Fingerprint of the job, see `job_name`.
+        done: Completions that the file already holds.
+        batch_size: Batch size of the completer. An interrupted batch is completed again as a whole, because the last
+            digits of a row's logits depend on the size of its batch.
+        total: Completions of the whole job, for the progress bar on stderr; None if unknown.
     """
     again = done % batch_size
     rows = islice(completer(prompts, skip=done - again), again, None)

@@ -149,18 +149,18 @@ def complete_all(
     Args:
         model: In any mode.
         tokenizer: The model's tokenizer.
-        prompts: Any number of prompts; no more than a batch of them is taken at a time.
+        prompts: Any number of prompts that `check_prompt` accepts; no more than a batch of them is taken at a time.
         sampling: Settings.
         show: Called with pieces of the text of each batch's first completion, as they come.
         skip: Number of completions to leave out at the beginning.
         warns: Whether to warn about the first prompt that is longer than the context.
 
     Raises:
-        InputError: A prompt is empty or not UTF-8 (after the completions of those before it), or a setting does not
-            fit the vocabulary.
+        InputError: A setting does not fit the vocabulary; or `prompts` raised it, after the completions of those
+            before.
     """
     sampling.check_vocabulary(model.vocab_size)
-    rows = ((prompt, sample) for prompt in _checked(prompts) for sample in range(sampling.num_samples))
+    rows = ((prompt, sample) for prompt in prompts for sample in range(sampling.num_samples))
     for _ in range(skip):
         next(rows, None)
     for batch in in_batches(rows, sampling.batch_size):
@@ -194,9 +194,3 @@ def complete_all(
                 finish_reason="stop" if stream.is_stopped else tokens[-1].finish_reason,
                 seed=sampling.seed + sample,
             )
-
-
-def _checked(prompts: Iterable[str]) -> Iterator[str]:
-    for prompt in prompts:
-        check_prompt(prompt)
-        yield prompt

@@ -70,6 +70,8 @@ def generate(
     Yields:
         A token for each row that is still running, in order.
     """
+    assert prompts
+    assert all(prompts)
     texts = [list(prompt) for prompt in prompts]  # prompt and completion
     generators = [sampling.generator(sample) for sample in samples or [0] * len(prompts)]
     depends_on_text = sampling.repetition_penalty != 1 or sampling.no_repeat_ngram_size is not None

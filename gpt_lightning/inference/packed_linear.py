@@ -1,11 +1,11 @@
-"""Matrices in the order in which a CPU multiplies few rows with them fastest, for `predict`.
+"""Pack weight matrices for fast decoding on CPUs.
 
-A new token reads every matrix once, and that reading is most of its time. PyTorch keeps a matrix row by row; oneDNN,
-the library that it multiplies with on CPUs, can keep it in blocks instead. On the two cores that were measured one
-prompt got its tokens a fifth faster for it, eight prompts twice as fast (`benchmarks/generation.py`).
+Each new token reads every matrix once, which takes most of its time. PyTorch stores a matrix row by row; oneDNN, its
+library for matrix products on CPUs, can store it in blocks instead. On two cores, packed matrices made one prompt's
+tokens a fifth faster and those of eight prompts twice as fast (`benchmarks/generation.py`).
 
-PyTorch's own compiler packs matrices with the same two operations. They have no public name; `tests/test_packing.py`
-pins what they are taken for.
+PyTorch's own compiler packs matrices with the same two operations, which have no public name;
+`tests/inference/test_packed_linear.py` tests what is assumed of them.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 
 class PackedLinear(nn.Module):
-    """A linear layer with its matrix in blocks.
+    """A linear layer whose matrix is stored in blocks.
 
     Args:
-        linear: Where its values come from; on the CPU.
-        rows: The number of rows that it will mostly be multiplied with.
+        linear: The layer to pack, on the CPU.
+        rows: The usual number of rows of the input.
     """
 
     def __init__(self, linear: nn.Linear, rows: int) -> None:
@@ -32,7 +32,7 @@ class PackedLinear(nn.Module):
 
 
 def is_packable(weight: Tensor) -> bool:
-    """Whether this machine packs such a matrix: float32 on a CPU, bfloat16 on one that computes with it."""
+    """Return whether a matrix can be packed: float32 on a CPU, bfloat16 on a CPU with bfloat16 instructions."""
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     return weight.dtype == torch.float32 or (
@@ -41,13 +41,13 @@ def is_packable(weight: Tensor) -> bool:
 
 
 def pack(model: nn.Module, rows: int) -> None:
-    """Packs the matrices of all linear layers, where that can be done.
+    """Pack the matrices of all linear layers that can be packed, in place.
 
-    After it the model can be called, but neither be trained nor saved.
+    A packed model can neither be trained nor saved.
 
     Args:
-        model: In its place.
-        rows: Completions that are mostly made together.
+        model: The model.
+        rows: The usual number of rows that are completed together.
     """
     for module in list(model.modules()):
         for name, child in list(module.named_children()):

@@ -12,7 +12,7 @@ import torch
 from gpt_lightning.checkpoints.loading import open_checkpoint
 from gpt_lightning.data.tokenizer import Tokenizer, load_tokenizer, text_to_token_ids
 from gpt_lightning.errors import InputError
-from gpt_lightning.inference.completion import CompletedText, complete_all
+from gpt_lightning.inference.completion import CompletedText, check_prompt, complete_all
 from gpt_lightning.inference.generate import evaluation_mode
 from gpt_lightning.inference.sampling import SamplingConfig
 from gpt_lightning.models.gpt import GPT
@@ -50,6 +50,8 @@ class TrainedGPT:
             raise InputError(
                 f"unknown setting {unknown[0]!r}; sampling has {', '.join(SamplingConfig.__dataclass_fields__)}"
             )
+        for prompt in prompts:
+            check_prompt(prompt)
         return list(complete_all(self.model, self.tokenizer, prompts, SamplingConfig(**sampling)))
 
     def loss(self, text: str) -> float:

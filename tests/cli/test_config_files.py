@@ -22,6 +22,8 @@ from gpt_lightning.errors import InputError
 
 Command = Callable[..., Result]
 
+Command = Callable[..., Result]
+
 
 def test_aliases_are_read(in_tmp: Path) -> None:
     Path("a.yaml").write_text("a: &a [x, x, x]\n" + "".join(f"b{i}: &b{i} [*a, *a]\n" for i in range(3)))
@@ -47,11 +49,7 @@ def test_prompts_are_texts_whatever_they_look_like(prompts: list[str]) -> None:
     parser.add_argument("--prompt", type=list[str], default=["of the config"])
     typed = [part for prompt in prompts for part in ("--prompt", prompt)]
 
-    try:
-        prepared = prepare_arguments(typed)
-    except InputError:  # a blank one
-        return
-    assert parser.parse_args(prepared).prompt == prompts
+    assert parser.parse_args(prepare_arguments(typed)).prompt == prompts
 
 
 def parse_yaml(folder: Path, content: str) -> Any:
@@ -136,17 +134,23 @@ def test_a_typed_text_stands_for_itself() -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ["fit", "predict"])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--prompt"], "--prompt needs a text"),
-        (["--prompt", ""], "prompt is empty"),
-        (["--prompt=\udcff"], "not UTF-8"),
+        (["--prompt", ""], "prompt is empty; to start from nothing give <|endoftext|>"),
+        (["--prompt=\udcff"], "prompt is not UTF-8 text (at character 0)"),
     ],
 )
-def test_prompts_that_are_none(arguments: list[str], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        prepare_arguments(arguments)
+def test_prompts_that_are_none(
+    command: Command, config: Path, trained: Path, name: str, arguments: list[str], message: str
+) -> None:
+    own = ["--config", config] if name == "fit" else ["--ckpt_path", trained / "checkpoints/last.ckpt"]
+
+    result = command(name, *own, *arguments)
+
+    assert (result.code, result.error) == (2, message)
 
 
 def test_is_typed() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from itertools import chain, pairwise
 from typing import Any
 
@@ -16,6 +17,7 @@ from gpt_lightning.errors import InputError
 from gpt_lightning.inference.completion import TextStream, complete_all, in_batches
 from gpt_lightning.inference.generate import evaluation_mode, generate
 from gpt_lightning.inference.kv_cache import KVCache
+from gpt_lightning.inference.pretrained import TrainedGPT
 from gpt_lightning.inference.sampling import (
     SamplingConfig,
     keep_min_p,
@@ -361,7 +363,7 @@ def test_top_k_of_the_whole_vocabulary_changes_nothing(model: GPT) -> None:
 
 def test_an_empty_prompt_is_refused(model: GPT) -> None:
     with pytest.raises(InputError, match=r"prompt is empty; to start from nothing give <\|endoftext\|>"):
-        complete(model, "", SamplingConfig())
+        TrainedGPT(model, BYTES).complete("")
 
 
 def test_a_long_prompt_is_cut_to_the_context_with_a_warning(model: GPT, capsys: pytest.CaptureFixture[str]) -> None:
@@ -501,7 +503,11 @@ def test_a_stop_string_ends_a_completion_and_no_piece_of_it_is_shown(model: GPT)
 
 
 def test_a_broken_prompt_comes_behind_those_before_it(model: GPT) -> None:
-    completed = complete_all(model, BYTES, ["a", "b", "", "c"], SamplingConfig(max_new_tokens=2, batch_size=4))
+    def prompts() -> Iterator[str]:
+        yield from ("a", "b")
+        raise InputError("prompt is empty")
+
+    completed = complete_all(model, BYTES, prompts(), SamplingConfig(max_new_tokens=2, batch_size=4))
 
     assert [next(completed).prompt, next(completed).prompt] == ["a", "b"]
     with pytest.raises(InputError, match="prompt is empty"):

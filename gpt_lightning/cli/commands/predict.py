@@ -1,36 +1,208 @@
-"""`predict`: where prompts come from, and where completions go."""
+"""`predict`: complete prompts with a checkpoint.
+
+Settings come from the defaults, then from YAML files in order, then from the command line; the later wins. Of a run's
+YAML only `prompt`, `sampling`, `trainer.accelerator` and `trainer.precision` apply.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import torch
+from jsonargparse import ArgumentParser, Namespace
+
+from gpt_lightning.checkpoints.loading import LoadedCheckpoint, open_checkpoint
+from gpt_lightning.cli.arguments import literal_texts
+from gpt_lightning.cli.config_files import read_config
+from gpt_lightning.cli.parser_errors import ParserError, explain_parser_error
+from gpt_lightning.console import PROGRAM
+from gpt_lightning.data.tokenizer import load_tokenizer
 from gpt_lightning.errors import InputError
 from gpt_lightning.files import decode_utf8
 from gpt_lightning.inference.batch import Completer, check_done, check_new, job_name, open_output, write_rows
-from gpt_lightning.inference.completion import check_prompt
+from gpt_lightning.inference.completion import check_prompt, complete_all
+from gpt_lightning.inference.packed_linear import pack
 from gpt_lightning.inference.sampling import SamplingConfig
+from gpt_lightning.models.gpt import GPT
+from gpt_lightning.training.config import TrainingConfig
+from gpt_lightning.training.hardware import PRECISION_ALIASES, PRECISIONS, check_device, device_type
+from gpt_lightning.validation import require
 
 STANDARD_INPUT = "-"
+LIST_BYTES = 100_000_000  # a larger file of prompts is read while its prompts are completed
+# trainer.precision -> type of the weights; float32 for the others.
+WEIGHTS = {
+    "bf16-true": torch.bfloat16,
+    "16-true": torch.float16,
+    "64-true": torch.float64,
+    "64": torch.float64,
+    64: torch.float64,
+}
 
 
-def read_prompts(path: str) -> Iterator[str]:
-    """The prompts of a file, one after the other.
+class Parser(ArgumentParser):
+    """A parser that raises its errors instead of printing every option there is."""
 
-    Args:
-        path: A text file, a prompt in each line; or a `.jsonl` file; or - for lines of standard input.
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise ParserError(message)
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """What to complete, and where the completions go.
+
+    Attributes:
+        config: YAML files, which the settings below are taken from.
+        ckpt_path: The checkpoint.
+        prompt: Prompts of the command line or of YAML.
+        prompts_file: File of prompts; - for standard input.
+        jsonl: Whether to write JSON lines to stdout.
+        output: File for JSON lines.
+        resume: Whether to resume the job that wrote `output`.
+        interactive: Whether to complete the lines of standard input.
+        sampling: How tokens are chosen.
+        accelerator: The setting `trainer.accelerator`.
+        precision: The setting `trainer.precision`.
 
     Raises:
-        InputError: No such file, none in it, not UTF-8; or a line that is no prompt, by its number.
+        InputError: There is not exactly one source of prompts, or not one place for completions that fits it.
     """
-    name = "standard input" if path == STANDARD_INPUT else path
+
+    config: list[str]
+    ckpt_path: str
+    prompt: list[str]
+    prompts_file: str | None
+    jsonl: bool
+    output: str | None
+    resume: bool
+    interactive: bool
+    sampling: SamplingConfig
+    accelerator: str
+    precision: str | int
+
+    def __post_init__(self) -> None:
+        for prompt in self.prompt:
+            check_prompt(prompt)
+        if self.prompts_file is not None and self.prompt:
+            raise InputError("prompts come from --prompt or from --prompts_file; give one of them")
+        if self.interactive:
+            for name in ("prompts_file", "output", "jsonl"):
+                if getattr(self, name):
+                    raise InputError(f"--interactive reads from the terminal and writes to it; leave --{name} out")
+            if self.sampling.num_samples > 1:
+                raise InputError("--interactive makes one completion at a time; leave sampling.num_samples out")
+        elif self.prompts_file is None and not self.prompt:
+            raise InputError("predict needs --prompt TEXT, --prompts_file FILE (- for standard input) or --interactive")
+        if self.resume and self.output is None:
+            raise InputError("--resume goes on with a file of completions; name it with --output FILE")
+        if self.output is not None:
+            self._check_output(self.output)
+        known = ("auto", *PRECISIONS, *PRECISION_ALIASES)
+        must = f"be one of auto, {', '.join(PRECISIONS)}"
+        require(self.precision in known, "trainer.precision", must, self.precision)
+
+    def _check_output(self, output: str) -> None:
+        if self.jsonl:
+            raise InputError("--output FILE is always JSON lines; leave --jsonl out")
+        path = self.prompts_file
+        if path not in (None, STANDARD_INPUT) and os.path.realpath(path) == os.path.realpath(output):
+            raise InputError(f"{path}: is the prompts' file; name another --output")
+        if not output or os.path.isdir(output):
+            raise InputError(f"--output must name a file, got {output!r}")
+        if not os.path.isdir(Path(output).parent):
+            raise InputError(f"--output {output}: there is no folder {Path(output).parent}")
+        if not self.resume:
+            check_new(Path(output))
+
+
+# ---- settings
+
+
+def make_parser() -> Parser:
+    """Return the parser of the options."""
+    parser = Parser(prog=f"python -m {PROGRAM} predict", description="Complete prompts with a checkpoint.")
+    add = parser.add_argument
+    add("-c", "--config", action="append", default=[], metavar="FILE", help="YAML file of settings; may be repeated")
+    add("--ckpt_path", type=str | None, default=None, metavar="CKPT", help="checkpoint to use")
+    add("--prompt", type=list[str], default=[], metavar="TEXT", help="text to complete; may be repeated")
+    help_line = "file with a prompt in each line, or .jsonl; - is standard input"
+    add("--prompts_file", type=str | None, default=None, metavar="FILE", help=help_line)
+    add("--jsonl", action="store_true", help="write JSON lines instead of text")
+    add("--output", type=str | None, default=None, metavar="FILE", help="write JSON lines to a new file")
+    add("--resume", action="store_true", help="resume the interrupted job that wrote --output")
+    add("--interactive", action="store_true", help="complete lines of standard input, each after all before it")
+    parser.add_class_arguments(SamplingConfig, "sampling", as_group=False, instantiate=False)
+    help_line = "device: auto (the fastest there is), cpu, gpu, cuda or mps"
+    add("--trainer.accelerator", type=str, default="auto", help=help_line)
+    help_line = "type of the weights: 32-true, bf16-true, 16-true or 64-true; auto: as the run trained them"
+    add("--trainer.precision", type=int | str, default="auto", help=help_line)
+    return parser
+
+
+def read_run_config(path: str) -> dict[str, Any]:
+    """Return the settings of a YAML file that `predict` uses.
+
+    Other settings of a run are ignored; inside of their sections (model, data, trainer) they are not even looked at.
+
+    Raises:
+        InputError: See `read_config`; or a name is no setting of a run.
+    """
+    config, _ = read_config(path)
+    for section in ("sampling", "trainer"):
+        config |= {f"{section}.{name}": value for name, value in config.pop(section, {}).items()}
+    used = ["prompt", "trainer.accelerator", "trainer.precision"]
+    used += [f"sampling.{one.name}" for one in fields(SamplingConfig)]
+    ignored = ["model", "data", "trainer", "init_from", *(one.name for one in fields(TrainingConfig))]
+    for name in config:
+        if name not in used and name.partition(".")[0] not in ignored:
+            close = difflib.get_close_matches(name, used + ignored, 1)
+            raise InputError(f"unknown setting '{name}'" + (f"; did you mean '{close[0]}'?" if close else ""))
+    return {name: value for name, value in config.items() if name in used}
+
+
+def parse(arguments: list[str]) -> Namespace:
+    """Return all settings, those of the command line in place of YAML's."""
+    parser = make_parser()
+    try:
+        arguments = literal_texts(arguments)
+        settings = parser.parse_args(arguments)
+        from_yaml = parser.get_defaults()
+        for path in settings.config:
+            from_yaml = parser.parse_object(read_run_config(path), namespace=from_yaml)
+        return parser.parse_args(arguments, namespace=from_yaml)
+    except (ParserError, OverflowError) as error:
+        raise InputError(explain_parser_error(str(error), list(parser.get_defaults().keys()))) from None
+
+
+# ---- prompts
+
+
+def open_prompts(path: str) -> list[str] | Iterator[str]:
+    """Return the prompts of a file: a list, or an iterator for a stream and for a file above 100 MB.
+
+    Args:
+        path: A text file with a prompt in each line, a `.jsonl` file, or - for lines of standard input.
+
+    Raises:
+        InputError: There is no such file, it is empty, or a line is no prompt; an iterator raises it at that line.
+    """
     if path != STANDARD_INPUT and (os.path.isdir(path) or not os.path.exists(path)):
         raise InputError(f"{path}: {'is a folder' if os.path.isdir(path) else 'no such file'}")
+    is_small_file = path != STANDARD_INPUT and os.path.isfile(path) and os.path.getsize(path) <= LIST_BYTES
+    return list(_read_prompts(path)) if is_small_file else _read_prompts(path)
+
+
+def _read_prompts(path: str) -> Iterator[str]:
+    name = "standard input" if path == STANDARD_INPUT else path
     opened = contextlib.nullcontext(sys.stdin.buffer) if path == STANDARD_INPUT else open(path, "rb")  # noqa: SIM115
     number = 0
     with opened as file:
@@ -56,28 +228,32 @@ def _prompt_of_json(line: str) -> str:
     return str(row["prompt"])
 
 
-def is_stream(path: str) -> bool:
-    """Whether it can be read only once: standard input, a pipe."""
-    if path == STANDARD_INPUT or path.startswith("/dev/"):
-        return True
-    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+# ---- completions
 
 
-def count_lines(path: str) -> int | None:
-    """Lines of a file; None for a stream."""
-    if is_stream(path):
-        return None
-    with open(path, "rb") as file:
-        return sum(1 for _ in file)
+def build_network(loaded: LoadedCheckpoint, config: PredictConfig) -> GPT:
+    """Return the checkpoint's network on the chosen device, its weights of the chosen type and packed for decoding.
+
+    Raises:
+        InputError: This machine has no such device, or the device does not support the precision.
+    """
+    run_precision = loaded.content["gpt_lightning"]["fit"].get("trainer.precision")
+    precision = run_precision if config.precision == "auto" else config.precision
+    check_device(config.accelerator, 1, precision)
+    device = device_type(config.accelerator)
+    require(device != "tpu", "trainer.accelerator", "be auto, cpu, gpu, cuda or mps for predict", device)
+    network = loaded.build().to(device, WEIGHTS.get(precision))
+    pack(network, config.sampling.batch_size)
+    return network
 
 
 def write_texts(completer: Completer, prompts: Iterable[str], is_single: bool) -> None:
-    """Writes each prompt and its completion to stdout.
+    """Write each prompt and its completion to stdout.
 
     Args:
-        completer: Makes them.
-        prompts: All of them.
-        is_single: Whether it is one completion of one prompt; its pieces are written as they come.
+        completer: Makes the completions.
+        prompts: All prompts.
+        is_single: Whether there is one completion of one prompt, which is written piece by piece as it comes.
     """
     if is_single:
         (prompt,) = prompts
@@ -95,24 +271,25 @@ def _show(piece: str) -> None:
 
 
 def converse(completer: Completer, context: str) -> None:
-    """Completes what is typed, line by line; what was said before stays before it, as far as the model looks.
+    """Complete lines of standard input until it ends (Ctrl-D), each with all text before it as context.
 
-    An empty line lets the model go on. The end of the input (Ctrl-D) ends it.
+    An empty line continues the last completion.
 
     Args:
-        completer: Makes one completion each.
-        context: What to begin with, may be empty.
+        completer: Makes one completion of each prompt.
+        context: The text to begin with, may be empty.
     """
     sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
-    asks = sys.stdin.isatty()
+    has_terminal = sys.stdin.isatty()
     while True:
-        if asks:
+        if has_terminal:
             print("> ", end="", file=sys.stderr, flush=True)
         line = sys.stdin.readline()
         if not line:
             return
         line = line.removesuffix("\n")
         if line:
+            check_prompt(line)
             context += ("\n" if context else "") + line
         if not context:
             continue
@@ -121,64 +298,46 @@ def converse(completer: Completer, context: str) -> None:
         _show("\n")
 
 
-def predict(completer: Completer, settings: Any, checkpoint: Path, weights: str) -> None:
-    """What the command does.
+def write_json_lines(completer: Completer, prompts: list[str] | Iterator[str], config: PredictConfig, job: str) -> None:
+    """Write a JSON line for each completion, to stdout or to the output file.
 
     Args:
-        completer: `complete_all` of the checkpoint's model.
-        settings: All settings of the command; see `check_sources`.
-        checkpoint: The file.
-        weights: Their type and device.
+        completer: Makes the completions.
+        prompts: All prompts of the job.
+        config: Where to write, and whether to resume.
+        job: See `job_name`.
     """
-    typed, path = settings["prompt"], settings["prompts_file"]
-    sampling: SamplingConfig = settings["sampling"]
-    if settings["interactive"]:
-        converse(completer, "\n".join(typed))
-        return
-    prompts = typed if path is None else read_prompts(path)
-    if not settings["jsonl"] and settings["output"] is None:
-        write_texts(completer, prompts, len(typed) * sampling.num_samples == 1)
-        return
-    job = job_name(checkpoint, sampling, weights)
-    count = len(typed) if path is None else count_lines(path)
-    total = None if count is None else count * sampling.num_samples
-    if settings["output"] is None:
+    sampling = config.sampling
+    total = len(prompts) * sampling.num_samples if isinstance(prompts, list) else None
+    if config.output is None:
         sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]  # JSON is
         write_rows(completer, prompts, sys.stdout, job, 0, sampling.batch_size, total)
         return
-    output = Path(settings["output"])
-    file, done = open_output(output, settings["resume"], job)
+    output = Path(config.output)
+    file, done = open_output(output, config.resume, job)
     with file:
         all_prompts = check_done(prompts, done, sampling.num_samples, output)
         write_rows(completer, all_prompts, file, job, len(done), sampling.batch_size, total)
 
 
-def check_sources(settings: Any) -> None:
-    """Raises `InputError` unless there is one source of good prompts, and one place for completions that it fits."""
-    typed, path, output = settings["prompt"], settings["prompts_file"], settings["output"]
-    if path is not None and typed:
-        raise InputError("prompts come from --prompt or from --prompts_file; give one of them")
-    if settings["interactive"]:
-        for name in ("prompts_file", "output", "jsonl"):
-            if settings[name]:
-                raise InputError(f"--interactive reads from the terminal and writes to it; leave --{name} out")
-        if settings["sampling"]["num_samples"] > 1:
-            raise InputError("--interactive makes one completion at a time; leave sampling.num_samples out")
-    elif path is None and not typed:
-        raise InputError("predict needs --prompt TEXT, --prompts_file FILE (- for standard input) or --interactive")
-    if output is not None and settings["jsonl"]:
-        raise InputError("--output FILE is always JSON lines; leave --jsonl out")
-    if settings["resume"] and output is None:
-        raise InputError("--resume goes on with a file of completions; name it with --output FILE")
-    if output is not None:
-        if path not in (None, STANDARD_INPUT) and os.path.realpath(path) == os.path.realpath(output):
-            raise InputError(f"{path}: is the prompts' file; name another --output")
-        if not output or os.path.isdir(output):
-            raise InputError(f"--output must name a file, got {output!r}")
-        if not os.path.isdir(Path(output).parent):
-            raise InputError(f"--output {output}: there is no folder {Path(output).parent}")
-        if not settings["resume"]:
-            check_new(Path(output))
-    if path is not None and not is_stream(path):
-        for _ in read_prompts(path):  # all of them, before the model is built
-            pass
+def run(arguments: list[str]) -> None:
+    """Run `predict --ckpt_path CKPT --prompt TEXT ...`."""
+    settings = parse(arguments)
+    if not settings.ckpt_path:
+        raise InputError("predict needs --ckpt_path CKPT")
+    loaded = open_checkpoint(settings.ckpt_path)
+    sampling = SamplingConfig(**settings.pop("sampling").as_dict())
+    config = PredictConfig(sampling=sampling, **settings.pop("trainer").as_dict(), **settings.as_dict())
+    sampling.check_vocabulary(loaded.config.vocab_size)
+    prompts = config.prompt if config.prompts_file is None else open_prompts(config.prompts_file)
+    tokenizer = load_tokenizer(loaded.tokenizer)
+    network = build_network(loaded, config)
+    completer = partial(complete_all, network, tokenizer, sampling=sampling)
+    if config.interactive:
+        converse(completer, "\n".join(config.prompt))
+    elif config.jsonl or config.output is not None:
+        weight = network.pos_emb.weight
+        job = job_name(Path(config.ckpt_path), sampling, f"{weight.dtype} {weight.device.type}")
+        write_json_lines(completer, prompts, config, job)
+    else:
+        write_texts(completer, prompts, isinstance(prompts, list) and len(prompts) * sampling.num_samples == 1)

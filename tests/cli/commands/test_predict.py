@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import builtins
 import io
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Result
+import yaml
+from conftest import ROOT, Result
 
+from gpt_lightning.cli.commands.predict import open_prompts
 from gpt_lightning.errors import InputError
 from gpt_lightning.inference.batch import open_output
 from gpt_lightning.inference.pretrained import load
+from gpt_lightning.inference.sampling import SamplingConfig
 
 Command = Callable[..., Result]
 SETTINGS = ("--sampling.max_new_tokens=5", "--sampling.temperature=1", "--sampling.num_samples=2")
@@ -176,7 +182,7 @@ def test_broken_files_are_named_with_their_line_before_anything_is_made(
     content: bytes | None,
     error: str,
 ) -> None:
-    monkeypatch.setattr("gpt_lightning.cli.lightning_cli.check_weights", None)
+    monkeypatch.setattr("gpt_lightning.cli.commands.predict.build_network", None)
     if content is not None:
         Path(name).write_bytes(content)
 
@@ -314,3 +320,125 @@ def test_json_is_written_whatever_the_terminal_can_show(checkpoint: Path) -> Non
 
     assert rows_of(done.stdout.decode("utf-8"))[0]["prompt"] == "h\u00e9"
     assert closed.stderr == "gpt_lightning: error: standard input: is empty; expected a prompt in each line\n"
+
+
+# ---- settings
+
+
+def test_it_starts_without_lightning(checkpoint: Path) -> None:
+    code = (
+        "import sys; from gpt_lightning.cli.main import main\n"
+        f"main(['predict', '--ckpt_path', {str(checkpoint)!r}, '--prompt=The'])\n"
+        "print([name for name in sys.modules if name.partition('.')[0] in ('lightning', 'pandas', 'matplotlib')])"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.endswith("\n[]\n")
+
+
+def test_help_lists_its_own_settings_only(command: Command) -> None:
+    shown = command("predict", "--help").out
+
+    options = set(re.findall(r"--[\w.]+", shown))
+    assert {one for one in options if not one.startswith("--sampling.")} == {
+        "--help", "--config", "--ckpt_path", "--prompt", "--prompts_file", "--jsonl", "--output", "--resume",
+        "--interactive", "--trainer.accelerator", "--trainer.precision",
+    }  # fmt: skip
+    assert {f"--sampling.{one.name}" for one in fields(SamplingConfig)} <= options
+
+
+def test_the_command_line_wins_over_yaml_files_and_later_files_over_earlier_ones(
+    command: Command, checkpoint: Path
+) -> None:
+    Path("a.yaml").write_text("prompt: [one, 1.50]\nsampling: {max_new_tokens: 3, seed: 4, temperature: 1}\n")
+    Path("b.yaml").write_text("sampling: {seed: 5}\nsampling.top_k: 9\ntrainer: {accelerator: cpu, max_epochs: 2}\n")
+    arguments = ("predict", "--ckpt_path", checkpoint)
+    explicit = ("--sampling.max_new_tokens=4", "--sampling.seed=5", "--sampling.temperature=1", "--sampling.top_k=9")
+
+    merged = command(*arguments, "--sampling.max_new_tokens=4", "-c", "a.yaml", "--config=b.yaml", "--jsonl")
+
+    assert merged.code == 0, merged.err
+    assert merged.out == command(*arguments, *explicit, "--prompt=one", "--prompt=1.50", "--jsonl").out
+
+
+@pytest.mark.parametrize("config", [*sorted((ROOT / "configs").glob("*.yaml")), None], ids=lambda path: str(path)[-20:])
+def test_configs_of_runs_are_accepted(command: Command, trained: Path, config: Path | None) -> None:
+    """Those of the repository, whose model and text are others, and the checkpoint's own."""
+    checkpoint = trained / "checkpoints/last.ckpt"
+    config = config or next(trained.glob("*.yaml"))
+
+    prompts = yaml.safe_load(config.read_text()).get("prompt") or ["The"]
+    arguments = () if "prompt:" in config.read_text() else ("--prompt=The",)
+
+    result = command("predict", "--config", config, "--ckpt_path", checkpoint, *arguments)
+
+    assert result.code == 0, result.err
+    assert result.out.startswith(prompts[0])
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        ("promt: [a]\n", "unknown setting 'promt'; did you mean 'prompt'?"),
+        ("sampling: {topk: 3}\n", "unknown setting 'sampling.topk'; did you mean 'sampling.top_k'?"),
+        ("sampling: {top_p: 2}\n", "sampling.top_p must be above 0 and at most 1, got 2.0"),
+        ("sampling: {top_k: two}\n", "sampling.top_k must be an int or null, not 'two'"),
+        ("prompt: ['']\n", "prompt is empty"),
+        ("trainer: {precision: bf61}\n", "trainer.precision must be one of auto, 32-true"),
+        ("trainer: {accelerator: gpuu}\n", "trainer.accelerator must be one of auto, cpu"),
+        ("trainer: {precision: 16-true, accelerator: cpu}\n", "trainer.precision 16-true does not run on cpu"),
+        ("jsonl: true\n", "a.yaml: jsonl is given on the command line only (--jsonl)"),
+    ],
+)
+def test_wrong_yaml(command: Command, checkpoint: Path, content: str, error: str) -> None:
+    Path("a.yaml").write_text(content)
+    prompt = [] if "prompt" in content else ["--prompt=a"]
+
+    result = command("predict", "--ckpt_path", checkpoint, "--config", "a.yaml", *prompt)
+
+    assert (result.code, result.out) == (2, "")
+    assert result.error.startswith(error)
+
+
+def test_weights_have_the_runs_precision_unless_another_is_given(command: Command, config: Path) -> None:
+    fit = ("fit", "--config", config, "--run_dir", "run", "--trainer.max_steps=1", "--trainer.precision=bf16-true")
+    assert command(*fit).code == 0
+
+    def out(*arguments: str) -> str:
+        return command("predict", "--ckpt_path=run/checkpoints/last.ckpt", "--prompt=a", "--jsonl", *arguments).out
+
+    assert out() == out("--trainer.precision=bf16-true")
+    assert rows_of(out())[0]["job"] != rows_of(out("--trainer.precision=32-true"))[0]["job"]
+
+
+def test_a_large_file_is_read_while_its_prompts_are_completed(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("p.txt").write_text("The\nlamp\n\nlast\n")
+    with pytest.raises(InputError, match="p.txt:3: prompt is empty"):
+        open_prompts("p.txt")
+    monkeypatch.setattr("gpt_lightning.cli.commands.predict.LIST_BYTES", 3)
+
+    prompts = open_prompts("p.txt")
+
+    assert isinstance(prompts, Iterator)
+    assert [next(prompts), next(prompts)] == ["The", "lamp"]
+    with pytest.raises(InputError, match="p.txt:3: prompt is empty"):
+        next(prompts)
+
+
+def test_a_file_of_prompts_is_read_once(command: Command, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("p.txt").write_text("The\nlamp\n")
+    opened: list[str] = []
+    real_open = builtins.open
+
+    def noting(name: Any, *arguments: Any, **keywords: Any) -> Any:
+        opened.append(str(name))
+        return real_open(name, *arguments, **keywords)
+
+    monkeypatch.setattr(
+        builtins, "open", lambda name, *rest, **more: (opened.append(str(name)), real_open(name, *rest, **more))[1]
+    )
+
+    assert command("predict", "--ckpt_path", checkpoint, "--prompts_file=p.txt", "--jsonl", *SETTINGS).code == 0
+
+    assert opened.count("p.txt") == 1
