@@ -1,10 +1,10 @@
-"""The two documents' worked examples, computed anew by this program's own functions.
+"""Recompute the worked examples of the reference notes (docs/documents.md) with this program's own functions.
 
     python -m gpt_lightning explain windows     inputs and targets of a sentence, windows of The Verdict
     python -m gpt_lightning explain loss        from logits to loss and perplexity, on an untrained GPT-2
     python -m gpt_lightning explain sampling    temperature and top-k on two small vocabularies
 
-No trained model is needed, and nothing is written unless --output names a folder for sampling's figures.
+No trained model is needed. Nothing is written unless --output names a folder for the figures of sampling.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ SENTENCE = "World War I or the First"
 VERDICT = "the-verdict.txt"
 INPUTS = ("every effort moves", "I really like")
 TARGETS = (" effort moves you", " really like chocolate")
-# The toy vocabularies of sections 5.3 and "Greedy Decoding", with their logits: one printed, one drawn.
+# The toy vocabularies of the notes' sections 5.3 and "Greedy Decoding"; the logits of the second are drawn at random.
 WORDS_A = ("closer", "every", "effort", "forward", "inches", "moves", "pizza", "toward", "you")
 LOGITS_A = (4.51, 0.89, -1.90, 6.75, 1.63, -1.62, -1.89, 6.28, 1.79)
 WORDS_B = ("war", "battle", "revolution", "novel", "experiment", "day", "journey", "movement")
-# What the second document's untrained model gave the right tokens: it was another model than `explain loss` builds.
+# The second note's probabilities of the right tokens, from another untrained model than that of `explain loss`.
 PROBS_B = (9.9453e-06, 1.9495e-05, 1.4662e-05, 1.8303e-05, 1.6926e-05, 2.1331e-05, 1.0184e-05, 1.8939e-05)
 
 
 def explain_windows() -> None:
-    """Prints how a sentence becomes inputs and targets, and how many windows a text gives."""
+    """Print how a sentence becomes inputs and targets, and how many windows a text gives."""
     tokenizer = load_tokenizer("gpt2")
     token_ids = tokenizer.encode(SENTENCE)
     print(f"The text {SENTENCE!r} is {len(token_ids)} tokens:")
     print(table("><", ["id", "token"], [[str(i), repr(tokenizer.decode([i]))] for i in token_ids]))
     windows = Windows(torch.tensor(token_ids), context_length=4, stride=1)
-    print("\nIts windows of 4 tokens with stride 1; every target is the token after its input:")
+    print("\nIts windows of 4 tokens with stride 1; each target is the token after its input:")
     rows = []
     for i in range(len(windows)):
         for name, ids in zip(("inputs", "targets"), windows[i], strict=True):
@@ -59,12 +59,12 @@ def explain_windows() -> None:
             rows.append([f"{i + 1}", name, " ".join(f"{j:>5}" for j in ids.tolist()), text])
     print(table("><<<", ["window", "", "ids", "text"], rows))
     inputs, targets = (ids.tolist() for ids in windows[0])
-    print("\nOne window asks as many questions as it has tokens. The first one's:")
+    print("\nEach token of a window is one prediction task. Those of the first window:")
     rows = [[repr(tokenizer.decode(inputs[: n + 1])), repr(tokenizer.decode([targets[n]]))] for n in range(len(inputs))]
     print(table("<<", ["after", "comes"], rows))
     print(
-        "\nWith a stride equal to the context every token is predicted once, whole windows only. The Verdict, cut at\n"
-        "90 % of its characters, batches of 2 (training leaves an odd window out, validation keeps it):"
+        "\nWith a stride equal to the context length, every token of a full window is predicted once. The Verdict,\n"
+        "split at 90 % of its characters, in batches of 2 (training drops an odd window, validation keeps it):"
     )
     print(_verdict_windows())
 
@@ -73,7 +73,7 @@ def _verdict_windows() -> str:
     folders = [Path("data"), *([Path(folder)] if (folder := os.environ.get(DATA_VARIABLE)) else [])]
     path = next((folder / VERDICT for folder in folders if (folder / VERDICT).is_file()), None)
     if path is None:
-        return f"  {VERDICT} is neither in data/ nor in the folder that {DATA_VARIABLE} names; `fit` fetches it"
+        return f"  {VERDICT} is neither in data/ nor in the folder that {DATA_VARIABLE} names; `fit` downloads it"
     tokenizer = load_tokenizer("gpt2")
     text = read_text(path).content
     parts = split_text(text, 0.9)
@@ -94,12 +94,12 @@ def _verdict_windows() -> str:
             ]
         )
     lines.append(table(">>>>", ["context", "windows", "batches", "tokens trained on + validated"], rows))
-    lines.append("  Context 1024 leaves nothing to validate with: `fit` refuses it for this text.")
+    lines.append("  Context 1024 leaves no validation window, so `fit` refuses it for this text.")
     return "\n".join(lines)
 
 
 def explain_loss() -> None:
-    """Prints, for an untrained GPT-2, every step from probabilities to loss and perplexity."""
+    """Print every step from logits to loss and perplexity for an untrained GPT-2."""
     tokenizer = load_tokenizer("gpt2")
     inputs, targets = (torch.tensor([tokenizer.encode(text) for text in texts]) for texts in (INPUTS, TARGETS))
     print(f"An untrained GPT-2 small (context 256, seed {SEED}) reads 2 texts of 3 tokens.")
@@ -109,8 +109,8 @@ def explain_loss() -> None:
         logits = model(inputs)  # (2, 3, V)
     probs = torch.softmax(logits, dim=-1)
     target_probs = probs.gather(-1, targets[..., None]).squeeze(-1)  # (2, 3)
-    print(f"Its logits have the shape {tuple(logits.shape)}: at each token, a number for each of the vocabulary's.")
-    print("The softmax makes probabilities of them; the loss is made of those of the right tokens alone:")
+    print(f"Its logits have the shape {tuple(logits.shape)}: one for each token of the vocabulary, at each position.")
+    print("The softmax turns them into probabilities; the loss uses only those of the right tokens:")
     rows = []
     for b, t in ((b, t) for b in range(2) for t in range(3)):
         target, likely, prob = int(targets[b, t]), int(logits[b, t].argmax()), target_probs[b, t].item()
@@ -121,25 +121,25 @@ def explain_loss() -> None:
     loss = cross_entropy(logits, targets).mean().item()
     _print_mean(target_probs.flatten().tolist())
     print(
-        f"\ncross_entropy does all of that at once, on logits {tuple(logits.flatten(0, 1).shape)} and targets "
+        f"\ncross_entropy does all of this at once, on logits {tuple(logits.flatten(0, 1).shape)} and targets "
         f"{tuple(targets.flatten().shape)}:\n  loss {loss:.4f}, perplexity exp(loss) = {perplexity(loss):,.4f}"
     )
     guess = math.log(tokenizer.vocab_size)
     meanings: dict[float, str] = {
         0.0: "certain of every right token",
-        guess: f"ignorant: ln V, all {tokenizer.vocab_size:,} tokens equally likely",
-        loss: "this one: as torn as between that many equally likely tokens",
-        12.0: "sure of wrong tokens: the perplexity may exceed V",
+        guess: f"uniform: ln V, all {tokenizer.vocab_size:,} tokens equally likely",
+        loss: "this one: as uncertain as between that many equally likely tokens",
+        12.0: "confident of wrong tokens: the perplexity can exceed V",
     }
     print("\nWhat a loss means:")
     rows = [[f"{value:.4f}", f"{perplexity(value):,.1f}", meaning] for value, meaning in meanings.items()]
     print(table(">><", ["loss", "perplexity", "the model is"], rows))
-    print("\nThe second document's eight probabilities, from its own untrained model on 2 texts of 4 tokens:")
+    print("\nThe second reference note's eight probabilities, from another untrained model on 2 texts of 4 tokens:")
     rows = [[f"{prob:.4e}", f"{-math.log(prob):.4f}"] for prob in PROBS_B]
     print(table(">>", ["probability", "negative logarithm"], rows))
     _print_mean(PROBS_B)
     print(
-        "\nThe perplexity of several batches is exp of the mean loss, never the mean of their perplexities: losses 1\n"
+        "\nThe perplexity of several batches is exp of their mean loss, not the mean of their perplexities: losses 1\n"
         f"and 3 give exp(2) = {perplexity(2):.3f}, not ({perplexity(1):.3f} + {perplexity(3):.3f}) / 2 = "
         f"{(perplexity(1) + perplexity(3)) / 2:.3f}."
     )
@@ -151,19 +151,19 @@ def _print_mean(probs: Sequence[float]) -> None:
 
 
 def explain_sampling(output: Path | None) -> None:
-    """Prints both toy vocabularies under temperatures and top-k, with seeded counts; draws their bars.
+    """Print the probabilities of two toy vocabularies under temperatures and top-k, and how often tokens are drawn.
 
     Args:
-        output: Folder for the two bar figures, as PDF and PNG; None draws none.
+        output: Folder for two bar charts, as PDF and PNG; None for no charts.
     """
     torch.manual_seed(SEED)
     examples = (
         ("every effort moves you", WORDS_A, torch.tensor([LOGITS_A]), (1.0, 0.1, 5.0), 1000),
         ("at the start of the", WORDS_B, torch.normal(0.0, 4.0, (1, len(WORDS_B))), (1.0, 0.3, 1.5), 100),
     )
-    print("The next token is the most likely one (argmax: the same text every time), or is drawn by probability.")
-    print("A temperature T divides the logits before the softmax: below 1 the likely get likelier, above 1 all draw")
-    print("level. Top-k gives all but the k largest no chance. T = 0 is argmax, and so is top-k with k = 1.")
+    print("The next token is the most likely one (argmax: always the same text), or is drawn by probability.")
+    print("A temperature T divides the logits before the softmax: T < 1 sharpens the distribution, T > 1 flattens it.")
+    print("Top-k sets all but the k largest logits to -inf. T = 0 equals argmax, and so does top-k with k = 1.")
     for number, (prompt, words, logits, temperatures, draws) in enumerate(examples, start=1):
         settings = [SamplingConfig(temperature=one, seed=SEED) for one in temperatures]
         print(f"\nAfter {prompt!r}, {draws:,} draws each from seed {SEED}; argmax: {words[int(logits.argmax())]!r}")
@@ -175,10 +175,10 @@ def explain_sampling(output: Path | None) -> None:
 
 
 def run(arguments: list[str]) -> None:
-    """`explain windows|loss|sampling [--output FOLDER]`."""
+    """Run `explain` with these arguments."""
     parser = Parser("explain", __doc__)
     parser.add_argument("what", choices=("windows", "loss", "sampling"))
-    parser.add_argument("--output", metavar="FOLDER", help="of sampling: where its two bar figures are written")
+    parser.add_argument("--output", metavar="FOLDER", help="folder for the two bar charts of sampling")
     typed = parser.parse_args(arguments)
     if typed.output is not None and typed.what != "sampling":
         raise InputError(f"--output: explain {typed.what} draws no figures")
