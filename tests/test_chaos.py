@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("what", "runs"), [("kills", 2), ("signals", 4)])
 def test_runs_that_are_killed_or_stopped_end_as_the_others(what: str, runs: int) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "chaos.py"), what, "--runs", str(runs)]

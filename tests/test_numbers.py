@@ -245,6 +245,7 @@ def test_context_1024_leaves_the_verdict_no_validation_window(verdict: Path) -> 
         verdict_data(verdict, context_length=1024)
 
 
+@pytest.mark.slow
 def test_losses_of_the_untrained_model_on_the_verdict(verdict: Path, untrained: GPT) -> None:
     text = read_text(verdict).content
     losses = []

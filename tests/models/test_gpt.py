@@ -135,6 +135,7 @@ def test_activations_computed_again_change_nothing() -> None:
     assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
 
 
+@pytest.mark.slow
 def test_the_network_compiles_in_one_graph() -> None:
     """Traced as for an accelerator; no part falls back to Python."""
     model = tiny(drop_rate=0.3)

@@ -208,6 +208,7 @@ def test_torchrun_and_slurm_need_a_named_folder(
     assert "--run_dir DIR is needed under torchrun and SLURM" in result.error
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_folder_and_the_mean_over_all_tokens(command: Command, config: Path) -> None:
     two = [
         "--trainer.devices=2",

@@ -36,6 +36,7 @@ def test_check_says_what_fit_then_does(command: Command, config: Path) -> None:
     assert f", {evaluations - 1} evaluations of " in checked.out
 
 
+@pytest.mark.slow
 def test_memory_by_kind_adds_up(command: Command, config: Path) -> None:
     out = command("check", "--config", config, "--model.emb_dim=512", "--model.n_layers=4").out
 

@@ -209,6 +209,7 @@ def test_weight_decay_takes_its_share_of_the_parameters_it_should(decay_matrices
         torch.testing.assert_close(after, before * (1 - 0.1 * decay) - 0.1, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_compiled_network_computes_the_same_under_the_same_names(command: Command, config: Path) -> None:
     arguments = ("--trainer.max_steps=2", "--model.drop_rate=0", "--evaluate_every=5")
     plain = command("fit", "--config", config, "--run_dir", "plain", *arguments)
@@ -278,6 +279,7 @@ for _ in range(9):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's memory alone is kept")
 def test_a_freed_tensors_memory_serves_the_next() -> None:
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)

@@ -165,6 +165,7 @@ print(tokenizer.decode(ids[0]))
 """
 
 
+@pytest.mark.slow
 def test_the_same_text_in_another_process(command: Command, in_tmp: Path, untied: Path) -> None:
     """By transformers, and by the book's model from what plain `torch.load` reads."""
     for name in ("hf", "book"):

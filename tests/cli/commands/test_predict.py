@@ -95,6 +95,7 @@ def test_a_stopped_job_goes_on_and_ends_as_one_that_was_not(command: Command, ch
         assert Path("again.jsonl").read_bytes() == straight, cut
 
 
+@pytest.mark.slow
 def test_a_killed_job_keeps_what_it_wrote(checkpoint: Path) -> None:
     """For real: the process is killed when its first lines are there."""
     Path("prompts.txt").write_text("\n".join(f"prompt {n}" for n in range(400)))
@@ -311,6 +312,7 @@ def test_weights_of_another_type_are_another_job(command: Command, checkpoint: P
     assert "is of another checkpoint or other settings" in command(*job, "--resume").error
 
 
+@pytest.mark.slow
 def test_json_is_written_whatever_the_terminal_can_show(checkpoint: Path) -> None:
     command = [sys.executable, "-m", "gpt_lightning", "predict", "--ckpt_path", str(checkpoint), "--prompts_file=-"]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}

@@ -18,6 +18,7 @@ from gpt_lightning.checkpoints.compare import compare_runs, first_difference
 Command = Callable[..., Result]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_of_the_tiny_config_is_proved_equal(command: Command, config: Path) -> None:
     result = command("verify-resume", "--config", config, "--trainer.accumulate_grad_batches", 1)
 
