@@ -1,0 +1,72 @@
+"""A wheel holds the whole package, and works where the repository is not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+CONFIG = """
+data: {text: text.txt, tokenizer: bytes, batch_size: 4}
+model: {context_length: 16, emb_dim: 8, n_heads: 2, n_layers: 1}
+prompt: [The]
+sampling: {max_new_tokens: 4}
+trainer: {accelerator: cpu, precision: 32-true, max_steps: 2}
+"""
+
+
+def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command where only `folder`/site is on the path besides what is installed."""
+    environment = {**os.environ, "PYTHONPATH": str(folder / "site"), "PYTHONSAFEPATH": "1"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=100)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy: a build writes into its sources."""
+    folder = tmp_path_factory.mktemp("wheel")
+    shutil.copytree(ROOT / "gpt_lightning", folder / "gpt_lightning", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    options = ("--no-build-isolation", "--no-deps", "--no-index", "--disable-pip-version-check", "-q")
+    built = run(folder, sys.executable, "-m", "pip", "wheel", *options, "-w", "dist", ".")
+    assert built.returncode == 0, built.stderr
+    (path,) = (folder / "dist").glob("gpt_lightning-*.whl")
+    return path
+
+
+def test_a_wheel_holds_every_module(wheel: Path) -> None:
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "gpt_lightning").rglob("*.py")}
+
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if ".dist-info/" not in name}
+
+    assert packed == modules
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_trains_and_completes(wheel: Path, tmp_path: Path) -> None:
+    options = ("--no-deps", "--no-index", "--disable-pip-version-check", "-q")
+    installed = run(tmp_path, sys.executable, "-m", "pip", "install", *options, "--target", "site", str(wheel))
+    assert installed.returncode == 0, installed.stderr
+    (tmp_path / "tiny.yaml").write_text(CONFIG)
+    (tmp_path / "text.txt").write_text("".join(f"The lamp was lit {i} times. " for i in range(100)))
+
+    def program(*arguments: str) -> str:
+        done = run(tmp_path, sys.executable, "-m", "gpt_lightning", *arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    place = run(tmp_path, sys.executable, "-c", "import gpt_lightning; print(gpt_lightning.__file__)").stdout.strip()
+    assert Path(place) == tmp_path / "site" / "gpt_lightning" / "__init__.py"
+    assert program("--version").startswith("gpt_lightning ")
+    assert program("explain", "windows")
+    assert "Step 000002" in program("fit", "--config", "tiny.yaml", "--run_dir", "run")
+    completed = program("predict", "--ckpt_path", "run/checkpoints/best.ckpt", "--prompt=The")
+    assert completed.startswith("The")
