@@ -373,6 +373,7 @@ TRAINER = [
     Row("34", "FIT --trainer.max_epochs=-5", 2, "trainer.max_epochs must be an int of at least 1, got -5"),
     Row("34a", "FIT --trainer.max_epochs=-1", 2, "trainer.max_steps and trainer.max_time must end the run"),
     Row("34b", "FIT --trainer.max_time=abc", 2, "trainer.max_time must be a duration as DD:HH:MM:SS, got 'abc'"),
+    Row("34e", "FIT --run_dir=run --trainer.max_time=00:00:00:00", 2, "nothing was trained: ", leaves=("run",)),
     Row("34c", "FIT --trainer.max_epoch=3", 2, "unknown setting 'trainer.max_epoch'; did you mean 'trainer.max_epochs'?"),
     Row("34d", "FIT --trainer.min_epochs=3", 2, "unknown setting 'trainer.min_epochs'; did you mean"),
     Row("36", "FIT --trainer.precision=bf61", 2, "trainer.precision must be one of auto, 32-true, 16-mixed, bf16-mixed,"),
@@ -406,6 +407,9 @@ CLASSES = [
     Row("44", "FIT --trainer.callbacks='[{class_path: evilmod.X}]'", 2, "class_path 'evilmod.X' is not allowed", situation=own_module),
     bad_class("44a", "callbacks", "[{class_path: os.system}]", "class_path 'os.system' is not allowed"),
     bad_class("44b", "callbacks", "[{class_path: lightning.pytorch.callbacks.LambdaCallback}]", "LambdaCallback' is not allowed"),
+    Row("44c", "FIT --allow_classes_of='*'", 2, "--allow_classes_of must be a module's name, got '*'"),
+    bad_yaml("44d", "allow_classes_of: evilmod\n", "bad.yaml: allow_classes_of is given on the command line only"),
+    bad_class("", "callbacks", "[{class_path: BackboneFinetuning}]", "BackboneFinetuning does not work here: AttributeError: 'GPTModule' object has no attribute 'backbone'"),
     bad_class("", "callbacks", "[{class_path: EarlyStopping}]", "trainer.callbacks: option 'monitor' is missing"),
     bad_class("", "callbacks", "[{class_path: EarlyStopping, init_args: {monitr: a}}]", "trainer.callbacks: unknown option 'monitr'"),
     bad_class("", "callbacks", "[{class_path: EarlyStopping, init_args: {monitor: loss}}]", "trainer.callbacks: EarlyStopping cannot monitor 'loss', only val_loss, val_perplexity, train_eval_loss,"),
@@ -442,7 +446,8 @@ TEXTS = [
     Row("59", "FIT --data.text=huge.txt", 2, "huge.txt: contains NUL bytes; not a text file", situation=huge),
     Row("60", "FIT --data.text=a.txt", 1, "a.txt: permission denied", {"a.txt": TEXT}, situation=denied("a.txt")),
     Row("62", "VALIDATE", 2, f"{STORY}: is not the text that last.ckpt was trained on (the-lamp-at-low-water.txt, sha256", {"last.ckpt": set_in("gpt_lightning/text/sha256", "0" * 64)}),
-    Row("62a", "RESUME --data.text=a.txt", 2, "; --allow_data_change trains the run on this one", {"a.txt": TEXT * 10}, situation=run),
+    Row("62a", "RESUME", 2, f"{STORY}: is not the text that run/checkpoints/last.ckpt was trained on", situation=run_with(set_in("gpt_lightning/text/sha256", "0" * 64))),
+    Row("62b", "RESUME --data.text=a.txt", 2, "; --allow_data_change trains the run on this one", {"a.txt": TEXT * 10}, situation=run),
 ]
 
 PROMPTS = [

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 import string
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,6 @@ from gpt_lightning.cli.arguments import TYPED_ONLY, is_typed, prepare_arguments
 from gpt_lightning.cli.config_files import SECTIONS, ConfigFile, read_config
 from gpt_lightning.cli.lightning_cli import Quoting
 from gpt_lightning.cli.parser_errors import explain_parser_error
-from gpt_lightning.errors import InputError
 
 Command = Callable[..., Result]
 
@@ -161,13 +159,3 @@ def test_is_typed() -> None:
 
 def test_an_unknown_message_is_kept() -> None:
     assert explain_parser_error("something \n else", []) == "something else"
-
-
-def test_nan_is_no_clipping_value() -> None:
-    from gpt_lightning.cli.trainer_options import check_trainer
-
-    settings = {"max_epochs": 1, "max_steps": -1, "max_time": None, "gradient_clip_val": math.nan}
-    settings |= {"limit_train_batches": None, "limit_val_batches": None, "limit_test_batches": None}
-    settings |= {"accumulate_grad_batches": 1, "log_every_n_steps": 1}
-    with pytest.raises(InputError, match="trainer.gradient_clip_val must be a finite number of at least 0, got nan"):
-        check_trainer(settings)
