@@ -389,7 +389,6 @@ class CLI(LightningCLI):
 
     def validate(self, model: Namespace, datamodule: TextDataModule) -> None:
         """Prints loss and perplexity: of the checkpoint's own validation split, or of a whole text."""
-        datamodule.whole_text = is_typed(self.arguments, "--data.text")
         self._evaluate(datamodule, "validate", "validation", "val")
 
     def test(self, model: Namespace, datamodule: TextDataModule) -> None:
@@ -398,22 +397,24 @@ class CLI(LightningCLI):
 
     def _evaluate(self, data: TextDataModule, stage: str, split: str, metric: str) -> None:
         assert self.checkpoint is not None
-        data.is_compared = stage == "validate" and not data.whole_text
-        data.setup(stage)
-        if data.is_compared:
+        is_whole = stage == "test" or is_typed(self.arguments, "--data.text")
+        if stage == "validate" and is_whole:
+            data.setup_whole_text()
+        else:
+            data.setup(stage)
+        if not is_whole:
             check_same_text(data, self.checkpoint, str(self.checkpoint_path))
         loaded = check_weights(self.checkpoint, str(self.checkpoint_path))
         module = GPTModule(loaded.config, network=loaded.build())
         getattr(self.trainer, stage)(module, data, verbose=False)
         if self.trainer.is_global_zero:
             assert data.source is not None
-            val_text = None if data.whole_text else data.hparams["val_text"]
-            if stage == "validate" and val_text is not None:
-                name = f"all of {short_name(val_text)}"
-            elif stage == "validate" and not data.whole_text:
-                name = f"{split} split of {short_name(data.source.path)}"
+            if is_whole:
+                name = f"all of {data.source.name}"
+            elif data.hparams["val_text"] is not None:
+                name = f"all of {short_name(data.hparams['val_text'])}"
             else:
-                name = f"all of {short_name(data.source.path)}"
+                name = f"{split} split of {data.source.name}"
             loss, perplexity = module.evaluated[f"{metric}_loss"], module.evaluated[f"{metric}_perplexity"]
             tokens = module.evaluated_tokens[metric]
             say(summary.describe_evaluation(name, loss, perplexity, tokens, data.splits[split]))

@@ -1,22 +1,187 @@
-"""An encoded text and how it is split into a training and a validation part."""
+"""A text of any source as token ids, and how it is split into a training and a validation part."""
 
 from __future__ import annotations
 
 import glob
 import os
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt_lightning.data.sources import find_source, read_source, short_name
+from gpt_lightning.data.text import Text
+from gpt_lightning.data.token_cache import EncodedDocuments, prepare
+from gpt_lightning.data.tokenizer import Tokenizer
 from gpt_lightning.errors import InputError
 from gpt_lightning.validation import require_number
 
+LARGE_BYTES = 64_000_000  # of a file that is encoded piece by piece instead of read whole
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive tokens of a corpus.
+
+    Attributes:
+        characters: Their number.
+        token_ids: (N,) of any integer type, perhaps on disk.
+    """
+
+    characters: int
+    token_ids: NDArray[Any]
+
+
+class Corpus(ABC):
+    """A text as token ids.
+
+    Attributes:
+        path: The file, folder or glob, absolute; or the name of a dataset's split.
+        url: Where it can be downloaded from, or None.
+        sha256: Of the file's bytes or, for documents and large files, of all that decides their tokens.
+        characters: Their number, cleaned.
+        contents: What it consists of, for a summary; empty for one text.
+    """
+
+    path: Path
+    url: str | None
+    sha256: str
+    characters: int
+    contents: str = ""
+
+    @property
+    def name(self) -> str:
+        """The name used in messages, see `short_name`."""
+        return short_name(self.path)
+
+    @property
+    @abstractmethod
+    def token_ids(self) -> NDArray[Any]:
+        """(N,) token ids of the whole; a token may lie across the cut of `split`."""
+
+    @abstractmethod
+    def split(self, train_ratio: float) -> tuple[Part, Part]:
+        """Return the training and the validation part.
+
+        Args:
+            train_ratio: Share of the characters in the training part, between 0 and 1.
+
+        Raises:
+            InputError: It cannot be split.
+        """
+
+    def whole(self) -> Part:
+        """Return all of it as one part."""
+        return Part(self.characters, self.token_ids)
+
+
+class TextCorpus(Corpus):
+    """One text in memory. It is cut between two characters, and each part is encoded apart."""
+
+    def __init__(self, text: Text, url: str | None, tokenizer: Tokenizer) -> None:
+        self.path, self.url, self.sha256 = text.path, url, text.sha256
+        self.characters = len(text.content)
+        self._content = text.content
+        self._tokenizer = tokenizer
+
+    @cached_property
+    def token_ids(self) -> NDArray[Any]:
+        return self._encode(self._content).token_ids
+
+    def split(self, train_ratio: float) -> tuple[Part, Part]:
+        train, val = split_text(self._content, train_ratio)
+        return self._encode(train), self._encode(val)
+
+    def _encode(self, content: str) -> Part:
+        return Part(len(content), np.array(self._tokenizer.encode(content), np.int64))
+
+
+class LargeTextCorpus(Corpus):
+    """One large file, encoded on disk. It is cut between two tokens."""
+
+    def __init__(self, path: Path, url: str | None, encoded: EncodedDocuments) -> None:
+        self.path, self.url, self.sha256 = path, url, encoded.sha256
+        self.characters = encoded.characters
+        self._encoded = encoded
+
+    @property
+    def token_ids(self) -> NDArray[Any]:
+        return self._encoded.tokens
+
+    def split(self, train_ratio: float) -> tuple[Part, Part]:
+        cut = int(train_ratio * len(self.token_ids))
+        return self._cut(cut, round(self.characters * cut / len(self.token_ids)))
+
+    def _cut(self, tokens: int, characters: int) -> tuple[Part, Part]:
+        return (
+            Part(characters, self.token_ids[:tokens]),
+            Part(self.characters - characters, self.token_ids[tokens:]),
+        )
+
+
+class DocumentsCorpus(LargeTextCorpus):
+    """Many documents, encoded on disk. They are cut where a document ends."""
+
+    def __init__(self, path: Path, url: str | None, encoded: EncodedDocuments) -> None:
+        super().__init__(path, url, encoded)
+        self.contents = f"{encoded.documents:,} documents of {encoded.files:,} files"
+
+    def split(self, train_ratio: float) -> tuple[Part, Part]:
+        if self._encoded.documents < 2:
+            raise InputError(
+                "data.text holds only 1 document, which cannot be split between documents; give data.val_text"
+            )
+        ends = self._encoded.character_ends[:-1]
+        nearest = np.argmin(np.abs(ends - train_ratio * self.characters))
+        return self._cut(int(self._encoded.ends[nearest]), int(ends[nearest]))
+
+
+def open_corpus(
+    source: str,
+    tokenizer: Tokenizer,
+    *,
+    clean: str | None,
+    cache_dir: Path,
+    setting: str = "data.text",
+    url: str | None = None,
+    fallback: str | None = None,
+) -> Corpus:
+    """Find and encode a text, or many documents.
+
+    Args:
+        source: A UTF-8 file; a folder, a glob or a .jsonl file of documents; or hf:DATASET/CONFIG/SPLIT.
+        tokenizer: Makes the token ids.
+        clean: None or "remove_empty_lines".
+        cache_dir: Folder that keeps the tokens of documents and large files.
+        setting: What messages call the source.
+        url: Where to download a missing file from, see `find_source`.
+        fallback: The source to use where this one is found nowhere.
+
+    Raises:
+        InputError: The source is missing or not a text.
+        MachineError: It cannot be read, downloaded or cached.
+    """
+    source, url = find_source(source, url, fallback)
+    if is_documents(source):
+        return DocumentsCorpus(Path(source).absolute(), url, prepare(source, tokenizer.name, clean, cache_dir))
+    if os.path.isfile(source) and os.path.getsize(source) > LARGE_BYTES:
+        return LargeTextCorpus(Path(source).absolute(), url, prepare(source, tokenizer.name, clean, cache_dir))
+    return TextCorpus(read_source(source, setting=setting, clean=clean), url, tokenizer)
+
+
+def is_documents(source: str) -> bool:
+    """Whether a source is a folder, a glob or a .jsonl file, rather than one plain text."""
+    if os.path.isfile(source):
+        return source.endswith(".jsonl")
+    return os.path.isdir(source) or glob.has_magic(source) or source.endswith(".jsonl")
+
 
 def split_text(text: str, train_ratio: float) -> tuple[str, str]:
-    """Training and validation part, cut at character int(train_ratio * len(text)).
+    """Cut a text at character int(train_ratio * len(text)).
 
     Raises:
         InputError: train_ratio is not between 0 and 1.
@@ -24,51 +189,3 @@ def split_text(text: str, train_ratio: float) -> tuple[str, str]:
     require_number("data.train_ratio", train_ratio, "be between 0 and 1", lambda ratio: 0 < ratio < 1)
     cut = int(train_ratio * len(text))
     return text[:cut], text[cut:]
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """An encoded corpus.
-
-    Attributes:
-        tokens: (N,) uint16 or uint32, on disk, read-only.
-        ends: (documents,) int64, the token offset after each document's `<|endoftext|>`.
-        characters: Of all documents, cleaned.
-        character_ends: (documents,) int64, characters up to the end of each document.
-        sha256: Of the tokenizer, the cleaning and the files: the key of the cache.
-        files: Number of files.
-        documents: Number of documents that are not blank.
-        path: The folder, glob or file that was prepared, absolute.
-    """
-
-    tokens: NDArray[Any]
-    ends: NDArray[np.int64]
-    characters: int
-    character_ends: NDArray[np.int64]
-    sha256: str
-    files: int
-    documents: int
-    path: Path = Path()
-
-
-def split_documents(corpus: Corpus, train_ratio: float) -> tuple[slice, slice]:
-    """Training and validation part of the tokens, cut where a document ends.
-
-    Of all such places it is the one nearest to `train_ratio` of the characters.
-
-    Raises:
-        InputError: train_ratio is not between 0 and 1, or there is only one document.
-    """
-    require_number("data.train_ratio", train_ratio, "be between 0 and 1", lambda ratio: 0 < ratio < 1)
-    if corpus.documents < 2:
-        raise InputError("data.text holds only 1 document, which cannot be split between documents; give data.val_text")
-    nearest = np.argmin(np.abs(corpus.character_ends[:-1] - train_ratio * corpus.characters))
-    cut = int(corpus.ends[nearest])
-    return slice(0, cut), slice(cut, len(corpus.tokens))
-
-
-def is_corpus(source: str) -> bool:
-    """Whether a source is a folder, a glob or a .jsonl file, rather than one plain text."""
-    if os.path.isfile(source):
-        return source.endswith(".jsonl")
-    return os.path.isdir(source) or glob.has_magic(source) or source.endswith(".jsonl")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
 import signal
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,15 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from gpt_lightning.console import warn
-from gpt_lightning.data.corpus import Corpus, is_corpus, split_documents, split_text
-from gpt_lightning.data.sources import find_text, parse_url, read_source, short_name
-from gpt_lightning.data.text import CLEANERS, Text
-from gpt_lightning.data.token_cache import prepare
-from gpt_lightning.data.tokenizer import load_tokenizer
-from gpt_lightning.data.windows import Batch, TokenIds, TrainOrder, Windows
+from gpt_lightning.data.corpus import Corpus, Part, open_corpus
+from gpt_lightning.data.sources import parse_url
+from gpt_lightning.data.text import CLEANERS
+from gpt_lightning.data.tokenizer import Tokenizer, load_tokenizer
+from gpt_lightning.data.windows import Batch, TrainOrder, Windows
 from gpt_lightning.errors import InputError
 from gpt_lightning.validation import require, require_integer, require_number
 
 MAX_WORKERS = 16
-LARGE_BYTES = 64_000_000  # of a file that is encoded piece by piece instead of read whole
 
 
 @dataclass(frozen=True)
@@ -112,114 +109,89 @@ class TextDataModule(LightningDataModule):
             parse_url(url)
         self.save_hyperparameters(logger=False)
         self.stride = stride or context_length
-        self.whole_text = False  # validate: all of `text` is the validation text
-        self.is_compared = False  # whether another text than the checkpoint's is refused once it is read
-        self.source: Text | Corpus | None = None
+        self.source: Corpus | None = None
         self.val_sha256: str | None = None  # of val_text
         self.total_tokens = 0
         self.splits: dict[str, Split] = {}
         self.position = (0, 0)  # epoch, batches of it that were trained on
 
     def setup(self, stage: str) -> None:
-        """Finds, reads and encodes the text; done once.
+        """Find and encode the text, and cut it into windows; done once.
 
         Raises:
-            InputError: A text is missing, unfit, or too short for one window.
-            MachineError: A text cannot be read or fetched.
+            InputError: A text is missing, not a text, or too short for one window.
+            MachineError: A text cannot be read or downloaded.
         """
         if self.splits:
             return
-        self.tokenizer = load_tokenizer(self.hparams["tokenizer"])
         if stage == "test":
             if self.hparams["test_text"] is None:
                 raise InputError("data.test_text is missing: which file is to be tested?")
-            self.source = self._read("test_text")
-            self._add("test", self.source)
+            self.source = self._open("test_text")
+            self._add_whole("test", self.source)
             return
-        self.source = self._find_source()
-        if stage == "validate" and self.whole_text:
-            self._add("validation", self.source)
-            return
-        if self.hparams["val_text"] is not None:
-            val = self._read("val_text")
-            self.val_sha256 = val.sha256
-            if val.sha256 == self.source.sha256:
-                warn("data.val_text is the text that is trained on, so that its loss says nothing of other texts")
-            self._add("training", self.source)
-            self._add("validation", val)
-        elif isinstance(self.source, Corpus):
-            for split, part in zip(("training", "validation"), self._cut(self.source), strict=True):
-                self._add(split, self.source, part)
+        self.source = self._open_text()
+        if self.hparams["val_text"] is None:
+            other = self.source
+            train, val = self.source.split(self.hparams["train_ratio"])
         else:
-            parts = split_text(self.source.content, self.hparams["train_ratio"])
-            for split, content in zip(("training", "validation"), parts, strict=True):
-                self._add(split, dataclasses.replace(self.source, content=content))
-        self.total_tokens = len(self._encode(self.source))  # a token may lie across the cut
+            other = self._open("val_text")
+            self.val_sha256 = other.sha256
+            if other.sha256 == self.source.sha256:
+                warn("data.val_text is the text that is trained on, so that its loss says nothing of other texts")
+            train, val = self.source.whole(), other.whole()
+        rest = f"change data.train_ratio ({self.hparams['train_ratio']}), or give a longer text"
+        for split, corpus, part in (("training", self.source, train), ("validation", other, val)):
+            longest = max(len(part.token_ids) - 1, 1)
+            advice = f"lower model.context_length to at most {longest}, {rest}"
+            self._add(split, part, f"{corpus.name}: the {split} split", advice)
+        self.total_tokens = len(self.source.token_ids)
         windows = len(self.splits["training"].windows)
         if stage == "fit" and windows < self.hparams["batch_size"]:
             raise InputError(f"data.batch_size ({self.hparams['batch_size']}) exceeds the {windows} training windows")
 
-    def _read(self, name: str) -> Text | Corpus:
-        """A text that a setting names, read whole, or encoded into the cache where that may be too much."""
-        path = self.hparams[name]
-        if is_corpus(path) or (os.path.isfile(path) and os.path.getsize(path) > LARGE_BYTES):
-            return prepare(path, self.tokenizer.name, self.hparams["clean"], Path(self.hparams["cache_dir"]))
-        return read_source(path, setting=f"data.{name}", clean=self.hparams["clean"])
+    def setup_whole_text(self) -> None:
+        """Make all of `text` the validation text, instead of `setup`."""
+        self.source = self._open_text()
+        self._add_whole("validation", self.source)
 
-    def _cut(self, corpus: Corpus) -> tuple[slice, slice]:
-        if is_corpus(str(corpus.path)):
-            return split_documents(corpus, self.hparams["train_ratio"])
-        cut = int(self.hparams["train_ratio"] * len(corpus.tokens))
-        return slice(0, cut), slice(cut, len(corpus.tokens))
-
-    def _encode(self, source: Text | Corpus) -> TokenIds:
-        if isinstance(source, Corpus):
-            return source.tokens
-        return torch.tensor(self.tokenizer.encode(source.content), dtype=torch.int64)
-
-    def _find_source(self) -> Text | Corpus:
-        path = self.hparams["text"]
-        if not path:
+    def _open_text(self) -> Corpus:
+        """Open `text`, and make the settings, which checkpoints keep, name the text that was found."""
+        if not self.hparams["text"]:
             raise InputError("data.text is missing: give a text file, or a config that names one")
-        if is_corpus(path) or (os.path.isfile(path) and os.path.getsize(path) > LARGE_BYTES):
-            corpus = self._read("text")
-            self.hparams.update(text=str(corpus.path), url=None, fallback_text=None)
-            return corpus
-        source = find_text(
-            path,
-            url=self.hparams["url"],
-            fallback=self.hparams["fallback_text"],
-            clean=self.hparams["clean"],
-            warns=not self.is_compared,
-        )
-        # What a checkpoint says of its text: the one that was found, and nothing to take in its place.
-        if source.path.name != os.path.basename(path):
-            self.hparams["url"] = None
-        self.hparams.update(text=str(source.path), fallback_text=None)
-        return source
+        corpus = self._open("text", self.hparams["url"], self.hparams["fallback_text"])
+        self.hparams.update(text=str(corpus.path), url=corpus.url, fallback_text=None)
+        return corpus
 
-    def _add(self, split: str, source: Text | Corpus, part: slice | None = None) -> None:
-        """Makes windows of a text, or of a part of the tokens of documents."""
-        token_ids = self._encode(source)
-        characters = source.characters
-        if part is not None:
-            characters = round(characters * (part.stop - part.start) / len(token_ids))
-            token_ids = token_ids[part]
+    def _open(self, name: str, url: str | None = None, fallback: str | None = None) -> Corpus:
+        return open_corpus(
+            self.hparams[name],
+            self.tokenizer,
+            clean=self.hparams["clean"],
+            cache_dir=Path(self.hparams["cache_dir"]),
+            setting=f"data.{name}",
+            url=url,
+            fallback=fallback,
+        )
+
+    def _add_whole(self, split: str, corpus: Corpus) -> None:
+        self._add(split, corpus.whole(), f"{corpus.name}: the text", "give a longer one")
+
+    def _add(self, split: str, part: Part, name: str, advice: str) -> None:
+        """Cut a part into windows; if there is not one, the error calls the part `name`."""
         context_length = self.hparams["context_length"]
-        windows = Windows(token_ids, context_length, self.stride)
+        windows = Windows(part.token_ids, context_length, self.stride)
         if not windows:
-            name, longest = f"{split} split", max(len(token_ids) - 1, 1)
-            advice = (
-                f"lower model.context_length to at most {longest}, change data.train_ratio "
-                f"({self.hparams['train_ratio']}), or give a longer text"
-            )
-            if split == "test" or self.whole_text:
-                name, advice = "text", "give a longer one"
             raise InputError(
-                f"{short_name(source.path)}: the {name} ({len(token_ids)} tokens) is shorter than one window "
+                f"{name} ({len(part.token_ids)} tokens) is shorter than one window "
                 f"({context_length + 1} tokens); {advice}"
             )
-        self.splits[split] = Split(characters, len(token_ids), windows)
+        self.splits[split] = Split(part.characters, len(part.token_ids), windows)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Between text and token ids; loaded at its first use."""
+        return load_tokenizer(self.hparams["tokenizer"])
 
     @property
     def train_batches(self) -> int:

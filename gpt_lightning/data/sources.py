@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import http.client
 import logging
@@ -15,6 +16,7 @@ from pathlib import Path
 from gpt_lightning.console import warn
 from gpt_lightning.data.text import MAX_BYTES, Text, check_text, read_text
 from gpt_lightning.errors import InputError, MachineError
+from gpt_lightning.files import with_filename
 
 DATA_VARIABLE = "GPT_LIGHTNING_DATA"
 FETCH_SECONDS = 30
@@ -31,60 +33,54 @@ def short_name(path: str | Path) -> str:
     return str(path) if str(path).startswith(DATASET) else os.path.basename(path)
 
 
-def find_text(
-    path: str,
-    *,
-    setting: str = "data.text",
-    url: str | None = None,
-    fallback: str | None = None,
-    clean: str | None = None,
-    warns: bool = True,
-) -> Text:
+def find_source(source: str, url: str | None = None, fallback: str | None = None) -> tuple[str, str | None]:
     """Look for a text at its path, in the folder of `GPT_LIGHTNING_DATA`, at its URL.
 
     Args:
-        path: The file; a downloaded text is kept there. Or the name of a dataset's split, see `read_dataset`.
-        setting: Its name in messages.
+        source: A file; a downloaded one is kept there. Names of datasets and globs are returned as they are.
         url: Where to download it from, once; see `parse_url`. A copy from the folder or the URL must have its
-            checksum; a file at `path` with another one is used with a warning.
+            checksum; a file at `source` with another one is used with a warning.
         fallback: File to use, with a warning, if the text is found nowhere.
-        clean: None or "remove_empty_lines".
-        warns: Whether to warn of another text at `path`; not where the caller refuses one.
+
+    Returns:
+        Where it is, and the URL if that is this text's.
 
     Raises:
-        InputError: There is no such file and no URL, or it is not a text.
+        InputError: There is no such file and no URL.
         MachineError: It cannot be read or downloaded.
     """
     address, sha256 = (None, None) if url is None else parse_url(url)
-    if path.startswith(DATASET) or os.path.exists(path):
-        text = read_source(path, setting=setting, clean=clean)
-        if warns and sha256 is not None and text.sha256 != sha256:
-            warn(f"{path}: is not the text of data.url (sha256 {sha256[:12]}...); using it as it is")
-        return text
+    if source.startswith(DATASET) or os.path.exists(source) or glob.has_magic(source):
+        if sha256 is None or not os.path.isfile(source) or sha256_of(source) == sha256:
+            return source, url
+        warn(f"{source}: is not the text of data.url (sha256 {sha256[:12]}...); using it as it is")
+        return source, None
 
-    tried = [f"{path}: no such file"]
-    folder = os.environ.get(DATA_VARIABLE)
-    if folder:
-        copy = os.path.join(folder, os.path.basename(path))
-        if os.path.exists(copy):
-            text = read_text(copy, setting=setting, clean=clean)
-            if sha256 is None or text.sha256 == sha256:
-                return text
-            tried.append(f"{copy}: checksum mismatch")
-        else:
-            tried.append(f"{copy}: no such file")
+    tried = [f"{source}: no such file"]
+    if folder := os.environ.get(DATA_VARIABLE):
+        copy = os.path.join(folder, os.path.basename(source))
+        is_there = os.path.exists(copy)
+        if is_there and (sha256 is None or sha256_of(copy) == sha256):
+            return copy, url
+        tried.append(f"{copy}: {'checksum mismatch' if is_there else 'no such file'}")
     if address is None and fallback is None:
         raise InputError("; ".join(tried))
     if address is not None:
         try:
-            fetch(address, Path(path), sha256)
-            return read_text(path, setting=setting, clean=clean)
+            fetch(address, Path(source), sha256)
+            return source, url
         except MachineError as error:
             tried.append(str(error))
     if fallback is None:
         raise MachineError("; ".join(tried))
-    warn(f"training text is {fallback} instead of {path} ({'; '.join(tried[1:]) or tried[0]})")
-    return read_text(fallback, setting="data.fallback_text", clean=clean)
+    warn(f"training text is {fallback} instead of {source} ({'; '.join(tried[1:]) or tried[0]})")
+    return fallback, None
+
+
+def sha256_of(path: str) -> str:
+    """Return the checksum of a file's bytes."""
+    with with_filename(path), open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def parse_url(url: str) -> tuple[str, str | None]:

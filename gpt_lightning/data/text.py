@@ -28,11 +28,6 @@ class Text:
     path: Path
     sha256: str
 
-    @property
-    def characters(self) -> int:
-        """Their number."""
-        return len(self.content)
-
 
 def read_text(path: str | Path, *, setting: str = "data.text", clean: str | None = None) -> Text:
     """Read and check one UTF-8 file. A byte order mark is removed, with a warning.

@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
+from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,18 +34,39 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from gpt_lightning.console import format_bytes, warn
-from gpt_lightning.data.corpus import Corpus
 from gpt_lightning.data.documents import PIECE, Piece, batch_pieces, find_documents
-from gpt_lightning.data.text import CLEANERS, refuse_nul
+from gpt_lightning.data.text import refuse_nul
 from gpt_lightning.data.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
 from gpt_lightning.errors import InputError, MachineError
 from gpt_lightning.files import with_filename
-from gpt_lightning.validation import require
 
 FORMAT = 1  # of the cache
 MAX_WORKERS = 8
 LONG_TOKEN = 8  # bytes; the tokens of hardly any text have so many in the mean
 IN_PROCESS_BYTES = 16_000_000  # below, the workers take longer to start than to encode
+
+
+@dataclass(frozen=True)
+class EncodedDocuments:
+    """Documents as token ids on disk.
+
+    Attributes:
+        tokens: (N,) uint16 or uint32, on disk, read-only.
+        ends: (documents,) int64, the token offset after each document's `<|endoftext|>`.
+        characters: Of all documents, cleaned.
+        character_ends: (documents,) int64, characters up to the end of each document.
+        sha256: Of the tokenizer, the cleaning and the files: the key of the cache.
+        files: Number of files.
+        documents: Number of documents that are not blank.
+    """
+
+    tokens: NDArray[Any]
+    ends: NDArray[np.int64]
+    characters: int
+    character_ends: NDArray[np.int64]
+    sha256: str
+    files: int
+    documents: int
 
 
 class Encoded(NamedTuple):
@@ -56,8 +77,8 @@ class Encoded(NamedTuple):
     characters: int
 
 
-def prepare(source: str, tokenizer_name: str, clean: str | None, cache_dir: Path) -> Corpus:
-    """Encodes a corpus, or finds it encoded in the cache. The memory it takes does not grow with the corpus.
+def prepare(source: str, tokenizer_name: str, clean: str | None, cache_dir: Path) -> EncodedDocuments:
+    """Encode documents, or open them in the cache. The memory needed does not grow with their size.
 
     Args:
         source: A folder, a glob, or a .txt or .jsonl file.
@@ -70,16 +91,15 @@ def prepare(source: str, tokenizer_name: str, clean: str | None, cache_dir: Path
             the disk has room for as tokens.
         MachineError: A file cannot be read, the cache cannot be written.
     """
-    require(clean is None or clean in CLEANERS, "data.clean", f"be null or {', '.join(CLEANERS)}", clean)
     files = find_documents(source)
     tokenizer = load_tokenizer(tokenizer_name)
     _check_space(source, files, tokenizer, clean, cache_dir)
     key = _make_key(files, tokenizer, clean)
     folder = cache_dir / key[:16]
-    if (corpus := _open_cache(folder, key)) is not None:
-        return replace(corpus, path=Path(source).absolute())
+    if (encoded := _open_cache(folder, key)) is not None:
+        return encoded
     if folder.exists():
-        warn(f"{folder}: is damaged and is made anew")
+        warn(f"{folder}: is damaged and is encoded again")
     temporary = cache_dir / f"{folder.name}.tmp-{os.getpid()}"
     missing = [path for path in (cache_dir, *cache_dir.parents) if not path.exists()]
     try:
@@ -102,9 +122,9 @@ def prepare(source: str, tokenizer_name: str, clean: str | None, cache_dir: Path
         with contextlib.suppress(OSError):  # not empty, as it should be
             for path in missing:
                 path.rmdir()
-    if (corpus := _open_cache(folder, key)) is None:
+    if (encoded := _open_cache(folder, key)) is None:
         raise MachineError(f"{folder}: was changed as soon as it was written")
-    return replace(corpus, path=Path(source).absolute())
+    return encoded
 
 
 def encode_pieces(tokenizer_name: str, pieces: list[Piece]) -> Encoded:
@@ -245,8 +265,8 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _open_cache(folder: Path, key: str) -> Corpus | None:
-    """The corpus in a cache folder; None where that is damaged or not there."""
+def _open_cache(folder: Path, key: str) -> EncodedDocuments | None:
+    """Open the tokens in a cache folder; None if it is damaged or missing."""
     try:
         meta = json.loads((folder / "meta.json").read_text())
         if meta["sha256"] != _checksums(folder):
@@ -255,7 +275,8 @@ def _open_cache(folder: Path, key: str) -> Corpus | None:
         tokens = np.memmap(folder / "tokens.bin", meta["dtype"], mode="r")
         if (meta["key"], meta["tokens"], meta["documents"]) != (key, len(tokens), len(ends)) or ends[-1] != len(tokens):
             return None
-        return Corpus(tokens, ends, int(character_ends[-1]), character_ends, key, meta["files"], meta["documents"])
+        characters = int(character_ends[-1])
+        return EncodedDocuments(tokens, ends, characters, character_ends, key, meta["files"], meta["documents"])
     except (OSError, EOFError, ValueError, LookupError, TypeError):
         return None
 

@@ -68,7 +68,6 @@ def fit(
     """
     start = time.monotonic()
     data.trainer = trainer
-    data.is_compared = plan.content is not None and not plan.allow_data_change
     data.setup("fit")
     plan.check_text(data)
     if plan.is_finished(config.max_epochs, config.max_steps, config.training.early_stopping_patience):

@@ -8,9 +8,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from gpt_lightning.console import PROGRAM, format_bytes
-from gpt_lightning.data.corpus import Corpus
 from gpt_lightning.data.datamodule import Split, TextDataModule
-from gpt_lightning.data.sources import short_name
 from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.runs.folder import Run
 from gpt_lightning.training.callbacks.checkpointing import Checkpointing
@@ -41,13 +39,13 @@ def describe_data(data: TextDataModule, steps: Steps) -> list[str]:
     """
     assert data.source is not None
     source = data.source
-    documents = f" in {source.documents:,} documents of {source.files:,} files" if isinstance(source, Corpus) else ""
+    contents = f" in {source.contents}" if source.contents else ""
     train, val = data.splits["training"], data.splits["validation"]
     batch_size, context_length = data.hparams["batch_size"], data.hparams["context_length"]
     return [
         line(
             "text",
-            f"{short_name(source.path)}: {source.characters:,} characters, {data.total_tokens:,} tokens{documents} "
+            f"{source.name}: {source.characters:,} characters, {data.total_tokens:,} tokens{contents} "
             f"({data.tokenizer.name}, {data.tokenizer.vocab_size:,} in the vocabulary)",
         ),
         line(

@@ -144,6 +144,7 @@ def test_the_settings_name_the_text_that_was_found(tmp_path: Path, capsys: pytes
     assert data.source is not None
     assert data.hparams["text"] == str(tmp_path / "a.txt")
     assert data.hparams["url"] is data.hparams["fallback_text"] is None
+    assert data.source.path == tmp_path / "a.txt"
     assert "instead of missing.txt" in capsys.readouterr().err
 
 
@@ -204,7 +205,7 @@ def test_documents_are_split_between_two_of_them_and_kept_encoded(in_tmp: Path) 
 
 
 def test_a_large_file_is_split_between_two_tokens(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpt_lightning.data.datamodule.LARGE_BYTES", 100)
+    monkeypatch.setattr("gpt_lightning.data.corpus.LARGE_BYTES", 100)
     Path("large.txt").write_text("abcdefghij" * 20)
     data = TextDataModule("large.txt", tokenizer="bytes", context_length=8, train_ratio=0.9, batch_size=1)
 

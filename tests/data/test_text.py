@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt_lightning.data.corpus import split_text
-from gpt_lightning.data.sources import absolute, find_text, parse_url, read_source, short_name
+from gpt_lightning.data.sources import absolute, find_source, parse_url, read_source, short_name
 from gpt_lightning.data.text import read_text, remove_empty_lines
 from gpt_lightning.errors import InputError, MachineError
 
@@ -64,60 +64,57 @@ def test_a_fragment_that_is_no_checksum_is_refused(fragment: str) -> None:
         parse_url(f"http://a#{fragment}")
 
 
-def test_a_file_at_its_path_is_read(in_tmp: Path) -> None:
-    found = find_text(write(in_tmp / "a.txt"), url=NOWHERE)
+def test_a_file_at_its_path_is_used(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert find_source(write(in_tmp / "a.txt"), NOWHERE) == (str(in_tmp / "a.txt"), NOWHERE)
+    assert capsys.readouterr().err == ""
 
-    assert (found.content, found.path, found.sha256) == (STORY.decode(), in_tmp / "a.txt", SHA256)
 
-
-def test_another_text_at_the_path_is_taken_with_a_warning(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = find_text(write(in_tmp / "a.txt", b"mine!"), url=NOWHERE)
-
-    assert found.content == "mine!"
+def test_another_text_at_the_path_is_used_with_a_warning(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert find_source(write(in_tmp / "a.txt", b"mine!"), NOWHERE) == (str(in_tmp / "a.txt"), None)
     assert "is not the text of data.url (sha256 " in capsys.readouterr().err
 
 
-def test_a_file_in_the_data_folder_is_read(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_in_the_data_folder_is_used(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(in_tmp / "folder" / "a.txt")
     monkeypatch.setenv("GPT_LIGHTNING_DATA", str(in_tmp / "folder"))
 
-    assert find_text("elsewhere/a.txt", url=NOWHERE).path == in_tmp / "folder" / "a.txt"
+    assert find_source("elsewhere/a.txt", NOWHERE) == (str(in_tmp / "folder" / "a.txt"), NOWHERE)
+    assert find_source("elsewhere/a.txt") == (str(in_tmp / "folder" / "a.txt"), None)
 
 
-def test_a_wrong_file_in_the_data_folder_is_not_taken(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_file_in_the_data_folder_is_not_used(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(in_tmp / "folder" / "a.txt", b"something else")
     monkeypatch.setenv("GPT_LIGHTNING_DATA", str(in_tmp / "folder"))
 
     with pytest.raises(MachineError, match="a.txt: checksum mismatch; .*cannot be fetched"):
-        find_text("a.txt", url=NOWHERE)
+        find_source("a.txt", NOWHERE)
 
 
-def test_a_missing_file_is_fetched_once(in_tmp: Path, url: str) -> None:
-    found = find_text("data/a.txt", url=f"{url}/story.txt#sha256={SHA256}")
+def test_a_missing_file_is_downloaded_once(in_tmp: Path, url: str) -> None:
+    with_checksum = f"{url}/story.txt#sha256={SHA256}"
 
-    assert found.content == STORY.decode()
+    assert find_source("data/a.txt", with_checksum) == ("data/a.txt", with_checksum)
     assert [path.name for path in (in_tmp / "data").iterdir()] == ["a.txt"]
-    assert find_text("data/a.txt", url=NOWHERE).content == found.content
+    assert (in_tmp / "data" / "a.txt").read_bytes() == STORY
+    assert find_source("data/a.txt", NOWHERE) == ("data/a.txt", NOWHERE)
 
 
-def test_a_fetched_file_with_the_wrong_checksum_is_not_kept(in_tmp: Path, url: str) -> None:
-    with pytest.raises(MachineError, match="checksum mismatch, file not kept"):
-        find_text("a.txt", url=f"{url}/story.txt#sha256={'0' * 64}")
-
-    assert list(in_tmp.iterdir()) == []
-
-
-def test_a_file_that_is_too_large_or_too_slow_is_not_kept(
-    in_tmp: Path, url: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "limit", "value", "message"),
+    [
+        (f"story.txt#sha256={'0' * 64}", "MAX_BYTES", 500, "checksum mismatch, file not kept"),
+        ("story.txt", "MAX_BYTES", 5, "larger than 5 bytes"),
+        ("story.txt", "FETCH_SECONDS", -1, "not fetched within -1 s"),
+        ("cut.txt", "MAX_BYTES", 500, f"cut short after {len(STORY)} bytes, file not kept"),
+    ],
+)
+def test_a_failed_download_leaves_no_file(
+    in_tmp: Path, url: str, monkeypatch: pytest.MonkeyPatch, name: str, limit: str, value: int, message: str
 ) -> None:
-    monkeypatch.setattr("gpt_lightning.data.sources.MAX_BYTES", 5)
-    with pytest.raises(MachineError, match="larger than 5 bytes"):
-        find_text("a.txt", url=f"{url}/story.txt")
-    monkeypatch.setattr("gpt_lightning.data.sources.MAX_BYTES", 500)
-    monkeypatch.setattr("gpt_lightning.data.sources.FETCH_SECONDS", -1)
-    with pytest.raises(MachineError, match="not fetched within -1 s"):
-        find_text("a.txt", url=f"{url}/story.txt")
+    monkeypatch.setattr(f"gpt_lightning.data.sources.{limit}", value)
 
+    with pytest.raises(MachineError, match=message):
+        find_source("a.txt", f"{url}/{name}")
     assert list(in_tmp.iterdir()) == []
 
 
@@ -126,32 +123,29 @@ def test_a_file_that_is_too_large_or_too_slow_is_not_kept(
 )
 def test_a_url_without_an_answer_is_the_machines_fault(in_tmp: Path, url: str) -> None:
     with pytest.raises(MachineError, match=r"a.txt: no such file; .*cannot be fetched"):
-        find_text("a.txt", url=url)
+        find_source("a.txt", url)
 
 
-def test_a_download_cut_short_is_not_kept(in_tmp: Path, url: str) -> None:
-    with pytest.raises(MachineError, match=f"cut short after {len(STORY)} bytes, file not kept"):
-        find_text("a.txt", url=f"{url}/cut.txt")
-    assert list(in_tmp.iterdir()) == []
-
-
-def test_the_fallback_serves_with_one_warning_that_names_both(
+def test_the_fallback_is_used_with_one_warning_that_names_both(
     in_tmp: Path, url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GPT_LIGHTNING_DATA", "")
-    fallback = write(in_tmp / "own.txt", b"own words")
 
-    found = find_text("a.txt", url=f"{url}/missing#sha256={SHA256}", fallback=fallback)
+    assert find_source("a.txt", f"{url}/missing#sha256={SHA256}", "own.txt") == ("own.txt", None)
 
-    assert (found.content, found.path) == ("own words", in_tmp / "own.txt")
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"gpt_lightning: warning: training text is {fallback} instead of a.txt (")
+    assert line.startswith("gpt_lightning: warning: training text is own.txt instead of a.txt (")
     assert "HTTP Error 404" in line or "Not Found" in line
 
 
 def test_a_missing_file_without_a_url_is_the_users_fault(in_tmp: Path) -> None:
     with pytest.raises(InputError, match="^a.txt: no such file$"):
-        find_text("a.txt")
+        find_source("a.txt")
+
+
+@pytest.mark.parametrize("source", ["hf:a/b/c", "*.txt", "."])
+def test_datasets_globs_and_folders_are_not_looked_for(in_tmp: Path, source: str) -> None:
+    assert find_source(source, NOWHERE) == (source, NOWHERE)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +245,7 @@ def test_the_rows_of_a_dataset_are_joined_as_they_are(monkeypatch: pytest.Monkey
     library = FakeDatasets(FakeSplit(text=ROWS))
     monkeypatch.setitem(sys.modules, "datasets", library)
 
-    text = find_text(SPLIT)
+    text = read_source(SPLIT)
 
     assert library.asked == [("Salesforce/wikitext", "wikitext-2-raw-v1", "train")]
     assert text.content == " = Title = \n Some words . \n More . \n"
@@ -280,4 +274,4 @@ def test_a_dataset_that_cannot_be_had(
     monkeypatch.setitem(sys.modules, "datasets", FakeDatasets(answer) if installed else None)
 
     with pytest.raises(error, match="^" + re.escape(message)):
-        find_text(name)
+        read_source(name)

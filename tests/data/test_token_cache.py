@@ -26,10 +26,10 @@ from hypothesis import strategies as st
 from tiktoken_ext import openai_public
 
 from gpt_lightning.data import documents, token_cache
-from gpt_lightning.data.corpus import Corpus, is_corpus, split_documents
+from gpt_lightning.data.corpus import DocumentsCorpus, is_documents
 from gpt_lightning.data.documents import Piece, cut_pieces, find_documents, read_documents
 from gpt_lightning.data.text import read_text, remove_empty_lines
-from gpt_lightning.data.token_cache import encode_batches, prepare
+from gpt_lightning.data.token_cache import EncodedDocuments, encode_batches, prepare
 from gpt_lightning.data.tokenizer import ByteTokenizer, TiktokenTokenizer, Tokenizer, load_tokenizer
 from gpt_lightning.errors import InputError, MachineError
 
@@ -58,11 +58,12 @@ def stories(in_tmp: Path) -> Path:
     return in_tmp / "in"
 
 
-def make_corpus(character_ends: list[int], ends: list[int]) -> Corpus:
+def make_corpus(character_ends: list[int], ends: list[int]) -> DocumentsCorpus:
     tokens = np.arange(ends[-1], dtype=np.uint16)
-    return Corpus(
+    encoded = EncodedDocuments(
         tokens, np.array(ends), character_ends[-1], np.array(character_ends), "0" * 64, 1, len(character_ends)
     )
+    return DocumentsCorpus(Path("in"), None, encoded)
 
 
 # Sources
@@ -123,8 +124,8 @@ def test_what_is_a_corpus(in_tmp: Path) -> None:
     write(in_tmp / "a.txt", "x")
     write(in_tmp / "a[1].txt", "x")
 
-    assert all(map(is_corpus, [str(in_tmp), "*.txt", "?.txt", "[a].txt", "missing.jsonl"]))
-    assert not any(map(is_corpus, ["a.txt", "missing.txt", "a[1].txt", ""]))
+    assert all(map(is_documents, [str(in_tmp), "*.txt", "?.txt", "[a].txt", "missing.jsonl"]))
+    assert not any(map(is_documents, ["a.txt", "missing.txt", "a[1].txt", ""]))
 
 
 # Documents
@@ -329,11 +330,6 @@ def test_a_corpus_of_blank_documents_is_refused(in_tmp: Path) -> None:
     assert names(in_tmp / "cache") == []
 
 
-def test_unknown_cleaning_is_refused(stories: Path) -> None:
-    with pytest.raises(InputError, match="data.clean must be null or remove_empty_lines, got 'all'"):
-        prepare(str(stories), "bytes", "all", stories.parent / "cache")
-
-
 def test_several_processes_make_what_one_makes(
     in_tmp: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -467,7 +463,7 @@ def test_a_damaged_cache_is_made_anew(
         write(folder / name, content)
 
     assert prepare(str(stories), "bytes", None, cache).tokens.tolist() == tokens
-    assert capsys.readouterr().err == f"gpt_lightning: warning: {folder}: is damaged and is made anew\n"
+    assert capsys.readouterr().err == f"gpt_lightning: warning: {folder}: is damaged and is encoded again\n"
     assert prepare(str(stories), "bytes", None, cache).tokens.tolist() == tokens
     assert capsys.readouterr().err == ""
     assert names(cache) == [folder.name]
@@ -624,13 +620,14 @@ def test_a_killed_preparation_leaves_no_cache_and_no_process(stories: Path) -> N
 # Split
 
 
-def test_the_cut_is_at_the_nearest_end_of_a_document() -> None:
-    made = make_corpus([10, 50, 88, 100], [3, 20, 30, 45])
+@pytest.mark.parametrize(
+    ("ratio", "tokens", "characters"), [(0.9, 30, 88), (0.6, 20, 50), (0.01, 3, 10), (0.99, 30, 88)]
+)
+def test_the_cut_is_at_the_nearest_end_of_a_document(ratio: float, tokens: int, characters: int) -> None:
+    train, val = make_corpus([10, 50, 88, 100], [3, 20, 30, 45]).split(ratio)
 
-    assert split_documents(made, 0.9) == (slice(0, 30), slice(30, 45))
-    assert split_documents(made, 0.6) == (slice(0, 20), slice(20, 45))
-    assert split_documents(made, 0.01) == (slice(0, 3), slice(3, 45))
-    assert split_documents(made, 0.99) == (slice(0, 30), slice(30, 45))
+    assert (train.token_ids.tolist(), val.token_ids.tolist()) == (list(range(tokens)), list(range(tokens, 45)))
+    assert (train.characters, val.characters) == (characters, 100 - characters)
 
 
 @given(st.lists(st.integers(1, 50), min_size=2), st.floats(0.01, 0.99))
@@ -638,28 +635,27 @@ def test_no_other_cut_is_nearer(lengths: list[int], ratio: float) -> None:
     character_ends = np.cumsum(lengths).tolist()
     made = make_corpus(character_ends, [end * 2 for end in character_ends])
 
-    train, val = split_documents(made, ratio)
+    train, val = made.split(ratio)
 
-    assert (train.start, train.stop, val.stop) == (0, val.start, len(made.tokens))
-    assert 0 < train.stop < len(made.tokens)
+    assert [*train.token_ids, *val.token_ids] == made.token_ids.tolist()
+    assert train.characters in character_ends[:-1]
+    assert len(train.token_ids) == 2 * train.characters
     distances = [abs(end - ratio * made.characters) for end in character_ends[:-1]]
-    assert abs(train.stop / 2 - ratio * made.characters) == min(distances)
+    assert abs(train.characters - ratio * made.characters) == min(distances)
 
 
-def test_what_cannot_be_split_is_refused() -> None:
+def test_one_document_cannot_be_split() -> None:
     with pytest.raises(InputError, match="only 1 document, .*; give data.val_text"):
-        split_documents(make_corpus([10], [3]), 0.9)
-    with pytest.raises(InputError, match="data.train_ratio must be between 0 and 1, got 1"):
-        split_documents(make_corpus([10, 20], [3, 4]), 1)
+        make_corpus([10], [3]).split(0.9)
 
 
 def test_a_part_is_read_without_a_copy(stories: Path) -> None:
-    made = prepare(str(stories), "bytes", None, stories.parent / "cache")
-    train, val = split_documents(made, 0.5)
+    encoded = prepare(str(stories), "bytes", None, stories.parent / "cache")
+    train, val = DocumentsCorpus(stories, None, encoded).split(0.5)
 
-    assert np.shares_memory(made.tokens[val], made.tokens)
-    assert [*made.tokens[train], *made.tokens[val]] == made.tokens.tolist()
-    assert not made.tokens[train].flags.writeable
+    assert np.shares_memory(val.token_ids, encoded.tokens)
+    assert [*train.token_ids, *val.token_ids] == encoded.tokens.tolist()
+    assert not train.token_ids.flags.writeable
 
 
 @pytest.mark.parametrize("token_id", [65, 60000])
@@ -673,7 +669,7 @@ def test_a_cache_with_other_tokens_is_made_anew(
     (folder / "tokens.bin").write_bytes(damaged.tobytes())
 
     assert prepare(str(stories), "bytes", None, cache).tokens.tolist() == tokens
-    assert capsys.readouterr().err == f"gpt_lightning: warning: {folder}: is damaged and is made anew\n"
+    assert capsys.readouterr().err == f"gpt_lightning: warning: {folder}: is damaged and is encoded again\n"
 
 
 def test_a_refused_corpus_leaves_no_folders(in_tmp: Path) -> None:

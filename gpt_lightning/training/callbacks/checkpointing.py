@@ -19,7 +19,6 @@ from gpt_lightning.checkpoints.io import read_checkpoint, write_checkpoint
 from gpt_lightning.checkpoints.loading import find_non_finite
 from gpt_lightning.checkpoints.metadata import CheckpointInfo, ProgressInfo, TextInfo
 from gpt_lightning.console import warn
-from gpt_lightning.data.sources import short_name
 from gpt_lightning.errors import DivergedError, InputError, Stopped
 from gpt_lightning.runs.folder import Run
 from gpt_lightning.training.callbacks.exact_resume import text_changed
@@ -233,9 +232,8 @@ class Checkpointing(StepEnd, Checkpoint):
     def _describe(self, trainer: Trainer, module: LightningModule) -> CheckpointInfo:
         data, source = trainer.datamodule, trainer.datamodule.source  # type: ignore[attr-defined]
         assert isinstance(module, GPTModule)
-        name = short_name(source.path)
         return CheckpointInfo(
-            text=TextInfo(name, source.sha256, source.characters, data.total_tokens, data.val_sha256),
+            text=TextInfo(source.name, source.sha256, source.characters, data.total_tokens, data.val_sha256),
             progress=ProgressInfo(data.position[0], trainer.global_step, self.progress.tokens_seen),
             evaluated=module.evaluated,
             fit=self.resume_settings,
