@@ -193,14 +193,13 @@ class TextDataModule(LightningDataModule):
         """Between text and token ids; loaded at its first use."""
         return load_tokenizer(self.hparams["tokenizer"])
 
-    @property
-    def train_batches(self) -> int:
-        """Batches per epoch on each rank."""
-        return len(self._train_order()) // int(self.hparams["batch_size"])
+    def count_train_batches(self, world_size: int = 1) -> int:
+        """Return the batches per epoch on each rank."""
+        return len(self.splits["training"].windows) // (int(self.hparams["batch_size"]) * world_size)
 
     @property
     def val_batches(self) -> int:
-        """Batches of the validation windows, over all ranks."""
+        """Number of batches of the validation windows, over all ranks."""
         return -(-len(self.splits["validation"].windows) // int(self.hparams["batch_size"]))
 
     def train_dataloader(self) -> DataLoader[Batch]:

@@ -94,13 +94,12 @@ def check(trainer: Trainer, data: TextDataModule, config: RunConfig) -> None:
         InputError: What `fit` would refuse.
         MachineError: Likewise.
     """
-    data.trainer = trainer
     data.setup("fit")
     module, steps = prepare(trainer, data, config, is_resumed=False)
     if math.isinf(steps.total):
         raise InputError("check needs an end to estimate: set trainer.max_epochs or trainer.max_steps")
     for line in (
-        *summary.describe_data(data, steps),
+        *summary.describe_data(data, steps, trainer.world_size),
         summary.describe_model(config.model),
         *summary.describe_init(config.init_from, config.model),
         summary.describe_device(trainer, config.accelerator, config.precision_reason),

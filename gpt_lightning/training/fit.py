@@ -67,7 +67,6 @@ def fit(
         Stopped: A signal asked for it; the last optimizer step is saved.
     """
     start = time.monotonic()
-    data.trainer = trainer
     data.setup("fit")
     plan.check_text(data)
     if plan.is_finished(config.max_epochs, config.max_steps, config.training.early_stopping_patience):
@@ -269,7 +268,7 @@ def announce(trainer: Trainer, data: TextDataModule, config: RunConfig, plan: Ru
     """Print what is about to be trained on what."""
     is_resumed = plan.content is not None
     for line in (
-        *summary.describe_data(data, steps),
+        *summary.describe_data(data, steps, trainer.world_size),
         summary.describe_model(config.model),
         *summary.describe_init(None if is_resumed else config.init_from, config.model),
         summary.describe_device(trainer, config.accelerator, config.precision_reason),

@@ -42,7 +42,8 @@ def count_steps(trainer: Trainer, data: TextDataModule, optimizer: OptimizerConf
     Raises:
         InputError: A limit leaves no batch, or the learning-rate schedule does not fit the number of steps.
     """
-    train_batches = limited("limit_train_batches", trainer.limit_train_batches, data.train_batches)
+    train_batches = data.count_train_batches(trainer.world_size)
+    train_batches = limited("limit_train_batches", trainer.limit_train_batches, train_batches)
     val_batches = limited("limit_val_batches", trainer.limit_val_batches, data.val_batches)
     total = math.inf if max_steps == -1 else max_steps
     if trainer.max_epochs is not None and trainer.max_epochs != -1:

@@ -30,12 +30,13 @@ def checkpoint_bytes(config: GPTConfig) -> tuple[int, int]:
     return best + 2 * last, best + 3 * last  # last, prev, and the one being written
 
 
-def describe_data(data: TextDataModule, steps: Steps) -> list[str]:
+def describe_data(data: TextDataModule, steps: Steps, world_size: int) -> list[str]:
     """Describe the text, its split and its windows.
 
     Args:
         data: Set up.
         steps: Of the run.
+        world_size: Number of processes.
     """
     assert data.source is not None
     source = data.source
@@ -61,15 +62,15 @@ def describe_data(data: TextDataModule, steps: Steps) -> list[str]:
         line(
             "batches",
             f"{steps.train_batches} + {steps.val_batches} of {batch_size} windows; "
-            f"{steps.per_epoch} optimizer steps per epoch{_left_out(data, train, steps.train_batches)}",
+            f"{steps.per_epoch} optimizer steps per epoch{_left_out(data, world_size, steps.train_batches)}",
         ),
     ]
 
 
-def _left_out(data: TextDataModule, train: Split, train_batches: int) -> str:
-    world_size = data.trainer.world_size if data.trainer is not None else 1
-    left_out = len(train.windows) - train_batches * data.hparams["batch_size"] * world_size
-    reason = "that fill no batch" if train_batches == data.train_batches else "beyond trainer.limit_train_batches"
+def _left_out(data: TextDataModule, world_size: int, train_batches: int) -> str:
+    left_out = len(data.splits["training"].windows) - train_batches * data.hparams["batch_size"] * world_size
+    is_limited = train_batches < data.count_train_batches(world_size)
+    reason = "beyond trainer.limit_train_batches" if is_limited else "that fill no batch"
     return f", {left_out} windows {reason} left out of each" if left_out else ""
 
 

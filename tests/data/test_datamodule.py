@@ -97,6 +97,14 @@ def test_validation_keeps_its_last_batch_and_its_order(tmp_path: Path) -> None:
     assert torch.equal(torch.cat([x for x, _ in loader]), torch.stack([windows[i][0] for i in range(9)]))
 
 
+def test_ranks_share_the_training_batches(tmp_path: Path) -> None:
+    data = module(tmp_path)  # 22 training windows in batches of 3
+    data.setup("fit")
+
+    assert [data.count_train_batches(world_size) for world_size in (1, 2, 3, 8)] == [7, 3, 2, 0]
+    assert len(data.train_dataloader()) == data.count_train_batches()
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_loaders_leave_the_global_random_state_alone(tmp_path: Path, num_workers: int) -> None:
     data = module(tmp_path, num_workers=num_workers)
