@@ -18,7 +18,7 @@ from gpt_lightning.data.corpus import split_text
 from gpt_lightning.data.datamodule import TextDataModule
 from gpt_lightning.data.text import read_text, remove_empty_lines
 from gpt_lightning.data.tokenizer import load_tokenizer, text_to_token_ids, token_ids_to_text
-from gpt_lightning.data.windows import TrainOrder, Windows
+from gpt_lightning.data.windows import ResumableSampler, Windows
 from gpt_lightning.inference.sampling import SamplingConfig, keep_top_k, next_token_probs, sample_next_token
 from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.models.gpt import GPT
@@ -218,7 +218,7 @@ def test_counts_of_the_verdict(verdict: Path) -> None:
     assert (train.characters, val.characters) == (18431, 2048)
     assert (train.tokens, val.tokens) == (4612, 534)
     assert (len(train.windows), len(val.windows)) == (18, 2)
-    assert (train.windows.tail, val.windows.tail) == (3, 21)
+    assert (train.windows.unused_tokens, val.windows.unused_tokens) == (3, 21)
     assert (data.count_train_batches(), data.val_batches) == (9, 1)
     batches = list(data.train_dataloader())
     assert [tuple(inputs.shape) for inputs, _ in batches] == [(2, 256)] * 9
@@ -262,10 +262,10 @@ def test_document_bs_splits_and_steps() -> None:
     assert len(split_text("x" * 88775, 0.8)[0]) == 71020
     assert len(split_text("x" * 88775, 0.8)[1]) == 17755
     # Context 1024: about 14,507 and 3,627 tokens give 7 training batches and 2 validation batches.
-    assert len(TrainOrder(len(Windows(torch.zeros(14507), 1024, 1024)), 2, seed=123)) // 2 == 7
+    assert len(ResumableSampler(len(Windows(torch.zeros(14507), 1024, 1024)), 2, seed=123)) // 2 == 7
     assert len(Windows(torch.zeros(3627), 1024, 1024)) == 3
     # Context 128: 56 steps an epoch, 560 in ten, 256 tokens each.
-    assert len(TrainOrder(len(Windows(torch.zeros(14507), 128, 128)), 2, seed=123)) // 2 == 56
+    assert len(ResumableSampler(len(Windows(torch.zeros(14507), 128, 128)), 2, seed=123)) // 2 == 56
     assert 560 * 256 == 143_360
 
 

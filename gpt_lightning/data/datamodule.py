@@ -17,7 +17,7 @@ from gpt_lightning.data.corpus import Corpus, Part, open_corpus
 from gpt_lightning.data.sources import parse_url
 from gpt_lightning.data.text import CLEANERS
 from gpt_lightning.data.tokenizer import Tokenizer, load_tokenizer
-from gpt_lightning.data.windows import Batch, TrainOrder, Windows
+from gpt_lightning.data.windows import Batch, ResumableSampler, Windows
 from gpt_lightning.errors import InputError
 from gpt_lightning.validation import require, require_integer, require_number
 
@@ -34,10 +34,10 @@ class Split:
 
 
 class Loader(DataLoader[Batch]):
-    """A DataLoader whose workers leave Ctrl-C and SIGTERM to the process that they serve.
+    """A DataLoader whose workers leave Ctrl-C and SIGTERM to the main process.
 
-    A signal to the whole process group would else take the batches of the step that is to be finished. The
-    workers are started with the signals blocked, and stay so.
+    Otherwise a signal to the whole process group would end the workers before the current step has its
+    batches. The workers are started with the signals blocked, and keep them so.
     """
 
     def __iter__(self) -> Any:
@@ -61,10 +61,9 @@ class TextDataModule(LightningDataModule):
         fallback_text: File to train on, with a warning, if `text` is found nowhere.
         tokenizer: gpt2, bytes, or another encoding of tiktoken.
         context_length: Tokens per window; linked to model.context_length.
-        cache_dir: Folder that keeps the tokens of documents and of large files, so that they are encoded
-            once.
-        train_ratio: Share of the characters that is trained on; several documents are split between two
-            of them, a file above 64 MB between two tokens.
+        cache_dir: Folder for the tokens of documents and of large files, which are encoded once.
+        train_ratio: Share of the characters in the training part; documents are split where one ends, a file
+            above 64 MB between two tokens.
         stride: Tokens between the starts of windows; null means context_length.
         batch_size: Windows per batch and device.
         num_workers: Processes that prepare batches, 0..16; 0 prepares them in the main process.
@@ -203,10 +202,10 @@ class TextDataModule(LightningDataModule):
         return -(-len(self.splits["validation"].windows) // int(self.hparams["batch_size"]))
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.splits["training"].windows, self._train_order())
+        return self._loader(self.splits["training"].windows, self._sampler())
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
-        """Validation windows and, inside `fit`, the first training windows in text order."""
+        """Load the validation windows and, inside `fit`, the first training windows in text order."""
         loaders = [self._ordered_loader(self.splits["validation"].windows)]
         if self.trainer is not None and self.trainer.state.fn == "fit":
             windows = self.splits["training"].windows
@@ -217,9 +216,9 @@ class TextDataModule(LightningDataModule):
     def test_dataloader(self) -> DataLoader[Batch]:
         return self._ordered_loader(self.splits["test"].windows)
 
-    def _train_order(self) -> TrainOrder:
+    def _sampler(self) -> ResumableSampler:
         epoch, batches = self.position
-        return TrainOrder(
+        return ResumableSampler(
             len(self.splits["training"].windows),
             self.hparams["batch_size"],
             self.hparams["seed"],
@@ -229,14 +228,14 @@ class TextDataModule(LightningDataModule):
         )
 
     def _ordered_loader(self, windows: Windows | Subset[Batch]) -> DataLoader[Batch]:
-        """Every window once, in order, none repeated to even out the ranks."""
+        """Load every window once, in order, none repeated to even out the ranks."""
         rank, world_size = self._rank_and_world_size()
         return self._loader(windows, range(rank, len(windows), world_size))
 
     def _rank_and_world_size(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
-    def _loader(self, windows: Dataset[Batch], order: TrainOrder | range) -> DataLoader[Batch]:
+    def _loader(self, windows: Dataset[Batch], order: ResumableSampler | range) -> DataLoader[Batch]:
         return Loader(
             windows,
             batch_size=self.hparams["batch_size"],

@@ -36,7 +36,7 @@ class Piece(NamedTuple):
 
 
 def find_documents(source: str) -> list[Path]:
-    """The .txt and .jsonl files of a folder, a glob or a path, sorted; hidden ones are left out.
+    """Return the .txt and .jsonl files of a folder, a glob or a path, sorted, without hidden ones.
 
     Raises:
         InputError: There are none.
@@ -61,7 +61,7 @@ def find_documents(source: str) -> list[Path]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """The files below a folder; hidden ones and what is in hidden folders left out."""
+    """Yield the files below a folder, without hidden ones and those in hidden folders."""
 
     def refuse(error: OSError) -> None:
         raise MachineError(describe_os_error(error)[0]) from None
@@ -72,11 +72,11 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def read_documents(path: Path, advance: Callable[[int], object] = lambda _: None) -> Iterator[Iterator[str]]:
-    """The documents of a file, each as chunks of its text: checked, line ends normalised.
+    """Yield the documents of a file, each as chunks of its text: checked, line ends normalized.
 
     Args:
         path: A .txt file, which is one document, or a .jsonl file with one in every line.
-        advance: Is told the number of bytes read, again and again.
+        advance: Called with the number of bytes of each read.
 
     Raises:
         InputError: Not UTF-8, NUL bytes; a line that is no JSON object with a "text".
@@ -97,7 +97,7 @@ def read_documents(path: Path, advance: Callable[[int], object] = lambda _: None
 
 
 def clean_chunks(chunks: Iterable[str]) -> Iterator[str]:
-    """`remove_empty_lines` for a text in chunks; holds one line at a time, however long."""
+    """Apply `remove_empty_lines` to a text in chunks, holding one line at a time."""
     rest: list[str] = []
     begun = False
     for chunk in chain(chunks, ["\n"]):
@@ -112,9 +112,9 @@ def clean_chunks(chunks: Iterable[str]) -> Iterator[str]:
 
 
 def cut_pieces(chunks: Iterable[str]) -> Iterator[Piece]:
-    """Cuts a document into pieces whose token ids, one after the other, are those of the whole.
+    """Cut a document into pieces whose token ids, concatenated, are those of the whole.
 
-    Pieces have about `PIECE` characters, more where there is no place to cut. A blank document has none.
+    Pieces have about `PIECE` characters, more if there is no place to cut. A blank document has none.
     """
     parts: list[str] = []
     length = 0
@@ -134,7 +134,7 @@ def cut_pieces(chunks: Iterable[str]) -> Iterator[Piece]:
 
 
 def batch_pieces(files: list[Path], clean: str | None, advance: Callable[[int], object]) -> Iterator[list[Piece]]:
-    """The pieces of all documents, in lists of about `PIECE` characters."""
+    """Yield the pieces of all documents, in lists of about `PIECE` characters."""
     batch: list[Piece] = []
     weight = 0
     for path in files:
@@ -175,7 +175,7 @@ def _read_text(path: Path, advance: Callable[[int], object]) -> Iterator[str]:
 
 
 def _parse_line(line: bytes, place: str) -> str:
-    """The "text" of one line of JSON; `place` is its file and number."""
+    """Return the "text" of one line of JSON; `place` is its file and number."""
     if len(line) > MAX_LINE:
         raise InputError(f"{place}: longer than {MAX_LINE >> 20} MiB, the limit for a line")
     content = decode_utf8(line, place)

@@ -24,12 +24,12 @@ DATASET = "hf:"  # begins the name of a dataset's split
 
 
 def absolute(name: str) -> str:
-    """A path made absolute; the name of a dataset's split as it is."""
+    """Return the absolute path of a file; the name of a dataset's split is returned as it is."""
     return name if name.startswith(DATASET) else os.path.abspath(name)
 
 
 def short_name(path: str | Path) -> str:
-    """How messages call a text: a file's name without its folders, a dataset's split in full."""
+    """Return the name used in messages: a file's without its folders, a dataset's split in full."""
     return str(path) if str(path).startswith(DATASET) else os.path.basename(path)
 
 
@@ -102,7 +102,7 @@ def parse_url(url: str) -> tuple[str, str | None]:
 
 
 def read_source(path: str, *, setting: str = "data.text", clean: str | None = None) -> Text:
-    """Read a text file or, where the path begins with hf:, a dataset's split.
+    """Read a text file or, if the path begins with hf:, a dataset's split.
 
     Raises:
         InputError: See `read_text` and `read_dataset`.
@@ -116,7 +116,7 @@ def read_source(path: str, *, setting: str = "data.text", clean: str | None = No
 
 
 def read_dataset(name: str, setting: str) -> str:
-    """A split of a dataset, its rows of text one after the other as they are.
+    """Return the rows of text of a dataset's split, concatenated.
 
     Args:
         name: hf:DATASET/CONFIG/SPLIT, where DATASET is OWNER/NAME on the Hugging Face Hub or a local folder.

@@ -55,13 +55,13 @@ def read_text(path: str | Path, *, setting: str = "data.text", clean: str | None
 
 
 def refuse_nul(content: str | bytes, path: str | Path) -> None:
-    """Raises `InputError` where there are NUL bytes, which no text has."""
+    """Raise `InputError` if there are NUL bytes, which no text has."""
     if "\0" in content if isinstance(content, str) else b"\0" in content:
         raise InputError(f"{path}: contains NUL bytes; not a text file")
 
 
 def check_text(content: str, path: str, clean: str | None) -> str:
-    """The text with one kind of line end, cleaned. Raises `InputError` where there is nothing to learn."""
+    """Return the text with normalized line ends, cleaned. Raise `InputError` if there is nothing to learn."""
     refuse_nul(content, path)
     if content.startswith("\ufeff"):
         warn(f"{path}: starts with a byte order mark, which is left out")
@@ -77,5 +77,5 @@ def check_text(content: str, path: str, clean: str | None) -> str:
 
 
 def remove_empty_lines(text: str) -> str:
-    """Strips every line and leaves out the empty ones."""
+    """Strip every line and remove the empty ones."""
     return "\n".join(line.strip() for line in text.splitlines() if line.strip())

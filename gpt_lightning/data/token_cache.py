@@ -1,4 +1,4 @@
-"""A corpus of many documents: encoded once into a cache folder, split between documents.
+"""Documents, encoded once into a cache folder.
 
     <cache_dir>/<first 16 digits of the key>/
         tokens.bin      the ids of every document and, after each, <|endoftext|>; uint16 or uint32
@@ -128,7 +128,7 @@ def prepare(source: str, tokenizer_name: str, clean: str | None, cache_dir: Path
 
 
 def encode_pieces(tokenizer_name: str, pieces: list[Piece]) -> Encoded:
-    """Token ids of pieces, with `<|endoftext|>` after the last piece of each document."""
+    """Encode pieces, with `<|endoftext|>` after the last piece of each document."""
     tokenizer = load_tokenizer(tokenizer_name)
     end_of_text = tokenizer.encode(END_OF_TEXT)[0]
     token_ids: list[int] = []
@@ -144,7 +144,7 @@ def encode_pieces(tokenizer_name: str, pieces: list[Piece]) -> Encoded:
 
 
 def encode_batches(batches: Iterable[list[Piece]], tokenizer_name: str, workers: int) -> Generator[Encoded]:
-    """Encodes batches in their order; with several workers a few batches ahead, never all.
+    """Encode batches in order; several workers encode a few batches ahead, never all.
 
     Raises:
         MachineError: A worker was killed.
@@ -169,7 +169,7 @@ def encode_batches(batches: Iterable[list[Piece]], tokenizer_name: str, workers:
 
 
 def _start_worker() -> None:
-    """Leaves Ctrl-C to the parent, and ends the worker with it even where the parent was killed."""
+    """Leave Ctrl-C to the parent, and exit with it even if the parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     assert parent is not None
@@ -182,10 +182,10 @@ def _start_worker() -> None:
 
 
 def _check_space(source: str, files: list[Path], tokenizer: Tokenizer, clean: str | None, cache_dir: Path) -> None:
-    """Raises `InputError` where the disk has no room for the tokens: what is free, and what the cache holds by now.
+    """Raise `InputError` if the tokens fit neither in the free disk space nor in what the cache occupies already.
 
-    Of JSON lines it is not known how much is text; they count as none. Of bytes every second one may go with the
-    carriage returns.
+    JSON lines count as nothing, because it is not known how much of them is text. Every second byte of a text may be
+    a carriage return, which is removed.
     """
     size = 0
     for path in files:
@@ -206,7 +206,7 @@ def _check_space(source: str, files: list[Path], tokenizer: Tokenizer, clean: st
 
 
 def _write_tokens(folder: Path, files: list[Path], tokenizer: Tokenizer, clean: str | None) -> dict[str, int | str]:
-    """Writes tokens.bin and documents.npy; returns what meta.json says of them."""
+    """Write tokens.bin and documents.npy, and return their entries for meta.json."""
     size = sum(path.stat().st_size for path in files)
     workers = 1 if size < IN_PROCESS_BYTES else min(MAX_WORKERS, os.cpu_count() or 1)
     bar = _make_bar("encoding", size)
@@ -226,7 +226,7 @@ def _write_tokens(folder: Path, files: list[Path], tokenizer: Tokenizer, clean: 
 
 
 def _make_bar(what: str, size: int, delay: float = 0) -> tqdm[Any]:
-    """A progress bar over so many bytes, on stderr, from a delay in seconds on; none where they are few."""
+    """Return a progress bar over `size` bytes on stderr, shown after `delay` seconds; disabled if they are few."""
     return tqdm(
         total=size,
         desc=what,
@@ -241,7 +241,7 @@ def _make_bar(what: str, size: int, delay: float = 0) -> tqdm[Any]:
 
 
 def _publish(temporary: Path, folder: Path, key: str) -> None:
-    """Gives a complete folder its name, unless another process was quicker."""
+    """Rename a complete folder to its final name, unless another process did so first."""
     for path in [*temporary.iterdir(), temporary]:
         _sync(path)
     while True:
@@ -282,7 +282,7 @@ def _open_cache(folder: Path, key: str) -> EncodedDocuments | None:
 
 
 def _checksums(folder: Path) -> list[str]:
-    """sha256 of the two files of numbers."""
+    """Return the sha256 of tokens.bin and documents.npy."""
     checksums = []
     for name in ("tokens.bin", "documents.npy"):
         with open(folder / name, "rb") as file:
@@ -291,7 +291,7 @@ def _checksums(folder: Path) -> list[str]:
 
 
 def _make_key(files: list[Path], tokenizer: Tokenizer, clean: str | None) -> str:
-    """sha256 of all that decides the tokens."""
+    """Return the sha256 of everything the tokens depend on."""
     digests = []
     with _make_bar("reading", sum(path.stat().st_size for path in files), delay=1) as bar:
         for path in files:
@@ -308,7 +308,7 @@ def _make_key(files: list[Path], tokenizer: Tokenizer, clean: str | None) -> str
 
 
 def _remove_stale(cache_dir: Path) -> None:
-    """Removes the folders of processes that died while they wrote."""
+    """Remove the folders of processes that died while writing."""
     for path in cache_dir.glob(f"{'[0-9a-f]' * 16}.tmp-*"):
         pid = path.name.rpartition("-")[2]
         if pid.isdecimal():

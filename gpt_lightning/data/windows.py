@@ -3,7 +3,7 @@
 Shapes: N tokens of the text, T context_length.
 
 A language model needs no labels: the target of a token is the token after it. A window is T tokens and,
-as targets, the same text moved on by one, so that one window asks T questions at once: after its first
+as targets, the same text shifted by one, so that one window asks T questions at once: after its first
 token, after its first two, and so on to T. All windows have one length, so that several of them stack into
 one tensor (B, T) and nothing has to be padded and masked; T is also the most that the model's positions
 reach. Shorter contexts are learned all the same, as the beginnings of windows.
@@ -25,19 +25,19 @@ TokenIds = Tensor | NDArray[Any]  # (N,) int64 in memory, or unsigned and memory
 
 
 def windows_in_batch(batch: Batch) -> int:
-    """B; for Lightning's ThroughputMonitor, which asks for a function."""
+    """Return B, for Lightning's ThroughputMonitor, which needs a function."""
     return batch[0].shape[0]
 
 
 def tokens_in_batch(batch: Batch) -> int:
-    """B * T; likewise."""
+    """Return B * T, for Lightning's ThroughputMonitor."""
     return batch[0].numel()
 
 
 class Windows(Dataset[Batch]):
-    """Pieces of `context_length` tokens and, as targets, the same moved on by one token.
+    """Windows of `context_length` tokens and, as targets, the same shifted by one token.
 
-    Only whole windows: they start at range(0, tokens - context_length, stride), as in the book.
+    Only whole windows, which start at range(0, tokens - context_length, stride), as in the book.
 
     Args:
         token_ids: (N,) of any integer type.
@@ -61,24 +61,24 @@ class Windows(Dataset[Batch]):
         return piece[:-1], piece[1:]
 
     @property
-    def tail(self) -> int:
-        """Tokens at the end that no window predicts."""
+    def unused_tokens(self) -> int:
+        """Number of trailing tokens that no window predicts."""
         predicted = self.starts[-1] + self.context_length if self.starts else 0
         return len(self.token_ids) - 1 - predicted
 
 
-class TrainOrder(Sampler[int]):
-    """The shuffled order of the training windows, a function of (seed, epoch) alone.
+class ResumableSampler(Sampler[int]):
+    """Shuffle the training windows in an order that depends on (seed, epoch) alone.
 
-    Every rank sees its own share of each global batch; windows that do not fill a batch on every rank
-    are left out of that epoch.
+    Every rank gets its own share of each global batch; windows that do not fill a batch on every rank are
+    dropped from that epoch.
 
     Args:
         windows: Number of windows.
         batch_size: Windows per rank and batch.
         seed: Of the run.
         epoch: The first epoch to iterate; Lightning calls `set_epoch` before each later one.
-        skip_batches: Batches of that first epoch that were already trained on.
+        skip_batches: Batches of the first epoch to skip, because they were already trained on.
         rank: Of this process.
         world_size: Number of processes.
     """

@@ -57,7 +57,7 @@ def describe_data(data: TextDataModule, steps: Steps, world_size: int) -> list[s
         line(
             "windows",
             f"{len(train.windows)} + {len(val.windows)} of {context_length} tokens, stride {data.stride}; "
-            f"no window predicts the last {train.windows.tail} + {val.windows.tail} tokens",
+            f"{train.windows.unused_tokens} + {val.windows.unused_tokens} trailing tokens are unused",
         ),
         line(
             "batches",
@@ -178,7 +178,7 @@ def describe_evaluation(name: str, loss: float, perplexity: float, tokens: int, 
     """
     windows = tokens // part.windows.context_length
     left_out = len(part.windows) - windows
-    rest = f"no window predicts the last {part.windows.tail}"
+    rest = f"{part.windows.unused_tokens} trailing tokens are unused"
     return (
         f"{name}: loss {loss:.6f} nats per token, perplexity {perplexity:.4f}, "
         f"over {tokens:,} tokens in {windows} windows of {part.windows.context_length}; "

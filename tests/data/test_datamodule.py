@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt_lightning.data.datamodule import TextDataModule
-from gpt_lightning.data.windows import TrainOrder, Windows
+from gpt_lightning.data.windows import ResumableSampler, Windows
 from gpt_lightning.errors import InputError
 
 Command = Callable[..., Result]
@@ -38,7 +38,7 @@ def test_at_stride_context_every_token_of_a_whole_window_is_predicted_once(token
     predicted = [i for k in range(len(windows)) for i in windows[k][1].tolist()]
 
     assert predicted == list(range(1, len(windows) * context_length + 1))
-    assert windows.tail == tokens - 1 - len(predicted)
+    assert windows.unused_tokens == tokens - 1 - len(predicted)
 
 
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 4), st.integers(0, 3), st.data())
@@ -46,7 +46,9 @@ def test_ranks_share_each_epoch_without_overlap_and_resume_at_any_batch(
     windows: int, batch_size: int, world_size: int, epoch: int, data: st.DataObject
 ) -> None:
     def rows(skip: int) -> list[list[int]]:
-        orders = [TrainOrder(windows, batch_size, 123, epoch, skip, rank, world_size) for rank in range(world_size)]
+        orders = [
+            ResumableSampler(windows, batch_size, 123, epoch, skip, rank, world_size) for rank in range(world_size)
+        ]
         return [list(order) for order in orders]
 
     whole = rows(0)
@@ -60,8 +62,8 @@ def test_ranks_share_each_epoch_without_overlap_and_resume_at_any_batch(
 
 
 def test_global_batches_do_not_depend_on_the_number_of_ranks() -> None:
-    alone = list(TrainOrder(24, 4, 7))
-    two = [list(TrainOrder(24, 2, 7, rank=rank, world_size=2)) for rank in range(2)]
+    alone = list(ResumableSampler(24, 4, 7))
+    two = [list(ResumableSampler(24, 2, 7, rank=rank, world_size=2)) for rank in range(2)]
 
     for batch in range(6):
         together = two[0][2 * batch : 2 * batch + 2] + two[1][2 * batch : 2 * batch + 2]
@@ -69,13 +71,13 @@ def test_global_batches_do_not_depend_on_the_number_of_ranks() -> None:
 
 
 def test_the_order_is_a_function_of_seed_and_epoch() -> None:
-    order = TrainOrder(50, 1, 123)
+    order = ResumableSampler(50, 1, 123)
     first, again = list(order), list(order)
     order.set_epoch(1)
 
-    assert first == again == list(TrainOrder(50, 1, 123))
-    assert list(order) == list(TrainOrder(50, 1, 123, epoch=1)) != first
-    assert list(TrainOrder(50, 1, 124)) != first
+    assert first == again == list(ResumableSampler(50, 1, 123))
+    assert list(order) == list(ResumableSampler(50, 1, 123, epoch=1)) != first
+    assert list(ResumableSampler(50, 1, 124)) != first
     generator = torch.Generator().manual_seed(123 * 1_000_003)
     assert first == torch.randperm(50, generator=generator).tolist()
 
@@ -127,7 +129,7 @@ def test_the_position_survives_in_the_state(tmp_path: Path) -> None:
 
     resumed.load_state_dict(data.state_dict())
 
-    order = TrainOrder(len(data.splits["training"].windows), 3, 123, epoch=2)
+    order = ResumableSampler(len(data.splits["training"].windows), 3, 123, epoch=2)
     expected = list(order)[9:]
     assert list(resumed.train_dataloader().sampler) == expected
 

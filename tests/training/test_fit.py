@@ -21,7 +21,7 @@ def test_what_a_run_prints(trained: Path, command: Command, config: Path) -> Non
     assert lines[:3] == [
         "text        the-lamp-at-low-water.txt: 20,459 characters, 20,459 tokens (bytes, 257 in the vocabulary)",
         "split       18,413 / 2,046 characters, 18,413 / 2,046 tokens for training / validation",
-        "windows     287 + 31 of 64 tokens, stride 64; no window predicts the last 44 + 61 tokens",
+        "windows     287 + 31 of 64 tokens, stride 64; 44 + 61 trailing tokens are unused",
     ]
     assert lines[3].startswith("batches     5 + 1 of 56 windows; 5 optimizer steps per epoch, 7 windows that fill no")
     assert lines[4].startswith("model       12,512 parameters: 1 layers, 2 heads, width 16, context 64, untied head")

@@ -35,7 +35,7 @@ def test_the_validation_text_is_remembered_by_path_and_content(command: Command,
 
     assert goes_on.code == 0
     assert shown.out.startswith("all of val.txt: loss ")
-    assert "over 2,944 tokens in 46 windows of 64; no window predicts the last 55\n" in shown.out
+    assert "over 2,944 tokens in 46 windows of 64; 55 trailing tokens are unused\n" in shown.out
     assert "over 2,944 tokens" in limited.out  # 46 windows are one batch of 56
     assert other.code == 2
     assert "val.txt: is not the data.val_text that run/checkpoints/last.ckpt was evaluated on" in other.error
