@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt_lightning.data.windows import ResumableSampler, Windows
+
+
+@given(st.integers(2, 60), st.integers(1, 12), st.integers(1, 15))
+def test_windows_follow_the_books_rule(tokens: int, context_length: int, stride: int) -> None:
+    token_ids = torch.arange(tokens)
+    expected = [
+        (list(range(i, i + context_length)), list(range(i + 1, i + context_length + 1)))
+        for i in range(0, tokens - context_length, stride)
+    ]
+
+    windows = Windows(token_ids, context_length, stride)
+
+    assert [(x.tolist(), y.tolist()) for x, y in (windows[i] for i in range(len(windows)))] == expected
+
+
+@given(st.integers(2, 60), st.integers(1, 12))
+def test_at_stride_context_every_token_of_a_whole_window_is_predicted_once(tokens: int, context_length: int) -> None:
+    windows = Windows(torch.arange(tokens), context_length, context_length)
+
+    predicted = [i for k in range(len(windows)) for i in windows[k][1].tolist()]
+
+    assert predicted == list(range(1, len(windows) * context_length + 1))
+    assert windows.unused_tokens == tokens - 1 - len(predicted)
+
+
+@given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 4), st.integers(0, 3), st.data())
+def test_ranks_share_each_epoch_without_overlap_and_resume_at_any_batch(
+    windows: int, batch_size: int, world_size: int, epoch: int, data: st.DataObject
+) -> None:
+    def rows(skip: int) -> list[list[int]]:
+        orders = [
+            ResumableSampler(windows, batch_size, 123, epoch, skip, rank, world_size) for rank in range(world_size)
+        ]
+        return [list(order) for order in orders]
+
+    whole = rows(0)
+    batches = windows // (batch_size * world_size)
+    skip = data.draw(st.integers(0, batches))
+
+    seen = [index for row in whole for index in row]
+    assert len(seen) == len(set(seen)) == batches * batch_size * world_size
+    assert all(0 <= index < windows for index in seen)
+    assert rows(skip) == [row[skip * batch_size :] for row in whole]
+
+
+def test_global_batches_do_not_depend_on_the_number_of_ranks() -> None:
+    alone = list(ResumableSampler(24, 4, 7))
+    two = [list(ResumableSampler(24, 2, 7, rank=rank, world_size=2)) for rank in range(2)]
+
+    for batch in range(6):
+        together = two[0][2 * batch : 2 * batch + 2] + two[1][2 * batch : 2 * batch + 2]
+        assert sorted(together) == sorted(alone[4 * batch : 4 * batch + 4])
+
+
+def test_the_order_is_a_function_of_seed_and_epoch() -> None:
+    order = ResumableSampler(50, 1, 123)
+    first, again = list(order), list(order)
+    order.set_epoch(1)
+
+    assert first == again == list(ResumableSampler(50, 1, 123))
+    assert list(order) == list(ResumableSampler(50, 1, 123, epoch=1)) != first
+    assert list(ResumableSampler(50, 1, 124)) != first
+    generator = torch.Generator().manual_seed(123 * 1_000_003)
+    assert first == torch.randperm(50, generator=generator).tolist()
