@@ -323,5 +323,6 @@ def test_a_finished_run_without_its_best_weights_does_not_end_with_0(
     missing = command("fit", "--config", config, "--run_dir", "run", "--resume")
 
     assert (damaged.code, missing.code) == (2, 2)
-    assert damaged.error == f"run: finished, but {best}: checksum mismatch; its last.ckpt is intact"
+    assert damaged.error.startswith(f"run: finished, but {best}: checksum mismatch in data/")
+    assert damaged.error.endswith("; its last.ckpt is intact")
     assert missing.error == f"run: finished, but {best}: no such file; its last.ckpt is intact"

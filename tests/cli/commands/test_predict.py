@@ -353,7 +353,7 @@ def test_help_lists_its_own_settings_only(command: Command) -> None:
 def test_the_command_line_wins_over_yaml_files_and_later_files_over_earlier_ones(
     command: Command, checkpoint: Path
 ) -> None:
-    Path("a.yaml").write_text("prompt: [one, 1.50]\nsampling: {max_new_tokens: 3, seed: 4, temperature: 1}\n")
+    Path("a.yaml").write_text("prompt: [one, '1.50']\nsampling: {max_new_tokens: 3, seed: 4, temperature: 1}\n")
     Path("b.yaml").write_text("sampling: {seed: 5}\nsampling.top_k: 9\ntrainer: {accelerator: cpu, max_epochs: 2}\n")
     arguments = ("predict", "--ckpt_path", checkpoint)
     explicit = ("--sampling.max_new_tokens=4", "--sampling.seed=5", "--sampling.temperature=1", "--sampling.top_k=9")
