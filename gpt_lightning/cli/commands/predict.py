@@ -24,7 +24,7 @@ from gpt_lightning.checkpoints.loading import LoadedCheckpoint, open_checkpoint
 from gpt_lightning.cli.arguments import literal_texts
 from gpt_lightning.cli.config_files import read_config
 from gpt_lightning.cli.parser_errors import ParserError, explain_parser_error
-from gpt_lightning.console import PROGRAM
+from gpt_lightning.console import PROGRAM, warn
 from gpt_lightning.data.tokenizer import load_tokenizer
 from gpt_lightning.errors import InputError
 from gpt_lightning.files import decode_utf8
@@ -32,9 +32,11 @@ from gpt_lightning.inference.batch import Completer, check_done, check_new, job_
 from gpt_lightning.inference.completion import check_prompt, complete_all
 from gpt_lightning.inference.packed_linear import pack
 from gpt_lightning.inference.sampling import SamplingConfig
+from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.models.gpt import GPT
 from gpt_lightning.training.config import TrainingConfig
 from gpt_lightning.training.hardware import PRECISION_ALIASES, PRECISIONS, check_device, device_type
+from gpt_lightning.training.optimizers import OptimizerConfig
 from gpt_lightning.validation import require
 
 STANDARD_INPUT = "-"
@@ -47,6 +49,10 @@ WEIGHTS = {
     "64": torch.float64,
     64: torch.float64,
 }
+# The settings `model.*` of a checkpoint.
+MODEL_SETTINGS = {"compile", "activation_checkpointing"}.union(
+    one.name for kind in (GPTConfig, OptimizerConfig) for one in fields(kind)
+)
 
 
 class Parser(ArgumentParser):
@@ -129,7 +135,8 @@ class PredictConfig:
 
 def make_parser() -> Parser:
     """Return the parser of the options."""
-    parser = Parser(prog=f"python -m {PROGRAM} predict", description="Complete prompts with a checkpoint.")
+    program, description = f"python -m {PROGRAM} predict", "Complete prompts with a checkpoint."
+    parser = Parser(prog=program, description=description, allow_abbrev=False)
     add = parser.add_argument
     add("-c", "--config", action="append", default=[], metavar="FILE", help="YAML file of settings; may be repeated")
     add("--ckpt_path", type=str | None, default=None, metavar="CKPT", help="checkpoint to use")
@@ -326,6 +333,8 @@ def run(arguments: list[str]) -> None:
     if not settings.ckpt_path:
         raise InputError("predict needs --ckpt_path CKPT")
     loaded = open_checkpoint(settings.ckpt_path)
+    for name in sorted(set(loaded.content["hyper_parameters"]) - MODEL_SETTINGS):
+        warn(f"{settings.ckpt_path}: ignoring its unknown setting model.{name}")
     sampling = SamplingConfig(**settings.pop("sampling").as_dict())
     config = PredictConfig(sampling=sampling, **settings.pop("trainer").as_dict(), **settings.as_dict())
     sampling.check_vocabulary(loaded.config.vocab_size)
