@@ -12,7 +12,7 @@ from gpt_lightning.checkpoints.io import read_checkpoint
 from gpt_lightning.checkpoints.metadata import WEIGHTS_PREFIX
 from gpt_lightning.errors import InputError
 from gpt_lightning.models.config import GPTConfig
-from gpt_lightning.models.gpt import GPT, parameter_shapes
+from gpt_lightning.models.gpt import GPT, on_meta_device, parameter_shapes
 
 POSITIONS = "pos_emb.weight"
 
@@ -53,7 +53,7 @@ class LoadedCheckpoint:
 def _assign(config: GPTConfig, state: dict[str, Tensor], activation_checkpointing: bool = False) -> GPT:
     """Build a network on the meta device and make these tensors its weights."""
     config.check_memory()
-    with torch.device("meta"):
+    with on_meta_device():
         model = GPT(config, activation_checkpointing=activation_checkpointing)
     model.load_state_dict({key: tensor.float() for key, tensor in state.items()}, assign=True)
     if config.tie_weights:

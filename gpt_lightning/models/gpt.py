@@ -9,12 +9,15 @@ this is the untrained model that *Build a Large Language Model From Scratch* pri
 
 from __future__ import annotations
 
+import contextlib
 import math
-from typing import Protocol
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from gpt_lightning.errors import InputError
@@ -22,9 +25,23 @@ from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.models.layers import Dropout, WideLinear, attend, draws_bits
 
 
+class _WithoutNormal(TorchFunctionMode):
+    """Skip `nn.init.normal_`: on the meta device it imports torch._dynamo, which takes as long as importing torch."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return kwargs["tensor"] if func is nn.init.normal_ else func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def on_meta_device() -> Iterator[None]:
+    """Create tensors without memory and without values."""
+    with torch.device("meta"), _WithoutNormal():
+        yield
+
+
 def parameter_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     """Return the shape of every weight by name, in the optimizer's order; a tied head comes last."""
-    with torch.device("meta"):
+    with on_meta_device():
         model = GPT(config)
     return {name: tuple(one.shape) for name, one in model.named_parameters(remove_duplicate=False)}
 
