@@ -1,12 +1,26 @@
-"""What `generate` yields, collected."""
+"""A small network, random prompts, and what `generate` yields, collected."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from gpt_lightning.inference.generate import NewToken, generate
 from gpt_lightning.inference.sampling import SamplingConfig
+from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.models.gpt import GPT
+
+
+def small_gpt() -> GPT:
+    """Two layers with dropout and a context of 12 bytes, the same each time."""
+    torch.manual_seed(7)
+    return GPT(GPTConfig(257, context_length=12, emb_dim=16, n_heads=2, n_layers=2, drop_rate=0.2))
+
+
+def random_prompt(length: int, seed: int) -> list[int]:
+    """Ids of bytes, the same for a seed."""
+    return torch.randint(257, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def generated(

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from gpt_lightning.errors import InputError
+from gpt_lightning.inference.batch import check_done, job_name, open_output, write_rows
+from gpt_lightning.inference.completion import CompletedText
+from gpt_lightning.inference.sampling import SamplingConfig
+
+JOB = "0123456789ab"
+
+
+def rows(*prompts: str, job: str = JOB) -> str:
+    return "".join(json.dumps({"prompt": prompt, "job": job}) + "\n" for prompt in prompts)
+
+
+def test_a_file_that_came_meanwhile_is_not_added_to(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text("{}\n")
+
+    with pytest.raises(InputError, match="exists; --resume goes on with it"):
+        open_output(path, resume=False, job=JOB)
+
+
+@pytest.mark.parametrize("cut", ["", "{", '{"prompt": "', '{"prompt": "c", "jo'])
+def test_an_incomplete_last_line_is_cut_off(tmp_path: Path, cut: str) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text(rows("a", "b") + cut)
+
+    file, done = open_output(path, resume=True, job=JOB)
+    with file:
+        file.write(rows("c"))
+
+    assert done == ["a", "b"]
+    assert path.read_text() == rows("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("my notes, no newline", "out.jsonl:1: is no completion that predict wrote"),
+        (rows("a") + "[1]\n", "out.jsonl:2: is no completion that predict wrote"),
+        ("[" * 100_000 + "\n", "out.jsonl:1: is no completion that predict wrote"),
+        (
+            rows("a") + rows("b", job="another"),
+            rf"out.jsonl:2: is of another checkpoint or other settings \(job another, not {JOB}\)",
+        ),
+    ],
+)
+def test_a_file_that_is_not_the_jobs_is_refused_and_stays_as_it_is(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text(content)
+
+    with pytest.raises(InputError, match=message):
+        open_output(path, resume=True, job=JOB)
+
+    assert path.read_text() == content
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        (["a", "x", "b"], "out.jsonl:3: is of another prompt than the job's"),
+        (["a"], "out.jsonl: holds 4 completions, the job has 2"),
+        (["a", "b"], None),
+        (["a", "b", "c"], None),
+    ],
+)
+def test_prompts_are_compared_with_those_that_are_done(prompts: list[str], message: str | None) -> None:
+    checked = check_done(prompts, ["a", "a", "b", "b"], 2, Path("out.jsonl"))
+
+    if message is None:
+        assert list(checked) == prompts
+    else:
+        with pytest.raises(InputError, match=message):
+            list(checked)
+
+
+def test_an_interrupted_batch_is_completed_again_as_a_whole(tmp_path: Path) -> None:
+    skipped: list[int] = []
+
+    def completer(prompts: Sequence[str], skip: int) -> Iterator[CompletedText]:
+        skipped.append(skip)
+        return (CompletedText(prompt, "", [], [], "length", 1) for prompt in prompts[skip:])
+
+    with open(tmp_path / "out.jsonl", "w") as file:
+        write_rows(completer, list("abcdefg"), file, JOB, 5, 4, None)
+
+    assert skipped == [4]
+    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [(row["prompt"], row["job"]) for row in written] == [("f", JOB), ("g", JOB)]
+
+
+def test_a_job_is_named_by_checkpoint_settings_and_weights(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.ckpt", tmp_path / "other.ckpt"
+    one.write_bytes(b"1")
+    other.write_bytes(b"2")
+    settings = SamplingConfig()
+    names = [
+        job_name(one, settings, "float32 cpu"),
+        job_name(other, settings, "float32 cpu"),
+        job_name(one, SamplingConfig(seed=1), "float32 cpu"),
+        job_name(one, settings, "bfloat16 cpu"),
+    ]
+
+    assert len(set(names)) == 4
+    assert names[0] == job_name(one, settings, "float32 cpu")
