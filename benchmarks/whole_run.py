@@ -23,7 +23,7 @@ from peers import LEARNING_RATE, WEIGHT_DECAY, BookGPT, Shape
 from torch import Tensor
 from torch.nn import functional as F
 
-from gpt_lightning.data.sources import DATA_VARIABLE
+from gpt_lightning.data.sources import DATA_ENV
 from gpt_lightning.data.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,10 +33,10 @@ BOOK = "--book"
 
 def find_verdict() -> Path:
     """The Verdict, in data/ or in the folder that the environment names."""
-    for folder in (ROOT / "data", Path(os.environ.get(DATA_VARIABLE) or ".")):
+    for folder in (ROOT / "data", Path(os.environ.get(DATA_ENV) or ".")):
         if (folder / "the-verdict.txt").is_file():
             return folder / "the-verdict.txt"
-    raise SystemExit(f"the-verdict.txt is neither in data/ nor in the folder that {DATA_VARIABLE} names")
+    raise SystemExit(f"the-verdict.txt is neither in data/ nor in the folder that {DATA_ENV} names")
 
 
 def windows(ids: list[int], length: int) -> list[tuple[Tensor, Tensor]]:
@@ -95,7 +95,7 @@ def run() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=1, help="runs of each")
     options, settings = parser.parse_known_args()
-    environment = {**os.environ, DATA_VARIABLE: str(find_verdict().parent), "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, DATA_ENV: str(find_verdict().parent), "PYTHONPATH": str(ROOT)}
     seconds: dict[str, list[float]] = {"fit": [], "book": []}
     for i in range(options.rounds):
         with tempfile.TemporaryDirectory() as folder:

@@ -104,6 +104,7 @@ def test_everything_public_says_what_it_does(module: str) -> None:
 def test_private_names_of_libraries_that_are_relied_on() -> None:
     """Where nothing public serves; each use is in one place."""
     from jsonargparse import ArgumentParser
+    from lightning.pytorch import Trainer
     from lightning.pytorch.cli import LightningCLI
 
     parser = ArgumentParser()
@@ -111,7 +112,11 @@ def test_private_names_of_libraries_that_are_relied_on() -> None:
     assert "a.b" in [action.dest for action in parser._actions]
     assert list(inspect.signature(LightningCLI._parse_ckpt_path).parameters) == ["self"]
     assert list(inspect.signature(LightningCLI._parser).parameters) == ["self", "subcommand"]
-    assert sum(source(module).count("._actions") for module in MODULES) == 1
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer._default_root_dir = "a_run"  # type: ignore[attr-defined]
+    assert trainer.default_root_dir == "a_run"
+    for name in ("._actions", "._default_root_dir"):
+        assert sum(source(module).count(name) for module in MODULES) == 1
 
 
 def test_input_errors_are_value_errors() -> None:

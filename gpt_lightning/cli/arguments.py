@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
 ALLOW_CLASSES = "--allow_classes_of"
 
 
-def typed_modules(arguments: list[str]) -> list[str]:
+def allowed_modules(arguments: list[str]) -> list[str]:
     """The modules named by --allow_classes_of.
 
     Raises:
@@ -54,7 +54,7 @@ def typed_modules(arguments: list[str]) -> list[str]:
     return modules
 
 
-TYPED_ONLY = (
+CLI_ONLY = (
     "run_dir",
     "resume",
     "ckpt_path",
@@ -78,7 +78,7 @@ TEXT_LISTS = ("--prompt", "--sampling.stop_strings")
 TEXT_SETTINGS = ("url", "fallback_text")
 
 
-def is_typed(arguments: list[str], option: str) -> bool:
+def was_passed(arguments: list[str], option: str) -> bool:
     """Whether an option (`--name value` or `--name=value`) is among the arguments."""
     return any(argument == option or argument.startswith(f"{option}=") for argument in arguments)
 
@@ -127,6 +127,6 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
             raise InputError(f"{name} is given twice; many documents are a folder, a glob or a .jsonl file")
         seen.add(name)
         if name == "--data.text":
-            prepared += [f"--data.{one}=null" for one in TEXT_SETTINGS if not is_typed(arguments, f"--data.{one}")]
+            prepared += [f"--data.{one}=null" for one in TEXT_SETTINGS if not was_passed(arguments, f"--data.{one}")]
         prepared.append(argument)
     return prepared

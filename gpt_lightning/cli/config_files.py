@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 
-from gpt_lightning.cli.arguments import LINKS, TEXT_SETTINGS, TYPED_ONLY
+from gpt_lightning.cli.arguments import CLI_ONLY, LINKS, TEXT_SETTINGS
 from gpt_lightning.errors import InputError
 from gpt_lightning.files import decode_utf8, with_filename
 
@@ -84,7 +84,7 @@ def read_config(path: str) -> tuple[dict[str, Any], str]:
             raise InputError(f"{path}: a name must be a plain word, not {name!r}")
     if "__path__" in config:  # jsonargparse's own
         raise InputError(f"{path}: unknown setting '__path__'")
-    for name in TYPED_ONLY:
+    for name in CLI_ONLY:
         if name in config:
             raise InputError(f"{path}: {name} is given on the command line only (--{name})")
     for name in SECTIONS:

@@ -27,11 +27,11 @@ from gpt_lightning.checkpoints.io import read_checkpoint
 from gpt_lightning.checkpoints.loading import check_weights
 from gpt_lightning.cli.arguments import (
     ALLOW_CLASSES,
+    CLI_ONLY,
     LINKS,
-    TYPED_ONLY,
-    is_typed,
+    allowed_modules,
     prepare_arguments,
-    typed_modules,
+    was_passed,
 )
 from gpt_lightning.cli.config_files import ConfigFile
 from gpt_lightning.cli.parser_errors import ParserError, explain_class_error, explain_parser_error
@@ -56,7 +56,7 @@ from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.training import summary
 from gpt_lightning.training.callbacks.checkpointing import AtomicCheckpointIO
 from gpt_lightning.training.config import RunConfig, TrainingConfig
-from gpt_lightning.training.distributed import launched_by_others
+from gpt_lightning.training.distributed import launched_externally
 from gpt_lightning.training.dry_run import check
 from gpt_lightning.training.fit import fit
 from gpt_lightning.training.hardware import PRECISION_ALIASES, PRECISIONS, choose_precision
@@ -78,7 +78,7 @@ class CLI(LightningCLI):
 
     Args:
         command: fit, check, validate or test.
-        arguments: What was typed after it.
+        arguments: The rest of the command line.
     """
 
     def __init__(self, command: str, arguments: list[str]) -> None:
@@ -100,7 +100,7 @@ class CLI(LightningCLI):
     # ---- settings
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """Only the one that was asked for: building the others' parsers would take seconds."""
+        """Return only the one that runs: building the parsers of the others would take seconds."""
         data = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
         return {self.command: data | {"ckpt_path", "weights_only", "verbose", "return_predictions"}}
 
@@ -165,7 +165,7 @@ class CLI(LightningCLI):
             parser.link_arguments(source, target)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parses; where there is a checkpoint, again with its settings as defaults."""
+        """Parse; if there is a checkpoint, parse again with its settings as defaults."""
         self._parse(parser, args)
         settings = self.config[self.command]
         try:
@@ -246,10 +246,10 @@ class CLI(LightningCLI):
             warn(f"{name}: ignoring its unknown setting {setting}")
         own = {setting: value for setting, value in own.items() if setting in known}
         settings = self._adopt(name, own, parser, args)
-        if not is_typed(self.arguments, "--data.text"):  # the checkpoint's text, whatever a YAML file names
+        if not was_passed(self.arguments, "--data.text"):  # the checkpoint's text, whatever a YAML file names
             keep_text(settings["data"], own, name)
         finds_rate = ("callbacks", "LearningRateFinder") in named_classes(settings["trainer"])
-        if finds_rate and not is_typed(self.arguments, "--model.learning_rate"):
+        if finds_rate and not was_passed(self.arguments, "--model.learning_rate"):
             settings["model"]["learning_rate"] = own.get("model.learning_rate")
         self._validate(name, settings)
         fixed = [*ARCHITECTURE, "data.tokenizer"]
@@ -282,23 +282,23 @@ class CLI(LightningCLI):
         known = (*PRECISIONS, *PRECISION_ALIASES)
         require(given in ("auto", *known), "trainer.precision", f"be one of auto, {', '.join(PRECISIONS)}", given)
         self.precision_reason = "as the settings say" if self.checkpoint is None else "as the run began"
-        was_passed = is_typed(self.arguments, "--trainer.precision")
-        elsewhere = self.command != "fit" and given == "bf16-mixed" and not was_passed
+        is_default = not was_passed(self.arguments, "--trainer.precision")
+        elsewhere = self.command != "fit" and given == "bf16-mixed" and is_default
         if given == "auto" or elsewhere:  # the checkpoint's machine may have had what this one has not
-            alone = trainer["devices"] in ("auto", 1, "1") and not launched_by_others()
+            alone = trainer["devices"] in ("auto", 1, "1") and not launched_externally()
             trainer["precision"], self.precision_reason = choose_precision(trainer["accelerator"], probe=alone)
 
     def _parse_ckpt_path(self) -> None:
-        """Nothing is left to do: `parse_arguments` has made the checkpoint's settings defaults."""
+        """Do nothing: `parse_arguments` has made the checkpoint's settings defaults."""
 
     # ---- building
 
     def _check_settings(self) -> None:
-        """What no class checks: the settings outside `model`, `data` and `sampling`."""
+        """Check the settings outside `model`, `data` and `sampling`."""
         settings = self.config[self.command]
         self.training = TrainingConfig(**{one.name: settings[one.name] for one in fields(TrainingConfig)})
         check_trainer(settings["trainer"])
-        both_typed = all(is_typed(self.arguments, f"--data.{name}") for name in ("val_text", "train_ratio"))
+        both_typed = all(was_passed(self.arguments, f"--data.{name}") for name in ("val_text", "train_ratio"))
         if both_typed and settings["data"]["val_text"] is not None:
             raise InputError("data.train_ratio has no effect, because data.val_text is the validation text; give one")
         for prompt in settings["prompt"]:
@@ -314,7 +314,7 @@ class CLI(LightningCLI):
         self.settings = self.config_init[self.command]
 
     def instantiate_trainer(self, **_: Any) -> Trainer:
-        """Lightning's Trainer; what `fit` adds to it waits until the run folder is known."""
+        """Return Lightning's Trainer; `fit` adds callbacks and loggers once the run folder is known."""
         config = {**self.config_init[self.command]["trainer"], **TRAINER_FIXED}
         if config["max_epochs"] is None:
             config["max_epochs"] = -1  # Lightning would take 1000
@@ -325,7 +325,7 @@ class CLI(LightningCLI):
             config["logger"] = False  # TensorBoard's is added once the run folder is known
         plugins = [*as_list(config.pop("plugins")), AtomicCheckpointIO()]
         if SLURMEnvironment.detect() and not any(isinstance(one, ClusterEnvironment) for one in plugins):
-            plugins.append(SLURMEnvironment(auto_requeue=False))  # stopping.py does that, after the step
+            plugins.append(SLURMEnvironment(auto_requeue=False))  # callbacks/signals.py requeues, after the step
         try:
             return Trainer(**config, callbacks=callbacks, plugins=plugins)
         except (ValueError, TypeError) as error:
@@ -375,9 +375,9 @@ class CLI(LightningCLI):
         )
 
     def _resolved_config(self) -> str:
-        """Every setting as YAML, paths absolute, that runs the same again."""
+        """Return every setting as YAML with absolute paths: a config that runs the same again."""
         settings = self.config[self.command].clone()
-        for name in (*TYPED_ONLY, "__path__"):
+        for name in (*CLI_ONLY, "__path__"):
             settings.pop(name, None)
         for name in ("text", "fallback_text"):
             if settings["data"][name] is not None:
@@ -388,16 +388,16 @@ class CLI(LightningCLI):
         return f"# All settings of this run. To run it again: python -m {PROGRAM} fit --config THIS_FILE\n{body}"
 
     def validate(self, model: Namespace, datamodule: TextDataModule) -> None:
-        """Prints loss and perplexity: of the checkpoint's own validation split, or of a whole text."""
+        """Print loss and perplexity of the checkpoint's own validation split, or of a whole text."""
         self._evaluate(datamodule, "validate", "validation", "val")
 
     def test(self, model: Namespace, datamodule: TextDataModule) -> None:
-        """Prints loss and perplexity of data.test_text."""
+        """Print loss and perplexity of data.test_text."""
         self._evaluate(datamodule, "test", "test", "test")
 
     def _evaluate(self, data: TextDataModule, stage: str, split: str, metric: str) -> None:
         assert self.checkpoint is not None
-        is_whole = stage == "test" or is_typed(self.arguments, "--data.text")
+        is_whole = stage == "test" or was_passed(self.arguments, "--data.text")
         if stage == "validate" and is_whole:
             data.setup_whole_text()
         else:
@@ -435,7 +435,7 @@ Quoting.add_representer(str, Quoting.represent_str)
 
 
 def plain(value: Any) -> Any:
-    """A setting as what YAML can hold: enums by their values, functions and classes by their names."""
+    """Return a setting as plain data: enums by their values, functions and classes by their names."""
     if isinstance(value, dict):
         return {name: plain(one) for name, one in value.items()}
     if isinstance(value, (list, tuple)):
@@ -448,20 +448,20 @@ def plain(value: Any) -> Any:
 
 
 def as_list(value: Any) -> list[Any]:
-    """None, one or a list, as a new list."""
+    """Return None, one value or a list as a new list."""
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _quiet_excepthook(arguments: threading.ExceptHookArgs) -> None:
-    """Says nothing of a full disk in the thread that writes TensorBoard's events: the next event raises it again."""
+    """Ignore a full disk in the thread that writes TensorBoard's events: the next event raises it again."""
     if not isinstance(arguments.exc_value, OSError):
         threading.__excepthook__(arguments)
 
 
 def quiet_lightning() -> None:
-    """Leaves out what Lightning and TensorBoard say of themselves; a run's output is the run's."""
+    """Silence what Lightning and TensorBoard print about themselves."""
     threading.excepthook = _quiet_excepthook
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
@@ -492,7 +492,7 @@ def run_command(command: str, arguments: list[str]) -> CLI:
             "lightning.fabric.plugins",
             "torch.optim",
             "gpt_lightning.data",
-            *typed_modules(arguments),
+            *allowed_modules(arguments),
         ],
     )
     return CLI(command, arguments)

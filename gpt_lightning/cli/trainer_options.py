@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+
+from jsonargparse import Namespace
 
 from gpt_lightning.errors import InputError
-from gpt_lightning.training.distributed import launched_by_others
+from gpt_lightning.training.distributed import launched_externally
 from gpt_lightning.training.hardware import check_device
 from gpt_lightning.validation import require, require_integer, require_number
 
@@ -59,8 +60,8 @@ REFUSED_KINDS = {
 }
 
 
-def check_trainer(trainer: Any) -> None:
-    """Checks the `trainer.*` settings that Lightning accepts silently or refuses at length.
+def check_trainer(trainer: Namespace) -> None:
+    """Check the `trainer.*` settings that Lightning accepts silently or refuses at length.
 
     Raises:
         InputError: A value is out of range, or asks for a device that this machine does not have.
@@ -86,7 +87,7 @@ def check_trainer(trainer: Any) -> None:
     if clip is not None:
         must = "be a finite number of at least 0"
         require_number("trainer.gradient_clip_val", clip, must, lambda limit: limit >= 0)
-    if trainer["num_nodes"] != 1 and not launched_by_others():
+    if trainer["num_nodes"] != 1 and not launched_externally():
         raise InputError(f"trainer.num_nodes ({trainer['num_nodes']}) needs torchrun or SLURM to start the processes")
     strategy = trainer["strategy"]
     if isinstance(strategy, str) and any(word in strategy for word in ("spawn", "fork", "notebook")):
@@ -100,13 +101,13 @@ def check_trainer(trainer: Any) -> None:
 
 
 def why_refused(name: str) -> str | None:
-    """Why a run cannot use a class of Lightning; None where it can."""
+    """Return why a run cannot use a class of Lightning, or None if it can."""
     kinds = [reason for end, reason in REFUSED_KINDS.items() if name.endswith(end)]
     return REFUSED_CLASSES.get(name, *kinds)
 
 
-def named_classes(trainer: Any) -> list[tuple[str, str]]:
-    """The settings that name classes, each with the name of one without its module."""
+def named_classes(trainer: Namespace) -> list[tuple[str, str]]:
+    """Return the settings that name classes, each with a class's name without its module."""
     found = []
     for setting in ("callbacks", "logger", "plugins", "profiler", "strategy"):
         value = trainer[setting]

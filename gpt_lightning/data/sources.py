@@ -18,7 +18,7 @@ from gpt_lightning.data.text import MAX_BYTES, Text, check_text, read_text
 from gpt_lightning.errors import InputError, MachineError
 from gpt_lightning.files import with_filename
 
-DATA_VARIABLE = "GPT_LIGHTNING_DATA"
+DATA_ENV = "GPT_LIGHTNING_DATA"
 FETCH_SECONDS = 30
 DATASET = "hf:"  # begins the name of a dataset's split
 
@@ -57,7 +57,7 @@ def find_source(source: str, url: str | None = None, fallback: str | None = None
         return source, None
 
     tried = [f"{source}: no such file"]
-    if folder := os.environ.get(DATA_VARIABLE):
+    if folder := os.environ.get(DATA_ENV):
         copy = os.path.join(folder, os.path.basename(source))
         is_there = os.path.exists(copy)
         if is_there and (sha256 is None or sha256_of(copy) == sha256):

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gpt_lightning.errors import InputError
 from gpt_lightning.models.config import GPTConfig
-from gpt_lightning.models.layers import Dropout, WideLinear, attend, draws_bits
+from gpt_lightning.models.layers import ColumnMajorLinear, Dropout, causal_attention, uses_bit_masks
 
 
 class _WithoutNormal(TorchFunctionMode):
@@ -81,8 +81,8 @@ class CausalSelfAttention(nn.Module):
         # the rows are of one length).
         assert keys.shape[2] == T or T == 1
         drop_rate = self.drop_rate if self.training else 0.0
-        if drop_rate > 0 and draws_bits(x):
-            out = attend(queries, keys, values, drop_rate)
+        if drop_rate > 0 and uses_bit_masks(x):
+            out = causal_attention(queries, keys, values, drop_rate)
         else:
             out = F.scaled_dot_product_attention(
                 queries, keys, values, mask, drop_rate, is_causal=mask is None and keys.shape[2] == T
@@ -98,7 +98,7 @@ class TransformerBlock(nn.Module):
         emb_dim = config.emb_dim
         self.att = CausalSelfAttention(config)
         self.ff = nn.Sequential(
-            WideLinear(emb_dim, 4 * emb_dim), nn.GELU(approximate="tanh"), nn.Linear(4 * emb_dim, emb_dim)
+            ColumnMajorLinear(emb_dim, 4 * emb_dim), nn.GELU(approximate="tanh"), nn.Linear(4 * emb_dim, emb_dim)
         )
         self.norm1 = nn.LayerNorm(emb_dim)
         self.norm2 = nn.LayerNorm(emb_dim)
@@ -129,7 +129,7 @@ class GPT(nn.Module):
         self.drop_emb = Dropout(config.drop_rate)
         self.trf_blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.n_layers))
         self.final_norm = nn.LayerNorm(config.emb_dim)
-        self.out_head = WideLinear(config.emb_dim, config.vocab_size, bias=False)
+        self.out_head = ColumnMajorLinear(config.emb_dim, config.vocab_size, bias=False)
         if config.init == "gpt2":
             self._init_gpt2()
         if config.tie_weights:

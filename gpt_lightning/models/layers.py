@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-QUERIES = 128  # queries that `attend` takes at a time
+QUERIES = 128  # queries that `causal_attention` takes at a time
 
 
-def draws_bits(x: Tensor) -> bool:
-    """Whether dropout draws its masks with `keep_mask`: on a CPU, outside of `torch.compile`."""
+def uses_bit_masks(x: Tensor) -> bool:
+    """Whether dropout draws its masks with `dropout_mask`: on a CPU, outside of `torch.compile`."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def keep_mask(shape: torch.Size, rate: float) -> tuple[Tensor, float]:
+def dropout_mask(shape: torch.Size, rate: float) -> tuple[Tensor, float]:
     """A random mask, False with probability `rate`, and what to multiply the kept values with.
 
     PyTorch's dropout draws a double for each value, one after the other: on a CPU a tenth of the time of a
@@ -31,7 +31,7 @@ def keep_mask(shape: torch.Size, rate: float) -> tuple[Tensor, float]:
     return words.view(torch.int16)[:count].view(shape) >= dropped - 32768, 65536 / (65536 - dropped)
 
 
-class WideLinear(nn.Linear):
+class ColumnMajorLinear(nn.Linear):
     """A linear layer with more outputs than inputs, which computes (weight x^T)^T: its output lies feature by feature.
 
     The values are those of `nn.Linear`, up to rounding. CPUs multiply faster so where a product is wide, forward and
@@ -61,13 +61,13 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.rate == 0:
             return x
-        if not draws_bits(x):
+        if not uses_bit_masks(x):
             return F.dropout(x, self.rate)
-        mask, scale = keep_mask(x.shape, self.rate)
+        mask, scale = dropout_mask(x.shape, self.rate)
         return x * mask * scale
 
 
-def attend(queries: Tensor, keys: Tensor, values: Tensor, drop_rate: float) -> Tensor:
+def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, drop_rate: float) -> Tensor:
     """Causal attention with dropout on its weights, each step in the open: (B, H, T, K), three times -> the same.
 
     softmax(queries keys^T / sqrt(K)), where what comes later has no weight, times the values; for some queries at a
@@ -82,6 +82,6 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, drop_rate: float) -> T
         later = torch.full((end - start, end), -math.inf, dtype=queries.dtype).triu(start + 1)
         scores = torch.baddbmm(later, queries[:, start:end], keys[:, :end].transpose(1, 2))
         weights = scores.softmax(-1)  # (B H, end - start, end)
-        mask, scale = keep_mask(weights.shape, drop_rate)
+        mask, scale = dropout_mask(weights.shape, drop_rate)
         attended.append(torch.bmm(torch.where(mask, weights, 0), values[:, :end]) * scale)
     return torch.cat(attended, dim=1).view(B, H, T, K)

@@ -39,7 +39,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return losses.view(targets.shape)
 
 
-def blocks(logits: Tensor) -> tuple[Tensor, ...]:
+def vocab_chunks(logits: Tensor) -> tuple[Tensor, ...]:
     """(N, V) in parts of the vocabulary, because that is how the model's logits lie in memory: (V, N)."""
     size = CPU_BLOCK if logits.device.type == "cpu" else GPU_BLOCK
     return torch.split(logits, max(1, size // max(1, logits.shape[0])), dim=1)
@@ -53,7 +53,7 @@ class _CrossEntropy(torch.autograd.Function):
         largest = logits.amax(1, keepdim=True).float()
         chosen = logits.gather(1, targets[:, None]).float()
         total = torch.zeros_like(largest)
-        for block in blocks(logits):
+        for block in vocab_chunks(logits):
             shares = (block - largest).exp_()  # in float32
             total += shares.sum(1, keepdim=True)
             if training:
@@ -70,7 +70,7 @@ class _CrossEntropy(torch.autograd.Function):
         targets, total, losses = ctx.saved_tensors
         gradient, ctx.shares = ctx.shares, None  # a second call fails instead of scaling it twice
         factors = scales[:, None] / total
-        for block in blocks(gradient):
+        for block in vocab_chunks(gradient):
             block.copy_(block * factors)  # on CPUs many times as fast in bfloat16 as in place
         right = torch.expm1(-losses[:, 0]) * scales
         # Not by `scatter_`, which on CPUs copies all logits where they lie by the vocabulary in bfloat16.

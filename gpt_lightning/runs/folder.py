@@ -54,7 +54,7 @@ class Run:
         self._lock: IO[str] | None = None
 
     @property
-    def shown(self) -> str:
+    def display_path(self) -> str:
         """The path as a user would type it."""
         return os.path.relpath(self.path) if self.path.is_relative_to(Path.cwd()) else str(self.path)
 
@@ -69,7 +69,7 @@ class Run:
                 self._lock.seek(0)
                 holder = self._lock.read().strip()
                 self.close()
-                raise InputError(f"{self.shown} is in use by process {holder}") from None
+                raise InputError(f"{self.display_path} is in use by process {holder}") from None
             except OSError as error:  # a file system without locks
                 self.close()
                 raise MachineError(f"{self.path / '.lock'}: cannot be locked ({error.strerror})") from None
@@ -103,7 +103,7 @@ class Run:
         free = shutil.disk_usage(self.path).free + present
         if free < needed:
             raise MachineError(
-                f"{self.shown}: the run needs up to {format_bytes(needed)} for its checkpoints, "
+                f"{self.display_path}: the run needs up to {format_bytes(needed)} for its checkpoints, "
                 f"the disk has {format_bytes(free)} free"
             )
 

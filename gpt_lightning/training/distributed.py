@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 
-def launched_by_others() -> bool:
+def launched_externally() -> bool:
     """Whether torchrun or SLURM starts the processes of this run."""
     return "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get("SLURM_NTASKS", "1") != "1"
 

@@ -189,7 +189,9 @@ def restore_files(run: Run, plan: RunPlan) -> None:
         if run.best.exists():
             kept = run.best.with_suffix(".kept")
             os.replace(run.best, kept)
-            warn(f"{run.shown} has no last.ckpt to resume from and restarts; its best.ckpt is kept as {kept.name}")
+            warn(
+                f"{run.display_path} has no last.ckpt to resume from and restarts; its best.ckpt is kept as {kept.name}"
+            )
         run.cut_logs(-1, -1)
         return
     progress = plan.content["gpt_lightning"]["progress"]
@@ -272,7 +274,7 @@ def announce(trainer: Trainer, data: TextDataModule, config: RunConfig, plan: Ru
         summary.describe_model(config.model),
         *summary.describe_init(None if is_resumed else config.init_from, config.model),
         summary.describe_device(trainer, config.accelerator, config.precision_reason),
-        summary.describe_folder(run.shown, config.model),
+        summary.describe_folder(run.display_path, config.model),
     ):
         say(line)
     if plan.content is not None:

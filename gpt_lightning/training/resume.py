@@ -15,7 +15,7 @@ from gpt_lightning.data.datamodule import TextDataModule
 from gpt_lightning.errors import InputError
 from gpt_lightning.files import read_rows
 from gpt_lightning.runs.folder import LAST, PREVIOUS, RUN_DIR_ENV, Run, check_empty, numbered_runs
-from gpt_lightning.training.distributed import is_first_process, launched_by_others
+from gpt_lightning.training.distributed import is_first_process, launched_externally
 
 RESUME_SCHEMA = {
     "optimizer_states": list,
@@ -167,7 +167,7 @@ def plan_run(name: str, run_dir: str | None, resume: bool, allow_data_change: bo
     Raises:
         InputError: `run_dir` already holds a run, or is missing where torchrun or SLURM start the processes.
     """
-    if run_dir is None and launched_by_others():
+    if run_dir is None and launched_externally():
         raise InputError("--run_dir DIR is needed under torchrun and SLURM, so that all processes share it")
     if run_dir is not None:
         if not run_dir:

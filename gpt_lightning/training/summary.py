@@ -146,7 +146,7 @@ def summarize_run(
         f"{100 * checkpoints.saving_seconds / seconds:.1f} % of the time spent on saving.",
         f"best.ckpt is of step {checkpoints.best.step} (Val loss {checkpoints.best.val_loss:.3f}), "
         f"last.ckpt of step {checkpoints.saved_step}. To sample:",
-        "  " + predict_command(f"{run.shown}/checkpoints/best.ckpt", prompt),
+        "  " + predict_command(f"{run.display_path}/checkpoints/best.ckpt", prompt),
     ]
 
 

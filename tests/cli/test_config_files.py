@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 
-from gpt_lightning.cli.arguments import TYPED_ONLY, is_typed, prepare_arguments
+from gpt_lightning.cli.arguments import CLI_ONLY, prepare_arguments, was_passed
 from gpt_lightning.cli.config_files import SECTIONS, ConfigFile, read_config
 from gpt_lightning.cli.lightning_cli import Quoting
 from gpt_lightning.cli.parser_errors import explain_parser_error
@@ -31,7 +31,7 @@ def test_aliases_are_read(in_tmp: Path) -> None:
 
 @given(st.dictionaries(st.text(string.ascii_letters, min_size=1), st.integers() | st.text()))
 def test_what_yaml_holds_is_what_is_read(tmp_path_factory: pytest.TempPathFactory, content: dict[str, Any]) -> None:
-    others = {*SECTIONS, *TYPED_ONLY, "prompt"}
+    others = {*SECTIONS, *CLI_ONLY, "prompt"}
     content = {key: value for key, value in content.items() if key not in others}
     path = tmp_path_factory.mktemp("yaml") / "a.yaml"
     path.write_text(yaml.safe_dump({"one": 1, **content}))
@@ -152,9 +152,9 @@ def test_prompts_that_are_none(
 
 
 def test_is_typed() -> None:
-    assert is_typed(["--a.b", "1"], "--a.b")
-    assert is_typed(["--a.b=1"], "--a.b")
-    assert not is_typed(["--a.bc=1", "a.b"], "--a.b")
+    assert was_passed(["--a.b", "1"], "--a.b")
+    assert was_passed(["--a.b=1"], "--a.b")
+    assert not was_passed(["--a.bc=1", "a.b"], "--a.b")
 
 
 def test_an_unknown_message_is_kept() -> None:

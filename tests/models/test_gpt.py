@@ -12,7 +12,7 @@ from gpt_lightning.errors import InputError
 from gpt_lightning.inference.kv_cache import KVCache
 from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.models.gpt import GPT
-from gpt_lightning.models.layers import QUERIES, Dropout, WideLinear, attend
+from gpt_lightning.models.layers import QUERIES, ColumnMajorLinear, Dropout, causal_attention
 
 
 def tiny(**settings: Any) -> GPT:
@@ -175,7 +175,7 @@ def test_attention_in_the_open_is_pytorchs_fused_attention(tokens: int) -> None:
     other = [x.detach().clone().requires_grad_() for x in one]
     upstream = torch.randn(shape)
 
-    ours = attend(*one, drop_rate=0.0)
+    ours = causal_attention(*one, drop_rate=0.0)
     theirs = F.scaled_dot_product_attention(*other, is_causal=True)
     ours.backward(upstream)
     theirs.backward(upstream)
@@ -188,15 +188,15 @@ def test_attention_in_the_open_is_pytorchs_fused_attention(tokens: int) -> None:
 def test_dropout_of_attention_weights_keeps_the_mean() -> None:
     queries, keys, values = torch.randn(3, 1, 2, 5, 8)
     values += 3
-    mean = attend(*(x.repeat(20_000, 1, 1, 1) for x in (queries, keys, values)), drop_rate=0.5).mean(0)
+    mean = causal_attention(*(x.repeat(20_000, 1, 1, 1) for x in (queries, keys, values)), drop_rate=0.5).mean(0)
 
-    torch.testing.assert_close(mean, attend(queries, keys, values, 0.0)[0], rtol=0.05, atol=0.05)
+    torch.testing.assert_close(mean, causal_attention(queries, keys, values, 0.0)[0], rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(6,), (5, 6), (2, 5, 6)])
 def test_a_wide_linear_layer_is_pytorchs_with_another_order_in_memory(shape: tuple[int, ...], bias: bool) -> None:
-    wide, plain = WideLinear(6, 11, bias=bias), nn.Linear(6, 11, bias=bias)
+    wide, plain = ColumnMajorLinear(6, 11, bias=bias), nn.Linear(6, 11, bias=bias)
     plain.load_state_dict(wide.state_dict())
     one = torch.randn(shape, requires_grad=True)
     other = one.detach().clone().requires_grad_()

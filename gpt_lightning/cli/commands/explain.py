@@ -19,7 +19,7 @@ import torch
 from gpt_lightning.cli.arguments import Parser
 from gpt_lightning.console import table
 from gpt_lightning.data.corpus import split_text
-from gpt_lightning.data.sources import DATA_VARIABLE
+from gpt_lightning.data.sources import DATA_ENV
 from gpt_lightning.data.text import read_text
 from gpt_lightning.data.tokenizer import load_tokenizer
 from gpt_lightning.data.windows import Windows
@@ -70,10 +70,10 @@ def explain_windows() -> None:
 
 
 def _verdict_windows() -> str:
-    folders = [Path("data"), *([Path(folder)] if (folder := os.environ.get(DATA_VARIABLE)) else [])]
+    folders = [Path("data"), *([Path(folder)] if (folder := os.environ.get(DATA_ENV)) else [])]
     path = next((folder / VERDICT for folder in folders if (folder / VERDICT).is_file()), None)
     if path is None:
-        return f"  {VERDICT} is neither in data/ nor in the folder that {DATA_VARIABLE} names; `fit` downloads it"
+        return f"  {VERDICT} is neither in data/ nor in the folder that {DATA_ENV} names; `fit` downloads it"
     tokenizer = load_tokenizer("gpt2")
     text = read_text(path).content
     parts = split_text(text, 0.9)

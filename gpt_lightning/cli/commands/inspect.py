@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from gpt_lightning.cli.arguments import Parser, is_typed
+from gpt_lightning.cli.arguments import Parser, was_passed
 from gpt_lightning.console import table
 from gpt_lightning.errors import InputError
 from gpt_lightning.evaluation.next_token import candidates, draw_bars
@@ -98,7 +98,7 @@ def run(arguments: list[str]) -> None:
     (prompt,) = typed.prompt
     check_prompt(prompt)
     for name in ("candidates", "draws", "output") if typed.grid else ("max_new_tokens",):
-        if is_typed(arguments, f"--{name}"):
+        if was_passed(arguments, f"--{name}"):
             raise InputError(f"--{name} {'does not go' if typed.grid else 'goes only'} with --grid; leave it out")
     temperatures, top_ks = typed.temperature or list(TEMPERATURES), typed.top_k or []
     sampling = SamplingConfig(seed=typed.seed, max_new_tokens=typed.max_new_tokens)

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 from gpt_lightning.checkpoints.compare import compare_runs
-from gpt_lightning.cli.arguments import is_typed
+from gpt_lightning.cli.arguments import was_passed
 from gpt_lightning.cli.config_files import read_config
 from gpt_lightning.console import PROGRAM
 from gpt_lightning.errors import InputError, MachineError
@@ -41,7 +41,7 @@ def run(arguments: list[str]) -> None:
         print(__doc__)
         return
     for name in OWNED:
-        if is_typed(arguments, name):
+        if was_passed(arguments, name):
             raise InputError(f"verify-resume decides {name} itself")
     accumulated = _read_setting(arguments, "trainer", "accumulate_grad_batches", 1)
     warmup_steps = _read_setting(arguments, "model", "warmup_steps", 0)

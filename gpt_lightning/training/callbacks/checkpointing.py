@@ -92,7 +92,7 @@ class BestWeights:
     def check(self, hyper_parameters: dict[str, Any]) -> None:
         """Forget the best loss, with a warning, if best.ckpt is missing, damaged or of another run."""
         problem = None
-        path = f"{self.run.shown}/checkpoints/{self.run.best.name}"
+        path = f"{self.run.display_path}/checkpoints/{self.run.best.name}"
         try:
             content = read_checkpoint(self.run.best)
             # A kill between the two files leaves a best.ckpt that is newer than last.ckpt.
