@@ -490,6 +490,8 @@ CHECKPOINTS = [
     Row("87a", "VALIDATE --model.vocab_size=300", 2, "last.ckpt has model.vocab_size 257, the settings say 300"),
     Row("89", "PREDICT --prompt=x", 2, "last.ckpt: contains non-finite weights", {"last.ckpt": with_nan}),
     Row("86c", "PREDICT --prompt=x --model.emb_dim=32", 2, "unknown setting 'model.emb_dim'"),
+    Row("86d", "PREDICT --prompt=x --data.text=x", 2, "unknown setting 'data.text'"),
+    Row("86e", "PREDICT --prom=x", 2, "unknown setting 'prom'; did you mean 'prompt'?"),
     Row("90a", "VALIDATE", 0, "last.ckpt: ignoring its unknown setting model.n_experts", {"last.ckpt": set_in("hyper_parameters/n_experts", 8)}),
     Row("90", "PREDICT --prompt=x", 0, "last.ckpt: ignoring its unknown setting model.n_experts", {"last.ckpt": set_in("hyper_parameters/n_experts", 8)}),
     Row("91", "predict --prompt=x --ckpt_path=https://a.b/c.ckpt", 2, "https://a.b/c.ckpt: checkpoints are local files only"),
