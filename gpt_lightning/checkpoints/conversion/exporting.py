@@ -18,7 +18,7 @@ from gpt_lightning.checkpoints.loading import LoadedCheckpoint
 from gpt_lightning.errors import InputError, MachineError, describe_os_error
 from gpt_lightning.files import check_absent, find_os_error
 from gpt_lightning.models.config import GPTConfig
-from gpt_lightning.models.gpt import GPT
+from gpt_lightning.models.gpt import GPT, on_meta_device
 
 PROBE_TOKENS = 16
 TOLERANCE = 1e-5  # of the largest logit
@@ -26,7 +26,7 @@ TOLERANCE = 1e-5  # of the largest logit
 
 def probe_logits(state: dict[str, Tensor], config: GPTConfig) -> Tensor:
     """Return logits (T, V) of up to 16 fixed random token ids, without copying the weights."""
-    with torch.device("meta"):
+    with on_meta_device():
         model = GPT(config).eval()
     model.load_state_dict({key: tensor.float() for key, tensor in state.items()}, assign=True)
     generator = torch.Generator().manual_seed(0)
