@@ -186,7 +186,7 @@ def training_step(name: str, shape: Shape, precision: str) -> Callable[[], None]
     model: Any
     if name == "bare":
         from gpt_lightning.models.loss import cross_entropy
-        from gpt_lightning.training.hardware import keep_freed_memory
+        from gpt_lightning.training.fit import keep_freed_memory  # with all that a run imports
 
         keep_freed_memory()  # `fit` does so too
         model = our_gpt(shape)
