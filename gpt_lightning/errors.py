@@ -118,7 +118,7 @@ def fail(message: str, exit_code: int) -> SystemExit:
 
 @contextlib.contextmanager
 def raising_on_sigterm() -> Iterator[None]:
-    """Has SIGTERM raise `Terminated`, so that what was begun is cleared away; `stopping.py` takes it over."""
+    """Has SIGTERM raise `Terminated`, so that what was begun is cleared away; `callbacks/signals.py` takes it over."""
     before = signal.getsignal(signal.SIGTERM)
     if threading.current_thread() is not threading.main_thread() or before == signal.SIG_IGN:
         yield

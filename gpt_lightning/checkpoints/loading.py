@@ -52,7 +52,6 @@ class LoadedCheckpoint:
 
 def _assign(config: GPTConfig, state: dict[str, Tensor], activation_checkpointing: bool = False) -> GPT:
     """Build a network on the meta device and make these tensors its weights."""
-    config.check_memory()
     with on_meta_device():
         model = GPT(config, activation_checkpointing=activation_checkpointing)
     model.load_state_dict({key: tensor.float() for key, tensor in state.items()}, assign=True)
@@ -86,6 +85,7 @@ def check_weights(content: dict[str, Any], name: str) -> LoadedCheckpoint:
         config = GPTConfig(**{field.name: settings.get(field.name) for field in fields(GPTConfig)})
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
+    config.check_memory()
     shapes = parameter_shapes(config)
     for key in sorted(shapes.keys() | state.keys()):
         if key not in shapes or key not in state or tuple(state[key].shape) != shapes[key]:

@@ -220,8 +220,8 @@ class CLI(LightningCLI):
         Raises:
             InputError: The checkpoint lacks a setting.
         """
-        for setting in (*ARCHITECTURE, "data.tokenizer"):
-            if own.get(setting) is None:
+        for setting in {*ARCHITECTURE, "data.tokenizer"} & own.keys():
+            if own[setting] is None:
                 raise InputError(f"{name}: its settings lack {setting}")
         self._parser(self.command).set_defaults(own)
         self._parse(parser, args)
@@ -253,6 +253,8 @@ class CLI(LightningCLI):
             settings["model"]["learning_rate"] = own.get("model.learning_rate")
         self._validate(name, settings)
         fixed = [*ARCHITECTURE, "data.tokenizer"]
+        if settings["trainer"]["precision"] == "auto" and not was_passed(self.arguments, "--trainer.precision"):
+            settings["trainer"]["precision"] = own.get("trainer.precision", "auto")
         if self.command == "fit":
             free = FREE_ON_RESUME | ({"data.val_text"} if settings["allow_data_change"] else set())
             fixed = [setting for setting in own if setting not in free]
@@ -266,8 +268,7 @@ class CLI(LightningCLI):
         """
         own = checkpoint_settings(read_checkpoint(name))
         fixed = {*ARCHITECTURE, "data.tokenizer"} - {"model.init"}
-        own = {setting: own.get(setting) for setting in fixed} | {"model.init": own.get("model.init")}
-        settings = self._adopt(name, own, parser, args)
+        settings = self._adopt(name, {setting: own.get(setting) for setting in fixed}, parser, args)
         self._validate(name, settings)
         longest = own["model.context_length"]
         if settings["model"]["context_length"] > longest:
@@ -405,7 +406,7 @@ class CLI(LightningCLI):
         if not is_whole:
             check_same_text(data, self.checkpoint, str(self.checkpoint_path))
         loaded = check_weights(self.checkpoint, str(self.checkpoint_path))
-        module = GPTModule(loaded.config, network=loaded.build())
+        module = GPTModule(loaded.config, compile=self.settings["model"]["compile"], network=loaded.build())
         getattr(self.trainer, stage)(module, data, verbose=False)
         if self.trainer.is_global_zero:
             assert data.source is not None

@@ -30,10 +30,10 @@ TRAINER_OWNED = {
 }
 TRAINER_DEFAULTS = {"trainer.max_epochs": 10, "trainer.log_every_n_steps": 1}
 TRAINER_FIXED = {
-    "check_val_every_n_epoch": None,  # callbacks.Evaluation decides
-    "num_sanity_val_steps": -1,  # the evaluation before the first update, over everything
-    "max_steps": -1,  # callbacks.Evaluation stops the run
-    "use_distributed_sampler": False,  # data.ResumableSampler knows the ranks
+    "check_val_every_n_epoch": None,  # callbacks/evaluation.py decides
+    "num_sanity_val_steps": -1,  # the evaluation before the first optimizer step, over everything
+    "max_steps": -1,  # callbacks/evaluation.py stops the run
+    "use_distributed_sampler": False,  # data/windows.py knows the ranks
     "enable_model_summary": False,
 }
 # Read here as a count or a share: which of the two a Union of Lightning's tries first is not sure

@@ -14,7 +14,10 @@ from gpt_lightning.errors import DivergedError, InputError, MachineError, Stoppe
 from gpt_lightning.files import with_filename
 from gpt_lightning.runs.folder import Run
 from gpt_lightning.training.callbacks.checkpointing import Checkpointing
+from gpt_lightning.training.callbacks.exact_resume import set_rng_states
 from gpt_lightning.training.callbacks.progress import Progress
+
+RESTORES_RANDOMNESS = set_rng_states.__code__
 
 
 @contextlib.contextmanager
@@ -89,4 +92,8 @@ def blame(error: Exception, users_callbacks: list[Callback], checkpoint: Path | 
         for callback in users_callbacks:
             if frame.f_locals.get("self") is callback:
                 return InputError(f"trainer.callbacks: {type(callback).__name__} does not work here: {reason}")
-    return error if checkpoint is None else InputError(f"{checkpoint}: a run cannot be resumed from it ({reason})")
+        # Lightning restores in its checkpoint_connector.py, random states are restored at the end.
+        restores = frame.f_code.co_filename.endswith("checkpoint_connector.py") or frame.f_code is RESTORES_RANDOMNESS
+        if checkpoint is not None and restores:
+            return InputError(f"{checkpoint}: a run cannot be resumed from it ({reason})")
+    return error

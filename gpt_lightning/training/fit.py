@@ -246,7 +246,7 @@ def build_callbacks(
         Summary(run, {**module.hparams, **data.hparams}),
         Samples(run, data.tokenizer, training.prompt, config.sampling, training.sample_every),
         stop,
-        ExactResume(),  # restores random states after all others have started
+        ExactResume(),  # restores random states after all that may draw when training starts
         checkpoints,  # saves what all others have done
     ]
     return RunCallbacks(progress, stop, checkpoints, users)

@@ -125,7 +125,7 @@ class RunPlan:
     allow_data_change: bool = False
 
     def check_text(self, data: TextDataModule) -> None:
-        """Raise `InputError` if a resumed run cannot go on with this text."""
+        """Raise `InputError` if the run cannot be resumed on this text."""
         if self.content is None:
             return
         if self.allow_data_change:

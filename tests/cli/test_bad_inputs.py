@@ -489,6 +489,8 @@ CHECKPOINTS = [
     Row("87", "VALIDATE --data.tokenizer=gpt2", 2, "last.ckpt has data.tokenizer bytes, the settings say gpt2"),
     Row("87a", "VALIDATE --model.vocab_size=300", 2, "last.ckpt has model.vocab_size 257, the settings say 300"),
     Row("89", "PREDICT --prompt=x", 2, "last.ckpt: contains non-finite weights", {"last.ckpt": with_nan}),
+    Row("86d", "PREDICT --prompt=x", 1, "out of memory: the ", {"last.ckpt": set_in("hyper_parameters/emb_dim", 2**40)}),
+    Row("86e", "PREDICT --prompt=x", 2, "last.ckpt: has trainer.precision foo, which no run has", {"last.ckpt": set_in("gpt_lightning/fit/trainer.precision", "foo")}),
     Row("86c", "PREDICT --prompt=x --model.emb_dim=32", 2, "unknown setting 'model.emb_dim'"),
     Row("86d", "PREDICT --prompt=x --data.text=x", 2, "unknown setting 'data.text'"),
     Row("86e", "PREDICT --prom=x", 2, "unknown setting 'prom'; did you mean 'prompt'?"),

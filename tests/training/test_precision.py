@@ -101,3 +101,12 @@ def test_precisions_that_are_refused(command: Command, auto: Path, arguments: li
     assert result.code == 2
     assert result.error.startswith(error)
     assert not Path("runs").exists()
+
+
+def test_auto_in_yaml_leaves_the_precision_to_the_checkpoint(command: Command, config: Path, machine: Any) -> None:
+    machine(BF16)
+    command("fit", "--config", config, "--run_dir", "run", "--trainer.precision=64-true", "--trainer.max_steps=1")
+    Path("auto.yaml").write_text("trainer: {precision: auto}\n")
+    validate = ("validate", "--ckpt_path", "run/checkpoints/best.ckpt")
+
+    assert command(*validate, "--config", "auto.yaml").out == command(*validate).out

@@ -170,7 +170,8 @@ def read_run_config(path: str) -> dict[str, Any]:
     used += [f"sampling.{one.name}" for one in fields(SamplingConfig)]
     ignored = ["model", "data", "trainer", "init_from", *(one.name for one in fields(TrainingConfig))]
     for name in config:
-        if name not in used and name.partition(".")[0] not in ignored:
+        is_misspelt = name.startswith("trainer.") and difflib.get_close_matches(name, used, 1, 0.85)
+        if name not in used and (is_misspelt or name.partition(".")[0] not in ignored):
             close = difflib.get_close_matches(name, used + ignored, 1)
             raise InputError(f"unknown setting '{name}'" + (f"; did you mean '{close[0]}'?" if close else ""))
     return {name: value for name, value in config.items() if name in used}
@@ -185,8 +186,10 @@ def parse(arguments: list[str]) -> Namespace:
         from_yaml = parser.get_defaults()
         for path in settings.config:
             from_yaml = parser.parse_object(read_run_config(path), namespace=from_yaml)
-        return parser.parse_args(arguments, namespace=from_yaml)
-    except (ParserError, OverflowError) as error:
+        settings = parser.parse_args(arguments, namespace=from_yaml)
+        parser.validate(settings, skip_unset=False)  # a null of YAML is let through until here
+        return settings
+    except (ParserError, OverflowError, TypeError) as error:
         raise InputError(explain_parser_error(str(error), list(parser.get_defaults().keys()))) from None
 
 
@@ -244,9 +247,12 @@ def build_network(loaded: LoadedCheckpoint, config: PredictConfig) -> GPT:
     Raises:
         InputError: This machine has no such device, or the device does not support the precision.
     """
-    run_precision = loaded.content["gpt_lightning"]["fit"].get("trainer.precision")
-    precision = run_precision if config.precision == "auto" else config.precision
-    check_device(config.accelerator, 1, precision)
+    precision = config.precision
+    if precision == "auto":
+        precision = loaded.content["gpt_lightning"]["fit"].get("trainer.precision", "32-true")
+        if precision not in [*PRECISIONS, *PRECISION_ALIASES]:
+            raise InputError(f"{loaded.name}: has trainer.precision {precision}, which no run has")
+    check_device(config.accelerator, 1, precision if precision in WEIGHTS else None)
     device = device_type(config.accelerator)
     require(device != "tpu", "trainer.accelerator", "be auto, cpu, gpu, cuda or mps for predict", device)
     network = loaded.build().to(device, WEIGHTS.get(precision))
@@ -332,11 +338,11 @@ def run(arguments: list[str]) -> None:
     settings = parse(arguments)
     if not settings.ckpt_path:
         raise InputError("predict needs --ckpt_path CKPT")
-    loaded = open_checkpoint(settings.ckpt_path)
-    for name in sorted(set(loaded.content["hyper_parameters"]) - MODEL_SETTINGS):
-        warn(f"{settings.ckpt_path}: ignoring its unknown setting model.{name}")
     sampling = SamplingConfig(**settings.pop("sampling").as_dict())
     config = PredictConfig(sampling=sampling, **settings.pop("trainer").as_dict(), **settings.as_dict())
+    loaded = open_checkpoint(config.ckpt_path)
+    for name in sorted(set(loaded.content["hyper_parameters"]) - MODEL_SETTINGS):
+        warn(f"{config.ckpt_path}: ignoring its unknown setting model.{name}")
     sampling.check_vocabulary(loaded.config.vocab_size)
     prompts = config.prompt if config.prompts_file is None else open_prompts(config.prompts_file)
     tokenizer = load_tokenizer(loaded.tokenizer)

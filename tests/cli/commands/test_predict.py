@@ -433,3 +433,19 @@ def test_a_file_of_prompts_is_read_once(command: Command, checkpoint: Path, monk
     assert command("predict", "--ckpt_path", checkpoint, "--prompts_file=p.txt", "--jsonl", *SETTINGS).code == 0
 
     assert opened.count("p.txt") == 1
+
+
+@pytest.mark.parametrize(
+    ("yaml_text", "error"),
+    [
+        ("prompt:\n", "prompt must be a list of texts, not null; quote what YAML reads as something else"),
+        ("trainer: {accelerator: null}\n", "trainer.accelerator must be a text, not null"),
+        ("trainer: {precison: bf16-true}\n", "unknown setting 'trainer.precison'; did you mean 'trainer.precision'?"),
+    ],
+)
+def test_yaml_that_predict_refuses(command: Command, checkpoint: Path, yaml_text: str, error: str) -> None:
+    Path("a.yaml").write_text(yaml_text)
+
+    result = command("predict", "--ckpt_path", checkpoint, "-c", "a.yaml")
+
+    assert (result.code, result.error) == (2, error)
