@@ -133,7 +133,9 @@ def test_saves_come_by_minutes_too(command: Command, config: Path, monkeypatch: 
     assert saved == [*range(1, 16), 6, 12, 15]
 
 
-@pytest.mark.parametrize("command_line", [("predict", "--ckpt_path", "pipe"), ("fit", "--config", "pipe")])
+@pytest.mark.parametrize(
+    "command_line", [("predict", "--ckpt_path", "pipe", "--prompt=x"), ("fit", "--config", "pipe")]
+)
 def test_a_pipe_is_neither_checkpoint_nor_config(command: Command, in_tmp: Path, command_line: tuple[str, ...]) -> None:
     os.mkfifo("pipe")
 
