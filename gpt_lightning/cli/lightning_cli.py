@@ -59,11 +59,10 @@ from gpt_lightning.training.config import RunConfig, TrainingConfig
 from gpt_lightning.training.distributed import launched_externally
 from gpt_lightning.training.dry_run import check
 from gpt_lightning.training.fit import fit
-from gpt_lightning.training.hardware import PRECISION_ALIASES, PRECISIONS, choose_precision
+from gpt_lightning.training.hardware import check_precision, choose_precision
 from gpt_lightning.training.module import GPTModule
 from gpt_lightning.training.optimizers import OptimizerConfig
 from gpt_lightning.training.resume import RESUME_SETTINGS, check_same_text, plan_run
-from gpt_lightning.validation import require
 
 
 class Parser(LightningArgumentParser):
@@ -280,8 +279,7 @@ class CLI(LightningCLI):
         """Replace `trainer.precision: auto` by what is fast on this machine."""
         trainer = self.config[self.command]["trainer"]
         given = trainer["precision"]
-        known = (*PRECISIONS, *PRECISION_ALIASES)
-        require(given in ("auto", *known), "trainer.precision", f"be one of auto, {', '.join(PRECISIONS)}", given)
+        check_precision(given)
         self.precision_reason = "as the settings say" if self.checkpoint is None else "as the run began"
         is_default = not was_passed(self.arguments, "--trainer.precision")
         elsewhere = self.command != "fit" and given == "bf16-mixed" and is_default

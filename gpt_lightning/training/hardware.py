@@ -78,6 +78,12 @@ def check_device(accelerator: Any, devices: Any, precision: Any) -> None:
         raise InputError(f"trainer.precision {precision} does not run on cpu; take bf16-mixed or 32-true")
 
 
+def check_precision(precision: object) -> None:
+    """Raise `InputError` unless `trainer.precision` is auto or one of Lightning's precisions."""
+    known = ("auto", *PRECISIONS, *PRECISION_ALIASES)
+    require(precision in known, "trainer.precision", f"be one of auto, {', '.join(PRECISIONS)}", precision)
+
+
 def choose_precision(accelerator: Any, *, probe: bool = True) -> tuple[str, str]:
     """What `precision: auto` comes to: bf16-mixed where the hardware gains from it, else 32-true; and why.
 

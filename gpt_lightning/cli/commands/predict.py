@@ -35,7 +35,7 @@ from gpt_lightning.inference.sampling import SamplingConfig
 from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.models.gpt import GPT
 from gpt_lightning.training.config import TrainingConfig
-from gpt_lightning.training.hardware import PRECISION_ALIASES, PRECISIONS, check_device, device_type
+from gpt_lightning.training.hardware import PRECISION_ALIASES, PRECISIONS, check_device, check_precision, device_type
 from gpt_lightning.training.optimizers import OptimizerConfig
 from gpt_lightning.validation import require
 
@@ -112,9 +112,7 @@ class PredictConfig:
             raise InputError("--resume goes on with a file of completions; name it with --output FILE")
         if self.output is not None:
             self._check_output(self.output)
-        known = ("auto", *PRECISIONS, *PRECISION_ALIASES)
-        must = f"be one of auto, {', '.join(PRECISIONS)}"
-        require(self.precision in known, "trainer.precision", must, self.precision)
+        check_precision(self.precision)
 
     def _check_output(self, output: str) -> None:
         if self.jsonl:
