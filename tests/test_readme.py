@@ -126,7 +126,7 @@ def test_the_python_in_the_readme_runs(clone: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_every_named_setting_exists(command: Command) -> None:
-    shown = command("fit", "--help").out
+    shown = command("fit", "--help=all").out
     table = README[README.index("| setting |") : README.index("If you come from elsewhere")]
 
     names: set[str] = set()

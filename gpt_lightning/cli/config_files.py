@@ -1,15 +1,19 @@
-"""YAML files of settings, read strictly."""
+"""YAML files of settings: read strictly, written so that jsonargparse reads the same."""
 
 from __future__ import annotations
 
 import os
+from enum import Enum
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import yaml
-from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
+from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 
 from gpt_lightning.cli.arguments import CLI_ONLY, LINKS, TEXT_SETTINGS
+from gpt_lightning.console import PROGRAM
+from gpt_lightning.data.sources import absolute
 from gpt_lightning.errors import InputError
 from gpt_lightning.files import decode_utf8, with_filename
 
@@ -124,3 +128,42 @@ class ConfigFile(ActionConfigFile):
             for name in TEXT_SETTINGS:
                 if name not in data:
                     cfg[f"data.{name}"] = None
+
+
+def dump_settings(settings: Namespace) -> str:
+    """Return every setting of a run as YAML with absolute paths: a config that trains the same again."""
+    settings = settings.clone()
+    for name in (*CLI_ONLY, "__path__", *LINKS.values()):
+        settings.pop(name, None)
+    for name in ("text", "fallback_text"):
+        if settings["data"][name] is not None:
+            settings["data"][name] = absolute(settings["data"][name])
+    body = yaml.dump(plain(settings.as_dict()), Dumper=Quoting, sort_keys=False)
+    return f"# All settings of this run. To run it again: python -m {PROGRAM} fit --config THIS_FILE\n{body}"
+
+
+class Quoting(yaml.SafeDumper):
+    """Quotes texts that begin like a number: "1e3" is a number for jsonargparse, and none for PyYAML."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """Return the node of a text."""
+        node = super().represent_str(data)
+        if data[:1].isascii() and not data[:1].isalpha():
+            node.style = '"'
+        return node
+
+
+Quoting.add_representer(str, Quoting.represent_str)
+
+
+def plain(value: Any) -> Any:
+    """Return a setting as plain data: enums by their values, functions and classes by their names."""
+    if isinstance(value, dict):
+        return {name: plain(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(one) for one in value]
+    if isinstance(value, Enum):
+        return plain(value.value)
+    if hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    return value if isinstance(value, (bool, int, float, str, NoneType)) else str(value)

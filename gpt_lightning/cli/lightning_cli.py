@@ -10,12 +10,9 @@ import logging
 import threading
 import warnings
 from dataclasses import fields
-from enum import Enum
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
-import yaml
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
@@ -24,17 +21,16 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from gpt_lightning.checkpoints.io import read_checkpoint
-from gpt_lightning.checkpoints.loading import check_weights
 from gpt_lightning.cli.arguments import (
-    ALLOW_CLASSES,
-    CLI_ONLY,
     LINKS,
     allowed_modules,
     prepare_arguments,
     was_passed,
 )
-from gpt_lightning.cli.config_files import ConfigFile
-from gpt_lightning.cli.parser_errors import ParserError, explain_class_error, explain_parser_error
+from gpt_lightning.cli.config_files import ConfigFile, dump_settings
+from gpt_lightning.cli.help import explanations, short_help, wants_help
+from gpt_lightning.cli.options import add_model_options, add_run_options
+from gpt_lightning.cli.parser_errors import ParserError, RaisingParser, explain_class_error, explain_parser_error
 from gpt_lightning.cli.precedence import ARCHITECTURE, FREE_ON_RESUME, checkpoint_settings, keep, keep_text
 from gpt_lightning.cli.trainer_options import (
     LIMITS,
@@ -45,31 +41,28 @@ from gpt_lightning.cli.trainer_options import (
     check_trainer,
     named_classes,
 )
-from gpt_lightning.console import PROGRAM, say, warn
+from gpt_lightning.console import PROGRAM, warn
 from gpt_lightning.data.datamodule import TextDataModule
-from gpt_lightning.data.sources import absolute, short_name
+from gpt_lightning.data.sources import absolute
 from gpt_lightning.data.tokenizer import load_tokenizer
 from gpt_lightning.errors import InputError
 from gpt_lightning.inference.completion import check_prompt
-from gpt_lightning.inference.sampling import SamplingConfig
 from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.training import summary
 from gpt_lightning.training.callbacks.checkpointing import AtomicCheckpointIO
 from gpt_lightning.training.config import RunConfig, TrainingConfig
 from gpt_lightning.training.distributed import launched_externally
 from gpt_lightning.training.dry_run import check
+from gpt_lightning.training.evaluate import evaluate
 from gpt_lightning.training.fit import fit
 from gpt_lightning.training.hardware import check_precision, choose_precision
 from gpt_lightning.training.module import GPTModule
 from gpt_lightning.training.optimizers import OptimizerConfig
-from gpt_lightning.training.resume import RESUME_SETTINGS, check_same_text, plan_run
+from gpt_lightning.training.resume import RESUME_SETTINGS, plan_run
 
 
-class Parser(LightningArgumentParser):
-    """A parser that raises its errors instead of printing every option there is."""
-
-    def error(self, message: str, ex: Exception | None = None) -> Any:
-        raise ParserError(message)
+class Parser(RaisingParser, LightningArgumentParser):
+    """LightningCLI's parser, raising its errors."""
 
 
 class CLI(LightningCLI):
@@ -107,17 +100,10 @@ class CLI(LightningCLI):
         return self.parser_class(**kwargs)
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("-c", "--config", action=ConfigFile, help="YAML file of settings; may be repeated")
+        parser.add_argument("-c", "--config", action=ConfigFile, help="YAML file of settings; may be repeated.")
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_class_arguments(GPTConfig, "model", skip={"vocab_size"}, instantiate=False)
-        parser.add_class_arguments(OptimizerConfig, "model", as_group=False, instantiate=False)
-        help_line = "number of token ids; null: the tokenizer's"
-        parser.add_argument("--model.vocab_size", type=int | None, default=None, help=help_line)
-        help_line = "run the network through torch.compile: faster steps, a slower start"
-        parser.add_argument("--model.compile", type=bool, default=False, help=help_line)
-        help_line = "compute activations again for the backward pass: less memory, more time, the same weights"
-        parser.add_argument("--model.activation_checkpointing", type=bool, default=False, help=help_line)
+        add_model_options(parser)
         parser.add_class_arguments(TextDataModule, "data", sub_configs=True)
         parser.add_class_arguments(
             Trainer,
@@ -127,44 +113,24 @@ class CLI(LightningCLI):
             fail_untyped=False,
             sub_configs=True,
         )
-        help_line = "numeric precision; auto: bf16-mixed if faster on this hardware, else 32-true"
+        help_line = "auto: bf16-mixed if faster on this hardware, else 32-true. Or another precision of Lightning."
         parser.add_argument("--trainer.precision", type=int | str, default="auto", help=help_line)
         for name in LIMITS:
-            what = "how many batches (an int), or which share of them (a float)"
-            parser.add_argument(f"--trainer.{name}", type=int | float | None, default=None, help=what)
+            help_line = f"Batches of {LIMITS[name]} (an int) or a share of them (a float); null: all."
+            parser.add_argument(f"--trainer.{name}", type=int | float | None, default=None, help=help_line)
         parser.set_defaults(TRAINER_DEFAULTS)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_class_arguments(SamplingConfig, "sampling")
-        parser.add_class_arguments(TrainingConfig, None)
-        if self.command == "fit":
-            parser.add_argument(
-                "--init_from",
-                type=str | None,
-                default=None,
-                help="checkpoint whose weights and architecture a new run starts from, with a fresh optimizer",
-            )
-            parser.add_argument("--run_dir", type=str | None, default=None, help="the run's folder (command line only)")
-            parser.add_argument(
-                "--resume", action="store_true", help="resume the newest run of this name (command line only)"
-            )
-            parser.add_argument(
-                "--allow_data_change", action="store_true", help="resume a run on another text (command line only)"
-            )
-            parser.add_argument(
-                ALLOW_CLASSES,
-                type=str | None,
-                default=None,
-                metavar="MODULE",
-                help="let YAML name classes of this module, which runs its code; may be repeated (command line only)",
-            )
-        else:
-            parser.add_argument("--ckpt_path", type=str | None, default=None, help="checkpoint to use")
+        add_run_options(parser, self.command)
         for source, target in LINKS.items():
             parser.link_arguments(source, target)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; if there is a checkpoint, parse again with its settings as defaults."""
+        if wants_help(args):
+            print(short_help(self._parser(self.command), "check" if self.is_check else self.command))
+            raise SystemExit(0)
+        args = ["--help" if one == "--help=all" else one for one in args]
         self._parse(parser, args)
         settings = self.config[self.command]
         try:
@@ -205,7 +171,7 @@ class CLI(LightningCLI):
                 data[name] = absolute(data[name])
 
     def _setting_names(self) -> list[str]:
-        return [action.dest for action in self._parser(self.command)._actions]
+        return list(explanations(self._parser(self.command)))
 
     def _adopt(self, name: str, own: dict[str, Any], parser: LightningArgumentParser, args: Any) -> Namespace:
         """Parse again with a checkpoint's settings as defaults; whatever differs then was given explicitly.
@@ -344,7 +310,8 @@ class CLI(LightningCLI):
             check(self.trainer, datamodule, config)
             return
         command = summary.resume_command(self.arguments)
-        self.run_folder = fit(self.trainer, datamodule, config, self.plan, self._resolved_config(), command)
+        resolved = dump_settings(self.config[self.command])
+        self.run_folder = fit(self.trainer, datamodule, config, self.plan, resolved, command)
 
     def _run_config(self, model: Namespace) -> RunConfig:
         """Type and check the settings of a run."""
@@ -373,77 +340,26 @@ class CLI(LightningCLI):
             resume_settings={name: settings[name] for name in RESUME_SETTINGS},
         )
 
-    def _resolved_config(self) -> str:
-        """Return every setting as YAML with absolute paths: a config that runs the same again."""
-        settings = self.config[self.command].clone()
-        for name in (*CLI_ONLY, "__path__"):
-            settings.pop(name, None)
-        for name in ("text", "fallback_text"):
-            if settings["data"][name] is not None:
-                settings["data"][name] = absolute(settings["data"][name])
-        for target in LINKS.values():
-            settings.pop(target, None)
-        body = yaml.dump(plain(settings.as_dict()), Dumper=Quoting, sort_keys=False)
-        return f"# All settings of this run. To run it again: python -m {PROGRAM} fit --config THIS_FILE\n{body}"
-
     def validate(self, model: Namespace, datamodule: TextDataModule) -> None:
         """Print loss and perplexity of the checkpoint's own validation split, or of a whole text."""
-        self._evaluate(datamodule, "validate", "validation", "val")
+        self._evaluate(datamodule, "validate")
 
     def test(self, model: Namespace, datamodule: TextDataModule) -> None:
         """Print loss and perplexity of data.test_text."""
-        self._evaluate(datamodule, "test", "test", "test")
+        self._evaluate(datamodule, "test")
 
-    def _evaluate(self, data: TextDataModule, stage: str, split: str, metric: str) -> None:
+    def _evaluate(self, datamodule: TextDataModule, stage: str) -> None:
         assert self.checkpoint is not None
         is_whole = stage == "test" or was_passed(self.arguments, "--data.text")
-        if stage == "validate" and is_whole:
-            data.setup_whole_text()
-        else:
-            data.setup(stage)
-        if not is_whole:
-            check_same_text(data, self.checkpoint, str(self.checkpoint_path))
-        loaded = check_weights(self.checkpoint, str(self.checkpoint_path))
-        module = GPTModule(loaded.config, compile=self.settings["model"]["compile"], network=loaded.build())
-        getattr(self.trainer, stage)(module, data, verbose=False)
-        if self.trainer.is_global_zero:
-            assert data.source is not None
-            if is_whole:
-                name = f"all of {data.source.name}"
-            elif data.hparams["val_text"] is not None:
-                name = f"all of {short_name(data.hparams['val_text'])}"
-            else:
-                name = f"{split} split of {data.source.name}"
-            loss, perplexity = module.evaluated[f"{metric}_loss"], module.evaluated[f"{metric}_perplexity"]
-            tokens = module.evaluated_tokens[metric]
-            say(summary.describe_evaluation(name, loss, perplexity, tokens, data.splits[split]))
-
-
-class Quoting(yaml.SafeDumper):
-    """Quotes texts that begin like a number: "1e3" is a number for jsonargparse, and none for PyYAML."""
-
-    def represent_str(self, data: str) -> yaml.ScalarNode:
-        """Return the node of a text."""
-        node = super().represent_str(data)
-        if data[:1].isascii() and not data[:1].isalpha():
-            node.style = '"'
-        return node
-
-
-Quoting.add_representer(str, Quoting.represent_str)
-
-
-def plain(value: Any) -> Any:
-    """Return a setting as plain data: enums by their values, functions and classes by their names."""
-    if isinstance(value, dict):
-        return {name: plain(one) for name, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(one) for one in value]
-    if isinstance(value, Enum):
-        return plain(value.value)
-    if hasattr(value, "__qualname__"):
-        return f"{value.__module__}.{value.__qualname__}"
-    return value if isinstance(value, (bool, int, float, str, NoneType)) else str(value)
+        evaluate(
+            self.trainer,
+            datamodule,
+            self.checkpoint,
+            str(self.checkpoint_path),
+            stage,
+            is_whole=is_whole,
+            compile=self.settings["model"]["compile"],
+        )
 
 
 def as_list(value: Any) -> list[Any]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
+from typing import NoReturn
+
+from jsonargparse import ArgumentParser
 
 from gpt_lightning.cli.arguments import TEXT_LISTS
 from gpt_lightning.cli.trainer_options import CLASS_SETTINGS, why_refused
@@ -39,7 +42,20 @@ WORDS = {
 
 
 class ParserError(InputError):
-    """A message of jsonargparse; `CLI` puts it into words."""
+    """A message of jsonargparse, see `explain_parser_error`."""
+
+
+class RaisingParser(ArgumentParser):
+    """A parser that raises its errors instead of printing every option there is."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise ParserError(message)
+
+
+def unknown_setting(name: str, known: list[str]) -> str:
+    """Return that a setting is unknown, and which of the known ones may have been meant."""
+    close = difflib.get_close_matches(name, known, 1)
+    return f"unknown setting '{name}'" + (f"; did you mean '{close[0]}'?" if close else "")
 
 
 def explain_parser_error(message: str, known: list[str]) -> str:
@@ -54,9 +70,7 @@ def explain_parser_error(message: str, known: list[str]) -> str:
         if found := re.search(pattern, message):
             return words.format(*found.groups())
     if unknown := re.search(UNKNOWN, message):
-        name = next(filter(None, unknown.groups()))
-        close = difflib.get_close_matches(name, known, 1)
-        return f"unknown setting '{name}'" + (f"; did you mean '{close[0]}'?" if close else "")
+        return unknown_setting(next(filter(None, unknown.groups())), known)
     wrong = re.search(UNION_TYPE, message) or re.search(WRONG_TYPE, message)
     if wrong is None:
         return message

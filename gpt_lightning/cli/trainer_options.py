@@ -24,6 +24,7 @@ TRAINER_OWNED = {
     "min_epochs",
     "min_steps",
     "overfit_batches",
+    "limit_predict_batches",
     "reload_dataloaders_every_n_epochs",
     "use_distributed_sampler",
     "model_registry",
@@ -38,7 +39,11 @@ TRAINER_FIXED = {
 }
 # Read here as a count or a share: which of the two a Union of Lightning's tries first is not sure
 # (https://docs.python.org/3/library/typing.html#typing.Union, and its cache).
-LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches")
+LIMITS = {
+    "limit_train_batches": "an epoch",
+    "limit_val_batches": "an evaluation",
+    "limit_test_batches": "the test text",
+}
 # Classes of Lightning whose settings are code.
 TAKING_CODE = ("lightning.pytorch.callbacks.LambdaCallback", "lightning.pytorch.callbacks.lambda_function")
 CLASS_SETTINGS = ("trainer.callbacks", "trainer.logger", "trainer.plugins")
@@ -75,7 +80,7 @@ def check_trainer(trainer: Namespace) -> None:
     if isinstance(trainer["max_time"], str):
         is_duration = re.fullmatch(r"\d+:\d\d:\d\d:\d\d", trainer["max_time"].strip()) is not None
         require(is_duration, "trainer.max_time", "be a duration as DD:HH:MM:SS", trainer["max_time"])
-    for name in ("limit_train_batches", "limit_val_batches", "limit_test_batches"):
+    for name in LIMITS:
         limit = trainer[name]
         if limit is not None:
             is_share = isinstance(limit, float) and 0 < limit <= 1

@@ -52,22 +52,22 @@ class TextDataModule(LightningDataModule):
     """A text as training and validation windows.
 
     Args:
-        text: Training text: a UTF-8 file; many documents in a folder, a glob (quoted) or a .jsonl file; or
-            hf:DATASET/CONFIG/SPLIT.
-        val_text: Validation text, likewise; null splits `text` by train_ratio.
-        test_text: Text of the `test` command, likewise.
-        url: http(s) URL of `text`, downloaded once if the file is missing; its checksum may follow as
+        text: Text to train on: a file, folder, quoted glob, .jsonl or hf:DATASET. The dataset's configuration and split
+            follow it: hf:DATASET/CONFIG/SPLIT.
+        val_text: Validation text of the same kinds; null splits `text` by train_ratio.
+        test_text: Text that the command `test` evaluates.
+        url: http(s) URL of `text`, downloaded once if the file is missing. Its checksum may follow as
             #sha256=HEX.
-        fallback_text: File to train on, with a warning, if `text` is found nowhere.
+        fallback_text: File to train on, with a warning, if `text` cannot be found or downloaded.
         tokenizer: gpt2, bytes, or another encoding of tiktoken.
         context_length: Tokens per window; linked to model.context_length.
         cache_dir: Folder for the tokens of documents and of large files, which are encoded once.
-        train_ratio: Share of the characters in the training part; documents are split where one ends, a file
-            above 64 MB between two tokens.
-        stride: Tokens between the starts of windows; null means context_length.
+        train_ratio: Share of the characters to train on; the rest is the validation split. Documents are split where
+            one ends, a file above 64 MB between two tokens.
+        stride: Tokens between the starts of windows; null: context_length.
         batch_size: Windows per batch and device.
         num_workers: Processes that prepare batches, 0..16; 0 prepares them in the main process.
-        clean: null, or remove_empty_lines.
+        clean: How to clean the text: null (not at all) or remove_empty_lines.
         seed: Of the order of the windows; linked to seed_everything.
         evaluate_batches: Training batches, in text order, whose loss is evaluated; linked to
             evaluate_batches.

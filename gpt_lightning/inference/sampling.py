@@ -44,14 +44,15 @@ class SamplingConfig:
         min_new_tokens: Tokens to add before eos_id may end a completion.
         temperature: Divides the logits before the softmax; 0 takes the most likely token.
         top_k: Keep only the k most likely tokens; null keeps all.
-        top_p: Keep only the most likely tokens that together reach this probability; null keeps all
+        top_p: Keep only the most likely tokens that together reach this probability. null keeps all
             (Holtzman et al. 2020).
-        min_p: Keep only tokens with at least this share of the most likely token's probability; null keeps all
+        min_p: Keep only tokens with at least this share of the largest probability. null keeps all
             (Nguyen et al. 2024).
-        repetition_penalty: Above 1, makes tokens of the prompt and the completion less likely (Keskar et al. 2019).
+        repetition_penalty: Above 1, makes tokens that occurred less likely (Keskar et al. 2019). Those of
+            the prompt count.
         no_repeat_ngram_size: Never repeat a sequence of this many tokens; null allows it.
-        eos_id: Stop before this token id, or before any of a list; null never stops early.
-        stop_strings: Stop before the first of these texts; may be repeated.
+        eos_id: Stop before this token id, or any of a list; null: never.
+        stop_strings: Stop before the first of these texts.
         num_samples: Completions of each prompt.
         seed: Seed of the random draws; sample n (from 0) of a prompt uses seed + n.
         batch_size: Completions generated together; more are faster and need more memory.

@@ -25,10 +25,10 @@ class GPTConfig:
         n_heads: Attention heads per layer.
         n_layers: Number of transformer blocks.
         drop_rate: Dropout probability in training, at least 0 and below 1.
-        qkv_bias: Whether the query, key and value projections have biases (GPT-2's have).
-        tie_weights: Whether the output head shares the token embedding's weights (GPT-2's does).
-        init: book (PyTorch's default initialization) or gpt2 (normal with standard deviation 0.02, where the
-            projections into the shortcuts are scaled by 1 / sqrt(2 n_layers)).
+        qkv_bias: Whether the query, key and value projections have biases, as GPT-2's do.
+        tie_weights: Whether the head shares the token embedding's weights, as GPT-2's does.
+        init: Initial weights: book (PyTorch's defaults) or gpt2. The latter draws from a normal distribution with
+            standard deviation 0.02, scaled by 1 / sqrt(2 n_layers) for the projections into the residual stream.
 
     Raises:
         InputError: A value is out of range; it is named as the setting `model.<name>`.

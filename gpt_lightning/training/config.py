@@ -21,10 +21,10 @@ class TrainingConfig:
         evaluate_every: Optimizer steps between evaluations.
         evaluate_batches: Training batches whose loss is evaluated.
         sample_every: Optimizer steps between samples; null: only after each epoch.
-        early_stopping_patience: Evaluations without a lower validation loss after which the run ends; null: never.
+        early_stopping_patience: Evaluations without a lower validation loss that end the run; null: never.
         save_every: Optimizer steps between checkpoints.
-        save_minutes: Minutes between checkpoints; if save_every is null too, saving takes at most 2.5 % of the time.
-        peak_flops: Peak FLOP/s of one device, used to log the utilization; null: the vendor's value where it is known.
+        save_minutes: Minutes between checkpoints. If save_every is null too, saving takes at most 2.5 % of the time.
+        peak_flops: Peak FLOP/s of one device, used to log its utilization; null: the vendor's figure, if known.
 
     Raises:
         InputError: A value is out of range.

@@ -20,9 +20,8 @@ class OptimizerConfig:
         learning_rate: Peak learning rate.
         weight_decay: Weight decay of AdamW, on all parameters.
         warmup_steps: Optimizer steps over which the learning rate rises from 0.
-        min_learning_rate: Learning rate of the last optimizer step, reached along a cosine; null keeps the learning
-            rate constant.
-        decay_matrices_only: Whether weight_decay leaves out biases, norms and embeddings; the head, a matrix, decays
+        min_learning_rate: Learning rate at the end of a cosine decay; null keeps it constant.
+        decay_matrices_only: Whether weight_decay leaves out biases, norms and embeddings. The head, a matrix, decays
             unless it is tied.
 
     Raises:

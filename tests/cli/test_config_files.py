@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 
 from gpt_lightning.cli.arguments import CLI_ONLY, prepare_arguments, was_passed
-from gpt_lightning.cli.config_files import SECTIONS, ConfigFile, read_config
-from gpt_lightning.cli.lightning_cli import Quoting
+from gpt_lightning.cli.config_files import SECTIONS, ConfigFile, Quoting, read_config
 from gpt_lightning.cli.parser_errors import explain_parser_error
 
 Command = Callable[..., Result]

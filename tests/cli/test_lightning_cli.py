@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -19,6 +20,7 @@ from conftest import ROOT, STORY, Result
 from torch.nn import functional as F
 
 import gpt_lightning
+from gpt_lightning.cli.help import MATTER
 from gpt_lightning.cli.main import main
 from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.models.gpt import GPT
@@ -45,12 +47,39 @@ def test_the_table_of_commands_answers_at_once_and_without_lightning() -> None:
         assert f"\n  {name}" in done.stdout
 
 
+@pytest.mark.parametrize("name", MATTER)
+def test_help_shows_each_setting_that_matters_with_its_default_in_one_line(name: str, command: Command) -> None:
+    done = command(name, "--help")
+
+    lines = done.out.splitlines()
+    assert done.code == 0
+    assert len(lines) <= 80
+    assert max(map(len, lines)) <= 115
+    options = [line for line in lines if line.startswith("  --")]
+    assert len(options) == sum(len(names.split()) for names in MATTER[name][1].values())
+    for line in options:
+        option, explanation = line[:40], line[40:]
+        assert option.endswith(" ")
+        assert re.fullmatch(r"  --[a-z_.]+( \S+)?", option.rstrip())
+        assert re.fullmatch(r"\w.*[\w)]", explanation), line
+    if name == "fit":
+        assert "  --data.train_ratio 0.9 " in done.out
+        assert "model.stride" not in done.out
+        assert [line for line in lines if line.endswith(":")] == [
+            "data:",
+            "model:",
+            "training:",
+            "sampling:",
+            "saving:",
+        ]
+
+
 def test_version(command: Command) -> None:
     assert command("--version").out == f"gpt_lightning {gpt_lightning.__version__}\n"
 
 
-def test_help_lists_every_setting(command: Command) -> None:
-    shown = command("fit", "--help").out
+def test_help_of_all_lists_every_setting(command: Command) -> None:
+    shown = command("fit", "--help=all").out
 
     for name in ("model.n_layers", "data.train_ratio", "sampling.top_k", "evaluate_every", "trainer.max_epochs"):
         assert f"--{name} " in shown

@@ -6,31 +6,30 @@ YAML only `prompt`, `sampling`, `trainer.accelerator` and `trainer.precision` ap
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 from gpt_lightning.checkpoints.loading import LoadedCheckpoint, open_checkpoint
 from gpt_lightning.cli.arguments import literal_texts
 from gpt_lightning.cli.config_files import read_config
-from gpt_lightning.cli.parser_errors import ParserError, explain_parser_error
+from gpt_lightning.cli.help import TRAINER, short_help, wants_help
+from gpt_lightning.cli.parser_errors import ParserError, RaisingParser, explain_parser_error, unknown_setting
 from gpt_lightning.console import PROGRAM, warn
 from gpt_lightning.data.tokenizer import load_tokenizer
 from gpt_lightning.errors import InputError
-from gpt_lightning.files import decode_utf8
 from gpt_lightning.inference.batch import Completer, check_done, check_new, job_name, open_output, write_rows
 from gpt_lightning.inference.completion import check_prompt, complete_all
 from gpt_lightning.inference.packed_linear import pack
+from gpt_lightning.inference.prompts import STANDARD_INPUT, open_prompts
 from gpt_lightning.inference.sampling import SamplingConfig
 from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.models.gpt import GPT
@@ -39,8 +38,6 @@ from gpt_lightning.training.hardware import PRECISION_ALIASES, PRECISIONS, check
 from gpt_lightning.training.optimizers import OptimizerConfig
 from gpt_lightning.validation import require
 
-STANDARD_INPUT = "-"
-LIST_BYTES = 100_000_000  # a larger file of prompts is read while its prompts are completed
 # trainer.precision -> type of the weights; float32 for the others.
 WEIGHTS = {
     "bf16-true": torch.bfloat16,
@@ -53,13 +50,6 @@ WEIGHTS = {
 MODEL_SETTINGS = {"compile", "activation_checkpointing"}.union(
     one.name for kind in (GPTConfig, OptimizerConfig) for one in fields(kind)
 )
-
-
-class Parser(ArgumentParser):
-    """A parser that raises its errors instead of printing every option there is."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise ParserError(message)
 
 
 @dataclass(frozen=True)
@@ -131,24 +121,23 @@ class PredictConfig:
 # ---- settings
 
 
-def make_parser() -> Parser:
+def make_parser() -> RaisingParser:
     """Return the parser of the options."""
     program, description = f"python -m {PROGRAM} predict", "Complete prompts with a checkpoint."
-    parser = Parser(prog=program, description=description, allow_abbrev=False)
+    parser = RaisingParser(prog=program, description=description, allow_abbrev=False)
     add = parser.add_argument
-    add("-c", "--config", action="append", default=[], metavar="FILE", help="YAML file of settings; may be repeated")
-    add("--ckpt_path", type=str | None, default=None, metavar="CKPT", help="checkpoint to use")
-    add("--prompt", type=list[str], default=[], metavar="TEXT", help="text to complete; may be repeated")
-    help_line = "file with a prompt in each line, or .jsonl; - is standard input"
+    add("-c", "--config", action="append", default=[], metavar="FILE", help="YAML file of settings; may be repeated.")
+    add("--ckpt_path", type=str | None, default=None, metavar="CKPT", help="Checkpoint to sample from.")
+    add("--prompt", type=list[str], default=[], metavar="TEXT", help="Text to complete; may be repeated.")
+    help_line = "File with a prompt in each line, or .jsonl; - is standard input."
     add("--prompts_file", type=str | None, default=None, metavar="FILE", help=help_line)
-    add("--jsonl", action="store_true", help="write JSON lines instead of text")
-    add("--output", type=str | None, default=None, metavar="FILE", help="write JSON lines to a new file")
-    add("--resume", action="store_true", help="resume the interrupted job that wrote --output")
-    add("--interactive", action="store_true", help="complete lines of standard input, each after all before it")
+    add("--jsonl", action="store_true", help="Write JSON lines to stdout instead of text.")
+    add("--output", type=str | None, default=None, metavar="FILE", help="Write JSON lines to a new file.")
+    add("--resume", action="store_true", help="Resume the interrupted job that wrote --output.")
+    add("--interactive", action="store_true", help="Complete lines of standard input, each after all before it.")
     parser.add_class_arguments(SamplingConfig, "sampling", as_group=False, instantiate=False)
-    help_line = "device: auto (the fastest there is), cpu, gpu, cuda or mps"
-    add("--trainer.accelerator", type=str, default="auto", help=help_line)
-    help_line = "type of the weights: 32-true, bf16-true, 16-true or 64-true; auto: as the run trained them"
+    add("--trainer.accelerator", type=str, default="auto", help=TRAINER["accelerator"])
+    help_line = "Type of the weights: 32-true, bf16-true ...; auto: as in training."
     add("--trainer.precision", type=int | str, default="auto", help=help_line)
     return parser
 
@@ -170,8 +159,7 @@ def read_run_config(path: str) -> dict[str, Any]:
     for name in config:
         is_misspelt = name.startswith("trainer.") and difflib.get_close_matches(name, used, 1, 0.85)
         if name not in used and (is_misspelt or name.partition(".")[0] not in ignored):
-            close = difflib.get_close_matches(name, used + ignored, 1)
-            raise InputError(f"unknown setting '{name}'" + (f"; did you mean '{close[0]}'?" if close else ""))
+            raise InputError(unknown_setting(name, used + ignored))
     return {name: value for name, value in config.items() if name in used}
 
 
@@ -180,6 +168,9 @@ def parse(arguments: list[str]) -> Namespace:
     parser = make_parser()
     try:
         arguments = literal_texts(arguments)
+        if wants_help(arguments) or "--help=all" in arguments:
+            print(short_help(parser, "predict"))
+            raise SystemExit(0)
         settings = parser.parse_args(arguments)
         from_yaml = parser.get_defaults()
         for path in settings.config:
@@ -189,51 +180,6 @@ def parse(arguments: list[str]) -> Namespace:
         return settings
     except (ParserError, OverflowError, TypeError) as error:
         raise InputError(explain_parser_error(str(error), list(parser.get_defaults().keys()))) from None
-
-
-# ---- prompts
-
-
-def open_prompts(path: str) -> list[str] | Iterator[str]:
-    """Return the prompts of a file: a list, or an iterator for a stream and for a file above 100 MB.
-
-    Args:
-        path: A text file with a prompt in each line, a `.jsonl` file, or - for lines of standard input.
-
-    Raises:
-        InputError: There is no such file, it is empty, or a line is no prompt; an iterator raises it at that line.
-    """
-    if path != STANDARD_INPUT and (os.path.isdir(path) or not os.path.exists(path)):
-        raise InputError(f"{path}: {'is a folder' if os.path.isdir(path) else 'no such file'}")
-    is_small_file = path != STANDARD_INPUT and os.path.isfile(path) and os.path.getsize(path) <= LIST_BYTES
-    return list(_read_prompts(path)) if is_small_file else _read_prompts(path)
-
-
-def _read_prompts(path: str) -> Iterator[str]:
-    name = "standard input" if path == STANDARD_INPUT else path
-    opened = contextlib.nullcontext(sys.stdin.buffer) if path == STANDARD_INPUT else open(path, "rb")  # noqa: SIM115
-    number = 0
-    with opened as file:
-        for number, line in enumerate(file, start=1):
-            text = decode_utf8(line, f"{name}:{number}").removesuffix("\n").removesuffix("\r")
-            try:
-                prompt = _prompt_of_json(text) if path.endswith(".jsonl") else text
-                check_prompt(prompt)
-            except InputError as error:
-                raise InputError(f"{name}:{number}: {error}") from None
-            yield prompt
-    if number == 0:
-        raise InputError(f"{name}: is empty; expected a prompt in each line")
-
-
-def _prompt_of_json(line: str) -> str:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"not valid JSON: {str(error).split(':')[0]}") from None
-    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
-        raise InputError('expected an object with a text named "prompt"')
-    return str(row["prompt"])
 
 
 # ---- completions

@@ -20,9 +20,9 @@ import pytest
 import yaml
 from conftest import ROOT, Result
 
-from gpt_lightning.cli.commands.predict import open_prompts
 from gpt_lightning.errors import InputError
 from gpt_lightning.inference.pretrained import load
+from gpt_lightning.inference.prompts import open_prompts
 from gpt_lightning.inference.sampling import SamplingConfig
 
 Command = Callable[..., Result]
@@ -333,7 +333,7 @@ def test_help_lists_its_own_settings_only(command: Command) -> None:
 
     options = set(re.findall(r"--[\w.]+", shown))
     assert {one for one in options if not one.startswith("--sampling.")} == {
-        "--help", "--config", "--ckpt_path", "--prompt", "--prompts_file", "--jsonl", "--output", "--resume",
+        "--config", "--ckpt_path", "--prompt", "--prompts_file", "--jsonl", "--output", "--resume",
         "--interactive", "--trainer.accelerator", "--trainer.precision",
     }  # fmt: skip
     assert {f"--sampling.{one.name}" for one in fields(SamplingConfig)} <= options
@@ -407,7 +407,7 @@ def test_a_large_file_is_read_while_its_prompts_are_completed(in_tmp: Path, monk
     Path("p.txt").write_text("The\nlamp\n\nlast\n")
     with pytest.raises(InputError, match="p.txt:3: prompt is empty"):
         open_prompts("p.txt")
-    monkeypatch.setattr("gpt_lightning.cli.commands.predict.LIST_BYTES", 3)
+    monkeypatch.setattr("gpt_lightning.inference.prompts.LIST_BYTES", 3)
 
     prompts = open_prompts("p.txt")
 

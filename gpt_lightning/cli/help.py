@@ -1,0 +1,165 @@
+"""`--help`: the settings that matter first, a line for each; and all settings as the page docs/settings.md."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from gpt_lightning.console import PROGRAM
+
+COLUMN = 39  # where the explanations start
+# Command -> its first lines, and its groups: title -> options.
+MATTER = {
+    "fit": (
+        "fit --config FILE [options]\n\n"
+        "Train a GPT. Settings come from YAML files and from the command line, which wins.",
+        {
+            "data": "data.text data.val_text data.tokenizer data.train_ratio data.batch_size data.stride",
+            "model": "model.context_length model.emb_dim model.n_heads model.n_layers model.drop_rate model.qkv_bias "
+            "model.tie_weights model.init init_from",
+            "training": "model.learning_rate model.weight_decay model.warmup_steps model.min_learning_rate "
+            "trainer.max_epochs trainer.max_steps trainer.accumulate_grad_batches trainer.gradient_clip_val "
+            "trainer.accelerator trainer.devices trainer.precision seed_everything evaluate_every "
+            "early_stopping_patience",
+            "sampling": "prompt sampling.max_new_tokens sampling.temperature sampling.top_k",
+            "saving": "run_dir resume save_every save_minutes",
+        },
+    ),
+    "validate": (
+        "validate --ckpt_path CKPT [--data.text FILE]\n\n"
+        "Print the loss and perplexity of a checkpoint on its own validation split, or on all of another text.",
+        {
+            "options": "ckpt_path data.text data.batch_size trainer.accelerator trainer.precision "
+            "trainer.limit_val_batches model.compile"
+        },
+    ),
+    "test": (
+        "test --ckpt_path CKPT --data.test_text FILE\n\nPrint the loss and perplexity of a checkpoint on a text.",
+        {
+            "options": "ckpt_path data.test_text data.batch_size trainer.accelerator trainer.precision "
+            "trainer.limit_test_batches model.compile"
+        },
+    ),
+    "predict": (
+        "predict --ckpt_path CKPT --prompt TEXT [options]\n\nComplete prompts with a checkpoint.",
+        {
+            "prompts": "ckpt_path prompt prompts_file interactive config",
+            "completions": "output resume jsonl",
+            "sampling": "sampling.max_new_tokens sampling.temperature sampling.top_k sampling.top_p sampling.min_p "
+            "sampling.repetition_penalty sampling.no_repeat_ngram_size sampling.min_new_tokens sampling.eos_id "
+            "sampling.stop_strings sampling.num_samples sampling.seed sampling.batch_size",
+            "device": "trainer.accelerator trainer.precision",
+        },
+    ),
+}
+MATTER["check"] = (
+    "check --config FILE [options]\n\n"
+    "Estimate the time, memory and disk of a run from three discarded steps. It takes the options of fit.",
+    MATTER["fit"][1],
+)
+# What stands for a value where the default says nothing.
+PLACEHOLDERS = {
+    "ckpt_path": "CKPT",
+    "config": "FILE",
+    "data.test_text": "FILE",
+    "data.text": "FILE",
+    "init_from": "CKPT",
+    "output": "FILE",
+    "prompt": "TEXT",
+    "prompts_file": "FILE",
+    "run_dir": "DIR",
+    "sampling.stop_strings": "TEXT",
+}
+# Options of Lightning's Trainer that are explained here; its documentation has the others.
+TRAINER = {
+    "max_epochs": "Epochs of the whole run; -1 for no limit.",
+    "max_steps": "Optimizer steps of the whole run; -1 for no limit.",
+    "max_time": "Time limit as DD:HH:MM:SS; null for none.",
+    "accumulate_grad_batches": "Batches whose gradients are summed for one optimizer step.",
+    "gradient_clip_val": "Largest norm of the gradient; null does not clip.",
+    "accelerator": "Device: auto (the fastest there is), cpu, cuda or mps.",
+    "devices": "Number of devices, or auto.",
+    "strategy": "How devices work together: auto, ddp or fsdp.",
+    "num_nodes": "Number of machines, started by torchrun or SLURM.",
+    "log_every_n_steps": "Optimizer steps between rows of metrics.",
+    "callbacks": "Callbacks of Lightning, by class_path.",
+    "logger": "Loggers of Lightning, by class_path, beside TensorBoard; false for none at all.",
+    "enable_progress_bar": "Whether to show a progress bar.",
+}
+
+OWN = ("precision", "limit_train_batches", "limit_val_batches", "limit_test_batches")  # explained where they are added
+
+
+def wants_help(arguments: list[str]) -> bool:
+    """Return whether the arguments ask for the short help; `--help=all` asks for jsonargparse's."""
+    return "--help" in arguments or "-h" in arguments
+
+
+def short_help(parser: ArgumentParser, command: str) -> str:
+    """Return the help of a command: each setting that matters with its default and one line.
+
+    Args:
+        parser: Of all its settings.
+        command: A command of `MATTER`.
+    """
+    start, groups = MATTER[command]
+    lines = [f"usage: python -m {PROGRAM} {start}"]
+    explained = explanations(parser)
+    defaults = parser.get_defaults()
+    for title, names in groups.items():
+        lines += ["", f"{title}:"]
+        for name in names.split():
+            option = f"  --{name} {_value(name, defaults.get(name))}".rstrip()
+            first_sentence = re.split(r"\. (?=[A-Zn])", explained[name])[0].removesuffix(".")
+            lines.append(f"{option:<{COLUMN}} {first_sentence}")
+    rest = (
+        "docs/sampling.md explains them." if command == "predict" else "All settings: --help=all and docs/settings.md."
+    )
+    lines += ["", rest]
+    return "\n".join(lines)
+
+
+def settings_page(parser: ArgumentParser) -> str:
+    """Return a page in Markdown with every setting of `fit` that is not left to Lightning's documentation.
+
+    Args:
+        parser: Of `fit`.
+    """
+    explained, defaults = explanations(parser), parser.get_defaults()
+    sections: dict[str, list[str]] = {"data": [], "model": [], "trainer": [], "sampling": [], "": []}
+    for name, text in explained.items():
+        section, _, short = name.rpartition(".")
+        if section in sections and (section != "trainer" or short in {*TRAINER, *OWN}):
+            sections[section].append(f"| `{name}` | {_code(defaults.get(name))} | {text.replace('|', chr(92) + '|')} |")
+    lines = []
+    for section, rows in sections.items():
+        lines += [f"## {section or 'The run'}", "", "| setting | default | |", "|---|---|---|", *rows, ""]
+    return "\n".join(lines)
+
+
+def explanations(parser: ArgumentParser) -> dict[str, str]:
+    """Return the help text of every option, by its full name."""
+    found = {}
+    for action in parser._actions:  # jsonargparse has no public list of a parser's options
+        text = TRAINER.get(action.dest.removeprefix("trainer."), action.help)
+        found[action.dest] = " ".join(str(text).split())
+    return found
+
+
+def _value(name: str, default: Any) -> str:
+    """Return what stands after an option: its default as YAML has it, or a placeholder."""
+    if name in PLACEHOLDERS and default in (None, [], ""):
+        return PLACEHOLDERS[name]
+    return "" if default is False and "." not in name else _yaml(default)
+
+
+def _code(default: Any) -> str:
+    return f"`{_yaml(default)}`"
+
+
+def _yaml(value: Any) -> str:
+    return textwrap.shorten(yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip(), 60)

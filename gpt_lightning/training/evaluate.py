@@ -1,0 +1,65 @@
+"""`validate` and `test`: the loss of a checkpoint over a split or a whole text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from gpt_lightning.checkpoints.loading import check_weights
+from gpt_lightning.console import say
+from gpt_lightning.data.datamodule import TextDataModule
+from gpt_lightning.data.sources import short_name
+from gpt_lightning.training.module import GPTModule
+from gpt_lightning.training.resume import check_same_text
+from gpt_lightning.training.summary import describe_evaluation
+
+# Command -> its split, and the name of its metrics.
+STAGES = {"validate": ("validation", "val"), "test": ("test", "test")}
+
+
+def evaluate(
+    trainer: Trainer,
+    data: TextDataModule,
+    content: dict[str, Any],
+    name: str,
+    stage: str,
+    *,
+    is_whole: bool,
+    compile: bool,  # noqa: A002  torch's word
+) -> None:
+    """Print the loss and perplexity of a checkpoint.
+
+    Args:
+        trainer: New.
+        data: Not yet set up.
+        content: The checkpoint without its tensors.
+        name: Its file, for messages.
+        stage: "validate" for the checkpoint's own validation split or all of `data.text`, "test" for `data.test_text`.
+        is_whole: Whether the text is evaluated as a whole.
+        compile: Whether to run the network through `torch.compile`.
+
+    Raises:
+        InputError: The text is not the one that the checkpoint was trained on, or the weights do not fit.
+    """
+    split, metric = STAGES[stage]
+    if stage == "validate" and is_whole:
+        data.setup_whole_text()
+    else:
+        data.setup(stage)
+    if not is_whole:
+        check_same_text(data, content, name)
+    loaded = check_weights(content, name)
+    module = GPTModule(loaded.config, compile=compile, network=loaded.build())
+    getattr(trainer, stage)(module, data, verbose=False)
+    if trainer.is_global_zero:
+        assert data.source is not None
+        if is_whole:
+            evaluated = f"all of {data.source.name}"
+        elif data.hparams["val_text"] is not None:
+            evaluated = f"all of {short_name(data.hparams['val_text'])}"
+        else:
+            evaluated = f"{split} split of {data.source.name}"
+        loss, perplexity = module.evaluated[f"{metric}_loss"], module.evaluated[f"{metric}_perplexity"]
+        tokens = module.evaluated_tokens[metric]
+        say(describe_evaluation(evaluated, loss, perplexity, tokens, data.splits[split]))
