@@ -1,4 +1,4 @@
-"""What docs/documents.md points to exists."""
+"""What docs/book.md points to exists."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from conftest import ROOT
 
 import gpt_lightning
 
-PAGE = (ROOT / "docs" / "documents.md").read_text()
+PAGE = (ROOT / "docs" / "book.md").read_text()
 SETTINGS = {"data.text", "data.stride", "data.train_ratio", "model.learning_rate", "model.weight_decay"}
 HERE = [row.split("|")[2] for row in PAGE.splitlines() if row.startswith("| ") and "---" not in row]
 

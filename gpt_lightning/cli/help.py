@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import textwrap
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import ArgumentParser
 
 from gpt_lightning.console import PROGRAM
+from gpt_lightning.errors import InputError
 
 COLUMN = 39  # where the explanations start
 # Command -> its first lines, and its groups: title -> options.
@@ -93,10 +94,51 @@ TRAINER = {
 
 OWN = ("precision", "limit_train_batches", "limit_val_batches", "limit_test_batches")  # explained where they are added
 
+SETTINGS_PAGE = f"""# Settings
 
-def wants_help(arguments: list[str]) -> bool:
-    """Return whether the arguments ask for the short help; `--help=all` asks for jsonargparse's."""
-    return "--help" in arguments or "-h" in arguments
+<!-- python -m {PROGRAM} fit --help=markdown > docs/settings.md -->
+
+Settings come from the defaults, then from the YAML files of `--config` in order, then from the command line as
+`--section.name value`; the later wins. `validate`, `test` and a resumed run start from those of the checkpoint.
+
+```bash
+python -m {PROGRAM} fit --help
+python -m {PROGRAM} fit --help=all
+```
+
+`trainer.*` are options of Lightning's `Trainer`. Those that are not listed here are explained in
+[its documentation](https://lightning.ai/docs/pytorch/stable/common/trainer.html).
+"""
+
+
+def requested_help(arguments: list[str]) -> str | None:
+    """Return which help the arguments ask for: "short", "all", "markdown", or None."""
+    for argument in arguments:
+        name, _, kind = argument.partition("=")
+        if name in ("-h", "--help"):
+            return kind or "short"
+    return None
+
+
+def print_help(parser: ArgumentParser, command: str, kind: str) -> NoReturn:
+    """Print the help of a command and exit.
+
+    Args:
+        parser: Of all its settings.
+        command: A command of `MATTER`.
+        kind: See `requested_help`.
+
+    Raises:
+        InputError: There is no such kind.
+        SystemExit: With code 0.
+    """
+    kinds = {"short": lambda: short_help(parser, command), "all": parser.format_help}
+    if command == "fit":
+        kinds["markdown"] = lambda: settings_page(parser)
+    if kind not in kinds:
+        raise InputError(f"--help={kind}: must be --help or --help=all")
+    print(kinds[kind]())
+    raise SystemExit(0)
 
 
 def short_help(parser: ArgumentParser, command: str) -> str:
@@ -124,21 +166,22 @@ def short_help(parser: ArgumentParser, command: str) -> str:
 
 
 def settings_page(parser: ArgumentParser) -> str:
-    """Return a page in Markdown with every setting of `fit` that is not left to Lightning's documentation.
+    """Return docs/settings.md: every setting of `fit` that is not left to Lightning's documentation.
 
     Args:
         parser: Of `fit`.
     """
     explained, defaults = explanations(parser), parser.get_defaults()
-    sections: dict[str, list[str]] = {"data": [], "model": [], "trainer": [], "sampling": [], "": []}
+    sections: dict[str, list[str]] = {"data": [], "model": [], "sampling": [], "trainer": [], "": []}
     for name, text in explained.items():
         section, _, short = name.rpartition(".")
-        if section in sections and (section != "trainer" or short in {*TRAINER, *OWN}):
-            sections[section].append(f"| `{name}` | {_code(defaults.get(name))} | {text.replace('|', chr(92) + '|')} |")
-    lines = []
+        is_known = section != "trainer" or short in {*TRAINER, *OWN}
+        if is_known and section in sections and name in defaults and name not in sections:
+            sections[section].append(f"| `{name}` | `{_yaml(defaults[name])}` | {text} |")
+    lines = [SETTINGS_PAGE]
     for section, rows in sections.items():
         lines += [f"## {section or 'The run'}", "", "| setting | default | |", "|---|---|---|", *rows, ""]
-    return "\n".join(lines)
+    return "\n".join(lines).rstrip()
 
 
 def explanations(parser: ArgumentParser) -> dict[str, str]:
@@ -155,10 +198,6 @@ def _value(name: str, default: Any) -> str:
     if name in PLACEHOLDERS and default in (None, [], ""):
         return PLACEHOLDERS[name]
     return "" if default is False and "." not in name else _yaml(default)
-
-
-def _code(default: Any) -> str:
-    return f"`{_yaml(default)}`"
 
 
 def _yaml(value: Any) -> str:

@@ -28,7 +28,7 @@ from gpt_lightning.cli.arguments import (
     was_passed,
 )
 from gpt_lightning.cli.config_files import ConfigFile, dump_settings
-from gpt_lightning.cli.help import explanations, short_help, wants_help
+from gpt_lightning.cli.help import explanations, print_help, requested_help
 from gpt_lightning.cli.options import add_model_options, add_run_options
 from gpt_lightning.cli.parser_errors import ParserError, RaisingParser, explain_class_error, explain_parser_error
 from gpt_lightning.cli.precedence import ARCHITECTURE, FREE_ON_RESUME, checkpoint_settings, keep, keep_text
@@ -127,10 +127,8 @@ class CLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; if there is a checkpoint, parse again with its settings as defaults."""
-        if wants_help(args):
-            print(short_help(self._parser(self.command), "check" if self.is_check else self.command))
-            raise SystemExit(0)
-        args = ["--help" if one == "--help=all" else one for one in args]
+        if kind := requested_help(args):
+            print_help(self._parser(self.command), "check" if self.is_check else self.command, kind)
         self._parse(parser, args)
         settings = self.config[self.command]
         try:

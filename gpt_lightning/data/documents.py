@@ -36,7 +36,9 @@ class Piece(NamedTuple):
 
 
 def find_documents(source: str) -> list[Path]:
-    """Return the .txt and .jsonl files of a folder, a glob or a path, sorted, without hidden ones.
+    """Return the files of a folder, a glob or a path, sorted, without hidden ones.
+
+    Of a folder these are the .txt and .jsonl files, with a warning if there are others; of a glob, all that it matches.
 
     Raises:
         InputError: There are none.
@@ -45,19 +47,26 @@ def find_documents(source: str) -> list[Path]:
     path = Path(source)
     if path.is_dir():
         found = list(_walk(path))
+        files = [file for file in found if file.suffix in SUFFIXES]
+        others = sorted({file.suffix or "no ending" for file in found if file.suffix not in SUFFIXES})
+        kinds = (
+            f"{len(found) - len(files)} of other kinds ({', '.join(others[:3])}{', ...' if len(others) > 3 else ''})"
+        )
+        if not files:
+            rest = f", only {kinds}; name them by a glob, as in '{path}/*.md'" if others else ""
+            raise InputError(f"{source}: has no {' or '.join(SUFFIXES)} file{rest}")
+        if others:
+            warn(f"{source}: reads {len(files)} file{'s' * (len(files) > 1)} and leaves out {kinds}")
     elif glob.has_magic(source) and not path.exists():
-        found = [Path(name) for name in glob.glob(source, recursive=True)]
+        files = [Path(name) for name in glob.glob(source, recursive=True)]
+        files = [file for file in files if file.is_file() or not file.exists()]  # reading a dangling link says so
+        if not files:
+            raise InputError(f"{source}: no file matches it")
     elif not path.exists():
         raise InputError(f"{source}: no such file")
-    elif path.suffix not in SUFFIXES:
-        raise InputError(f"{source}: must be a folder, a glob, or a file that ends with {' or '.join(SUFFIXES)}")
     else:
-        return [path]
-    # A link to nothing stays, so that reading it says so.
-    files = sorted(file for file in found if file.suffix in SUFFIXES and (file.is_file() or not file.exists()))
-    if not files:
-        raise InputError(f"{source}: no {' or '.join(SUFFIXES)} file {'below' if path.is_dir() else 'matches'} it")
-    return files
+        files = [path]
+    return sorted(files)
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -430,7 +430,7 @@ TEXTS = [
     Row("46", "FIT --data.text=nope.txt", 2, "nope.txt: no such file"),
     Row("46a", "FIT --data.text=", 2, "data.text is missing: give a text file, or a config that names one"),
     Row("46b", "FIT --data.text=a.txt --data.text=b.txt", 2, "--data.text is given twice; many documents are a folder"),
-    Row("46c", "FIT --data.val_text=.", 2, ": no .txt or .jsonl file below it"),
+    Row("46c", "FIT --data.val_text=.", 2, ": has no .txt or .jsonl file, only "),
     Row("46d", "FIT --data.text=pipe", 2, "pipe: data.text must be a regular file", situation=pipe),
     bad_text("48", "", "a.txt: is empty"),
     bad_text("48a", "a", "a.txt: is one character ('a') over and over; there is nothing to learn"),

@@ -164,8 +164,8 @@ def test_documents_of_each_part_can_be_given_separately(in_tmp: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("empty", "empty: no .txt or .jsonl file"),
-        ("nothing*.txt", r"nothing\*.txt: no .txt or .jsonl file"),
+        ("empty", "empty: has no .txt or .jsonl file"),
+        ("nothing*.txt", r"nothing\*.txt: no file matches it"),
         ("broken.jsonl", r"broken.jsonl:2: not JSON"),
         ("one.jsonl", "holds only 1 document, which cannot be split between documents; give data.val_text"),
     ],

@@ -51,7 +51,8 @@ def test_globs_and_single_files(in_tmp: Path) -> None:
     for name in ["b.txt", "a.txt", "deep/er/c.jsonl", "x.md", "d[1].txt"]:
         write(in_tmp / name, "x")
 
-    assert find_documents("*") == [Path("a.txt"), Path("b.txt"), Path("d[1].txt")]
+    assert find_documents("*") == [Path("a.txt"), Path("b.txt"), Path("d[1].txt"), Path("x.md")]
+    assert find_documents("*.md") == [Path("x.md")]
     assert find_documents("**/*.jsonl") == [Path("deep/er/c.jsonl")]
     assert find_documents("[ab].txt") == [Path("a.txt"), Path("b.txt")]
     assert find_documents("d[1].txt") == [Path("d[1].txt")]
@@ -60,14 +61,25 @@ def test_globs_and_single_files(in_tmp: Path) -> None:
 
 def test_sources_without_documents_are_refused(in_tmp: Path) -> None:
     write(in_tmp / "in" / "x.md", "x")
-    with pytest.raises(InputError, match="^in: no .txt or .jsonl file below it$"):
+    only = r"^in: has no .txt or .jsonl file, only 1 of other kinds \(.md\); name them by a glob, as in 'in/\*.md'$"
+    with pytest.raises(InputError, match=only):
         find_documents("in")
-    with pytest.raises(InputError, match=r"^in/\*: no .txt or .jsonl file matches it$"):
-        find_documents("in/*")
+    with pytest.raises(InputError, match=r"^in/\*.rst: no file matches it$"):
+        find_documents("in/*.rst")
     with pytest.raises(InputError, match="^a.txt: no such file$"):
         find_documents("a.txt")
-    with pytest.raises(InputError, match="x.md: must be a folder, a glob, or a file that ends with .txt or .jsonl"):
-        find_documents("in/x.md")
+
+
+def test_files_of_other_kinds_in_a_folder_are_counted_in_a_warning(
+    in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.txt", "x.md", "y.md", "z.png", ".hidden", "README"):
+        write(in_tmp / "in" / name, "x")
+
+    assert find_documents("in") == [Path("in/a.txt")]
+    assert capsys.readouterr().err == (
+        "gpt_lightning: warning: in: reads 1 file and leaves out 4 of other kinds (.md, .png, no ending)\n"
+    )
 
 
 @given(

@@ -21,7 +21,7 @@ from jsonargparse import Namespace
 from gpt_lightning.checkpoints.loading import LoadedCheckpoint, open_checkpoint
 from gpt_lightning.cli.arguments import literal_texts
 from gpt_lightning.cli.config_files import read_config
-from gpt_lightning.cli.help import TRAINER, short_help, wants_help
+from gpt_lightning.cli.help import TRAINER, print_help, requested_help
 from gpt_lightning.cli.parser_errors import ParserError, RaisingParser, explain_parser_error, unknown_setting
 from gpt_lightning.console import PROGRAM, warn
 from gpt_lightning.data.tokenizer import load_tokenizer
@@ -168,9 +168,8 @@ def parse(arguments: list[str]) -> Namespace:
     parser = make_parser()
     try:
         arguments = literal_texts(arguments)
-        if wants_help(arguments) or "--help=all" in arguments:
-            print(short_help(parser, "predict"))
-            raise SystemExit(0)
+        if kind := requested_help(arguments):
+            print_help(parser, "predict", kind)
         settings = parser.parse_args(arguments)
         from_yaml = parser.get_defaults()
         for path in settings.config:
