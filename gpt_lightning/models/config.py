@@ -1,4 +1,4 @@
-"""The settings of a network: their limits, and what can be computed from them before it is built.
+"""The settings of a network, their limits, and the sizes and costs that follow from them.
 
 Shapes: T context_length, D emb_dim, V vocab_size.
 """
@@ -16,7 +16,7 @@ BYTES_PER_WEIGHT = 4  # float32
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The architecture of a GPT (Radford et al. 2019; chapter 4 of the book).
+    """Architecture of a GPT (Radford et al. 2019; chapter 4 of the book).
 
     Args:
         vocab_size: Number of token ids.
@@ -31,7 +31,7 @@ class GPTConfig:
             standard deviation 0.02, scaled by 1 / sqrt(2 n_layers) for the projections into the residual stream.
 
     Raises:
-        InputError: A value is out of range; it is named as the setting `model.<name>`.
+        InputError: A value is out of range; the message calls it `model.<name>`.
     """
 
     vocab_size: int
@@ -56,7 +56,7 @@ class GPTConfig:
 
     @property
     def num_parameters(self) -> int:
-        """Trainable values of the network; a tied head counts once."""
+        """Number of trainable parameters; the weights of a tied head are counted once."""
         D = self.emb_dim
         attention = 4 * D**2 + D + (3 * D if self.qkv_bias else 0)
         feed_forward = 8 * D**2 + 5 * D
@@ -67,14 +67,14 @@ class GPTConfig:
 
     @property
     def weight_bytes(self) -> int:
-        """Memory of the weights in float32."""
+        """Bytes of the weights in float32."""
         return BYTES_PER_WEIGHT * self.num_parameters
 
     @property
     def flops_per_token(self) -> int:
-        """Floating-point operations of training on one token.
+        """Floating-point operations per token of a training step, forward and backward.
 
-        6 for each weight of a matrix product, 12 n_layers T D for attention (Chowdhery et al. 2022, appendix B).
+        6 per weight used in a matrix product, plus 12 n_layers T D for attention (Chowdhery et al. 2022, appendix B).
         """
         looked_up = (self.vocab_size * (not self.tie_weights) + self.context_length) * self.emb_dim
         attention = 12 * self.n_layers * self.context_length * self.emb_dim
@@ -86,6 +86,6 @@ class GPTConfig:
         if self.weight_bytes > memory:
             raise MachineError(
                 f"out of memory: the {self.num_parameters:,} weights of model.emb_dim ({self.emb_dim}) and "
-                f"model.n_layers ({self.n_layers}) take {self.weight_bytes / 1e9:,.1f} GB, "
+                f"model.n_layers ({self.n_layers}) take {self.weight_bytes / 1e9:,.1f} GB, but "
                 f"this machine has {memory / 1e9:.1f} GB"
             )

@@ -1,10 +1,10 @@
-"""The GPT and nothing else: plain PyTorch, token ids in, logits out.
+"""The GPT network in plain PyTorch: token ids in, logits out.
 
 Shapes: B batch, T tokens, D emb_dim, H heads, K head size (D / H), V vocabulary.
 
-The parameters are created in the order in which the book creates them, and a fused query-key-value
-projection draws the same random numbers as three single ones in a row: after `torch.manual_seed(123)`
-this is the untrained model that *Build a Large Language Model From Scratch* prints from.
+Parameters are created in the book's order, and the fused query-key-value projection draws the same
+random numbers as three separate projections. After `torch.manual_seed(123)`, the initial weights are
+therefore those of the untrained model in *Build a Large Language Model From Scratch*.
 """
 
 from __future__ import annotations
@@ -34,34 +34,48 @@ class _WithoutNormal(TorchFunctionMode):
 
 @contextlib.contextmanager
 def on_meta_device() -> Iterator[None]:
-    """Create tensors without memory and without values."""
+    """Create tensors and modules on the meta device, which allocates no memory."""
     with torch.device("meta"), _WithoutNormal():
         yield
 
 
 def parameter_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every weight by name, in the optimizer's order; a tied head comes last."""
+    """Return the shape of every parameter by name, in the optimizer's order; a tied head is listed last."""
     with on_meta_device():
         model = GPT(config)
     return {name: tuple(one.shape) for name, one in model.named_parameters(remove_duplicate=False)}
 
 
 class Cache(Protocol):
-    """Keys and values of the tokens that were already read; see `inference.kv_cache.KVCache`."""
+    """Interface of a key-value cache, implemented by `inference.kv_cache.KVCache`.
+
+    Attributes:
+        lengths: Number of cached tokens of each row.
+    """
 
     lengths: list[int]
 
     def begin_step(self, token_ids: Tensor) -> Tensor:
-        """Makes room for (B, T) new tokens and returns their positions, (1, T) or (B, 1)."""
+        """Reserve space for new tokens (B, T) and return their positions, (1, T) or (B, 1)."""
         ...
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Takes (B, H, T, K) of the new tokens, returns those of all and a mask of what each row may look at."""
+        """Append the keys and values of one layer.
+
+        Args:
+            layer: Index of the transformer block.
+            keys: (B, H, T, K), of the new tokens.
+            values: (B, H, T, K), of the new tokens.
+
+        Returns:
+            Keys and values of all cached tokens, each (B, H, S, K), and an attention mask that hides the padding of
+            shorter rows, or None if all rows have the same length.
+        """
         ...
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head attention in which a token sees itself and what came before it."""
+    """Multi-head attention in which each token attends to itself and to earlier tokens."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -77,8 +91,8 @@ class CausalSelfAttention(nn.Module):
         mask = None
         if cache is not None:
             keys, values, mask = cache.append(layer, keys, values)
-        # With a cache either every token is new (causal) or one new token may see all of its row (no mask, where
-        # the rows are of one length).
+        # With a cache, either all tokens are new (causal attention), or one new token per row attends to the whole
+        # row (which needs a mask only if the rows differ in length).
         assert keys.shape[2] == T or T == 1
         drop_rate = self.drop_rate if self.training else 0.0
         if drop_rate > 0 and uses_bit_masks(x):
@@ -91,7 +105,7 @@ class CausalSelfAttention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention and a feed-forward network, each after a norm and inside a shortcut."""
+    """Attention and a feed-forward network, each with a layer norm before it and a residual connection around it."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -113,9 +127,9 @@ class GPT(nn.Module):
     """GPT-2's architecture (Radford et al. 2019), as built in chapter 4 of the book.
 
     Args:
-        config: Its architecture.
-        activation_checkpointing: Whether training keeps only the input of each block and computes the rest again for
-            the backward pass.
+        config: The architecture.
+        activation_checkpointing: Whether training stores only the input of each block and recomputes the other
+            activations in the backward pass.
     """
 
     def __init__(self, config: GPTConfig, *, activation_checkpointing: bool = False) -> None:
@@ -136,7 +150,7 @@ class GPT(nn.Module):
             self.out_head.weight = self.tok_emb.weight
 
     def _init_gpt2(self) -> None:
-        """Radford et al. 2019, section 2.3, and the released code: N(0, 0.02), zero biases."""
+        """Initialize like GPT-2: N(0, 0.02), zero biases (Radford et al. 2019, section 2.3, and the released code)."""
         shortcut_std = 0.02 / math.sqrt(2 * len(self.trf_blocks))
         for name, parameter in self.named_parameters():
             if name.endswith(("att.out_proj.weight", "ff.2.weight")):
@@ -147,17 +161,17 @@ class GPT(nn.Module):
                 nn.init.zeros_(parameter)
 
     def hidden_states(self, token_ids: Tensor, cache: Cache | None = None) -> Tensor:
-        """What the head reads: the normed output of the last block.
+        """Compute the input of the output head: the last block's output after the final layer norm.
 
         Args:
-            token_ids: (B, T) int64; with a cache, the tokens after those that it already holds.
-            cache: Keys and values of earlier tokens; it takes in the new ones.
+            token_ids: (B, T) int64; with a cache, only the tokens that are not cached yet.
+            cache: Keys and values of earlier tokens; those of the new tokens are appended.
 
         Returns:
             (B, T, D).
 
         Raises:
-            InputError: More tokens than context_length.
+            InputError: There are more tokens, cached ones included, than context_length.
         """
         T = token_ids.shape[1]
         longest = T if cache is None else T + max(cache.lengths, default=0)
@@ -173,5 +187,5 @@ class GPT(nn.Module):
         return self.final_norm(x)
 
     def forward(self, token_ids: Tensor, cache: Cache | None = None) -> Tensor:
-        """Logits of the next token after each token: (B, T) int64 -> (B, T, V). See `hidden_states`."""
+        """Compute the logits of the token that follows each token: (B, T) int64 -> (B, T, V). See `hidden_states`."""
         return self.out_head(self.hidden_states(token_ids, cache))

@@ -1,4 +1,4 @@
-"""Building blocks of the network: dropout from random bits, wide linear layers, attention with dropout on CPUs."""
+"""Building blocks of the network that are faster on CPUs: dropout, wide linear layers, attention with dropout."""
 
 from __future__ import annotations
 
@@ -8,39 +8,43 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-QUERIES = 128  # queries that `causal_attention` takes at a time
+QUERIES = 128  # queries per block of `causal_attention`
 
 
 def uses_bit_masks(x: Tensor) -> bool:
-    """Whether dropout draws its masks with `dropout_mask`: on a CPU, outside of `torch.compile`."""
+    """Return whether dropout uses `dropout_mask`: on CPUs, outside of `torch.compile`."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def dropout_mask(shape: torch.Size, rate: float) -> tuple[Tensor, float]:
-    """A random mask, False with probability `rate`, and what to multiply the kept values with.
+    """Draw a dropout mask from random bits.
 
-    PyTorch's dropout draws a double for each value, one after the other: on a CPU a tenth of the time of a
-    training step. Here each value gets 16 of a word's 64 random bits; the rate is met to 1 / 65,536.
+    PyTorch's dropout draws one double per value sequentially, which on a CPU takes a tenth of a training step. Here
+    each value uses 16 bits of a random 64-bit word, so that the rate is rounded to a multiple of 1 / 65,536.
+
+    Args:
+        shape: Shape of the mask.
+        rate: Probability of False, which drops a value.
 
     Returns:
-        Booleans of that shape, and 1 / (1 - rate) for the rate as it was met.
+        The mask, bool, and the scale of the kept values: 1 / (1 - rate) with the rounded rate.
     """
     count = shape.numel()
     words = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    dropped = min(round(rate * 65536), 65535)  # of the 65,536 values of 16 bits
+    dropped = min(round(rate * 65536), 65535)  # number of 16-bit values, out of 65,536, that mean "drop"
     return words.view(torch.int16)[:count].view(shape) >= dropped - 32768, 65536 / (65536 - dropped)
 
 
 class ColumnMajorLinear(nn.Linear):
-    """A linear layer with more outputs than inputs, which computes (weight x^T)^T: its output lies feature by feature.
+    """A linear layer, for more outputs than inputs, whose output is stored in column-major order.
 
-    The values are those of `nn.Linear`, up to rounding. CPUs multiply faster so where a product is wide, forward and
-    backward, and much faster where a row of it would have an odd length, as the logits over GPT-2's 50,257 tokens have.
+    It computes (weight x^T)^T, which equals `nn.Linear` up to rounding. On CPUs, wide products are faster this way,
+    forward and backward, and much faster if the number of outputs is odd, as GPT-2's 50,257 logits are.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         if self.bias is not None and x.device.type != "cpu":
-            return super().forward(x)  # other devices add a bias within the product
+            return super().forward(x)  # other devices fuse the addition of the bias into the product
         inputs = x.reshape(-1, self.in_features).T  # (in, N)
         bias = self.bias
         outputs = self.weight @ inputs if bias is None else torch.addmm(bias[:, None], self.weight, inputs)  # (out, N)
@@ -48,10 +52,10 @@ class ColumnMajorLinear(nn.Linear):
 
 
 class Dropout(nn.Module):
-    """In training sets each value to 0 with probability `rate` and divides the others by 1 - rate.
+    """Dropout (Srivastava et al. 2014): in training, zero each value with probability `rate`, scale the rest.
 
-    (Srivastava et al. 2014.) No unit can rely on another one being there; on average each sends what it
-    would send without dropout.
+    Kept values are divided by 1 - rate, so that the expected value stays the same. Units cannot rely on the presence
+    of particular other units. The mask differs from that of `nn.Dropout` on CPUs, see `dropout_mask`.
     """
 
     def __init__(self, rate: float) -> None:
@@ -68,11 +72,20 @@ class Dropout(nn.Module):
 
 
 def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, drop_rate: float) -> Tensor:
-    """Causal attention with dropout on its weights, each step in the open: (B, H, T, K), three times -> the same.
+    """Compute causal attention with dropout on the attention weights, without a fused kernel.
 
-    softmax(queries keys^T / sqrt(K)), where what comes later has no weight, times the values; for some queries at a
-    time, so that little is computed that the mask then hides. Where it can, the model uses PyTorch's fused attention
-    instead, which on CPUs is of no help with dropout.
+    softmax(queries keys^T / sqrt(K)), with a weight of 0 for later tokens, times the values. Queries are processed in
+    blocks, so that few of the scores are computed only to be masked. The model uses it for dropout on CPUs, where
+    PyTorch has no fused attention with dropout.
+
+    Args:
+        queries: (B, H, T, K).
+        keys: (B, H, T, K).
+        values: (B, H, T, K).
+        drop_rate: Dropout probability of the attention weights.
+
+    Returns:
+        (B, H, T, K).
     """
     B, H, T, K = queries.shape
     queries, keys, values = (x.reshape(B * H, T, K) for x in (queries * K**-0.5, keys, values))

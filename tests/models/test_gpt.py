@@ -23,7 +23,7 @@ def tiny(**settings: Any) -> GPT:
 
 
 def plain_forward(model: GPT, token_ids: Tensor) -> Tensor:
-    """The same network written with matrix products and masks only: an independent formula."""
+    """An independent implementation of the network, with matrix products and masks only."""
     w = model.state_dict()
     T = token_ids.shape[1]
 
@@ -60,7 +60,7 @@ def test_logits_equal_an_independent_formula(tie_weights: bool) -> None:
     torch.testing.assert_close(model(token_ids), plain_forward(model, token_ids), rtol=1e-5, atol=1e-6)
 
 
-def test_fused_projection_draws_what_three_projections_draw() -> None:
+def test_fused_projection_has_the_initial_weights_of_three_projections() -> None:
     torch.manual_seed(5)
     fused = nn.Linear(6, 18, bias=False)
     torch.manual_seed(5)
@@ -69,7 +69,7 @@ def test_fused_projection_draws_what_three_projections_draw() -> None:
     assert torch.equal(fused.weight, torch.cat([one.weight for one in three]))
 
 
-def test_weights_are_drawn_in_the_books_order() -> None:
+def test_initial_weights_are_drawn_in_the_books_order() -> None:
     model = tiny()
     torch.manual_seed(1)
     book = [nn.Embedding(11, 12), nn.Embedding(8, 12)]
@@ -87,7 +87,7 @@ def test_weights_are_drawn_in_the_books_order() -> None:
     )
 
 
-def test_a_token_sees_nothing_of_what_follows() -> None:
+def test_a_token_does_not_attend_to_later_tokens() -> None:
     model = tiny().eval()
     token_ids = torch.randint(11, (1, 8))
     changed = token_ids.clone()
@@ -97,7 +97,7 @@ def test_a_token_sees_nothing_of_what_follows() -> None:
     assert not torch.equal(model(token_ids)[:, 5:], model(changed)[:, 5:])
 
 
-def test_dropout_acts_in_training_only() -> None:
+def test_dropout_is_active_in_training_only() -> None:
     model = tiny(drop_rate=0.5)
     token_ids = torch.randint(11, (1, 8))
 
@@ -118,16 +118,16 @@ def test_dropout_zeroes_a_share_and_scales_the_rest(rate: float) -> None:
         1 - share, abs=4 * (share * (1 - share) / x.numel()) ** 0.5 + 2e-5
     )
     assert y[kept].unique().tolist() == pytest.approx([2 / (1 - share)] if kept.any() else [], rel=1e-4)
-    assert torch.equal(x.grad * 2, y)  # the same values pass back
+    assert torch.equal(x.grad * 2, y)  # the backward pass uses the same mask and scale
     assert torch.equal(Dropout(rate).eval()(x), x)
 
 
-def test_activations_computed_again_change_nothing() -> None:
+def test_activation_checkpointing_keeps_the_gradients() -> None:
     token_ids = torch.randint(11, (2, 8))
     gradients = []
-    for again in (False, True):
+    for recompute in (False, True):
         model = tiny(drop_rate=0.3)
-        model.activation_checkpointing = again
+        model.activation_checkpointing = recompute
         torch.manual_seed(2)
         model(token_ids).square().mean().backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
@@ -137,7 +137,7 @@ def test_activations_computed_again_change_nothing() -> None:
 
 @pytest.mark.slow
 def test_the_network_compiles_in_one_graph() -> None:
-    """Traced as for an accelerator; no part falls back to Python."""
+    """fullgraph=True: no part of the network falls back to Python."""
     model = tiny(drop_rate=0.3)
     token_ids = torch.randint(11, (2, 8))
 
@@ -147,7 +147,7 @@ def test_the_network_compiles_in_one_graph() -> None:
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_the_network_runs_on_devices_that_only_count() -> None:
+def test_the_network_runs_on_the_meta_device() -> None:
     model = tiny(drop_rate=0.3).to("meta")
     with torch.autocast("cuda", torch.bfloat16, enabled=False):
         logits = model(torch.zeros(2, 8, dtype=torch.long, device="meta"))
@@ -156,7 +156,7 @@ def test_the_network_runs_on_devices_that_only_count() -> None:
     assert logits.shape == (2, 8, 11)
 
 
-def test_dropout_draws_anew_and_from_the_seed() -> None:
+def test_dropout_masks_differ_between_calls_and_repeat_with_the_seed() -> None:
     x = torch.ones(999)
     torch.manual_seed(1)
     one, other = Dropout(0.5)(x), Dropout(0.5)(x)
@@ -164,12 +164,12 @@ def test_dropout_draws_anew_and_from_the_seed() -> None:
 
     assert torch.equal(Dropout(0.5)(x), one)
     assert 0.4 < (one == other).float().mean() < 0.6
-    neighbours = torch.corrcoef(torch.stack([one[:-1], one[1:]]))  # of one random word
+    neighbours = torch.corrcoef(torch.stack([one[:-1], one[1:]]))  # their bits come from the same random word
     assert neighbours[0, 1].abs() < 4 / 999**0.5
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 2 * QUERIES, 2 * QUERIES + 1])
-def test_attention_in_the_open_is_pytorchs_fused_attention(tokens: int) -> None:
+def test_causal_attention_equals_pytorchs_fused_attention(tokens: int) -> None:
     shape = (2, 3, tokens, 4)
     one = [torch.randn(shape, requires_grad=True) for _ in range(3)]
     other = [x.detach().clone().requires_grad_() for x in one]
@@ -195,7 +195,7 @@ def test_dropout_of_attention_weights_keeps_the_mean() -> None:
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(6,), (5, 6), (2, 5, 6)])
-def test_a_wide_linear_layer_is_pytorchs_with_another_order_in_memory(shape: tuple[int, ...], bias: bool) -> None:
+def test_column_major_linear_equals_pytorchs_linear(shape: tuple[int, ...], bias: bool) -> None:
     wide, plain = ColumnMajorLinear(6, 11, bias=bias), nn.Linear(6, 11, bias=bias)
     plain.load_state_dict(wide.state_dict())
     one = torch.randn(shape, requires_grad=True)
@@ -213,7 +213,7 @@ def test_a_wide_linear_layer_is_pytorchs_with_another_order_in_memory(shape: tup
         torch.testing.assert_close(x.grad, y.grad)
 
 
-def test_logits_and_the_inside_of_the_feed_forward_part_lie_feature_by_feature() -> None:
+def test_logits_and_hidden_features_of_the_feed_forward_network_are_column_major() -> None:
     model = tiny()
     outputs: list[Tensor] = []
     model.trf_blocks[0].ff[0].register_forward_hook(lambda *given: outputs.append(given[-1]))
@@ -224,7 +224,7 @@ def test_logits_and_the_inside_of_the_feed_forward_part_lie_feature_by_feature()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_dropout_keeps_the_type_and_gives_the_gradient_the_same_mask(dtype: torch.dtype) -> None:
+def test_dropout_keeps_the_dtype_and_masks_the_gradient_equally(dtype: torch.dtype) -> None:
     x = torch.ones(1000, dtype=dtype, requires_grad=True)
 
     dropped = Dropout(0.25)(x)

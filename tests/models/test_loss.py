@@ -1,4 +1,4 @@
-"""The loss against PyTorch's, in value, gradient and memory."""
+"""The loss equals PyTorch's in value and gradient, and reuses the memory of the logits."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from gpt_lightning.models.loss import cross_entropy
 
 
 def theirs(logits: Tensor, targets: Tensor) -> Tensor:
-    """PyTorch's, in float64."""
+    """PyTorch's cross-entropy in float64."""
     return F.cross_entropy(logits.flatten(0, 1).double(), targets.flatten(), reduction="none").view(targets.shape)
 
 
 @given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 9), st.integers(1, 40), st.sampled_from([0.1, 1, 50, 1e4]))
-def test_losses_and_gradients_are_pytorchs(rows: int, tokens: int, vocab: int, block: int, size: float) -> None:
+def test_losses_and_gradients_equal_pytorchs(rows: int, tokens: int, vocab: int, block: int, size: float) -> None:
     logits = (torch.randn(rows, tokens, vocab) * size).requires_grad_()
-    by_vocabulary = logits.flatten(0, 1).T.contiguous().T.unflatten(0, (rows, tokens))  # as the model's lie in memory
+    by_vocabulary = logits.flatten(0, 1).T.contiguous().T.unflatten(0, (rows, tokens))  # column-major
     targets = torch.randint(vocab, (rows, tokens))
     scales = torch.randn(rows, tokens)
     expected = theirs(logits, targets)
@@ -57,17 +57,17 @@ def test_losses_of_bf16_logits_are_float32_and_only_gradients_are_rounded(
     torch.testing.assert_close(ours, gradient, rtol=2**-7, atol=0)
 
 
-def test_the_gradient_takes_the_logits_place() -> None:
+def test_the_gradient_is_stored_in_the_logits_memory() -> None:
     logits = torch.randn(1, 4, 7, requires_grad=True) * 1
-    places = [logits.data_ptr()]
-    logits.register_hook(lambda gradient: places.append(gradient.data_ptr()))
+    addresses = [logits.data_ptr()]
+    logits.register_hook(lambda gradient: addresses.append(gradient.data_ptr()))
 
     cross_entropy(logits, torch.zeros(1, 4, dtype=torch.long)).sum().backward()
 
-    assert places[0] == places[1]
+    assert addresses[0] == addresses[1]
 
 
-def test_a_second_backward_fails_instead_of_lying() -> None:
+def test_a_second_backward_pass_fails() -> None:
     loss = cross_entropy(torch.randn(1, 4, 7, requires_grad=True) * 1, torch.zeros(1, 4, dtype=torch.long)).sum()
     loss.backward(retain_graph=True)
 
@@ -75,7 +75,7 @@ def test_a_second_backward_fails_instead_of_lying() -> None:
         loss.backward()
 
 
-def test_logits_that_want_no_gradient_stay() -> None:
+def test_logits_without_gradients_are_not_overwritten() -> None:
     logits = torch.randn(1, 4, 7)
     before = logits.clone()
 
