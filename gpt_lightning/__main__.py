@@ -1,4 +1,4 @@
-"""`python -m gpt_lightning`."""
+"""Entry point of `python -m gpt_lightning`."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from gpt_lightning.cli.main import main
 if __name__ == "__main__":
     try:
         main()
-    finally:  # another Ctrl-C while the interpreter ends: no traceback
+    finally:  # a Ctrl-C during interpreter shutdown then prints no traceback
         signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""For notebooks: load a checkpoint, complete a text, the loss of a text, train from a config.
+"""Python interface for notebooks: train from a config, load a checkpoint, complete a text, compute its loss.
 
     from gpt_lightning.api import load, train
 
@@ -7,7 +7,7 @@
     gpt.complete("Every effort moves you", max_new_tokens=20, temperature=1.0, top_k=10)
     gpt.loss("Every effort moves you")
 
-Errors are exceptions here: `errors.InputError` for what was given, `errors.MachineError` for the machine.
+Errors are raised as `errors.InputError`, `errors.MachineError` or `errors.DivergedError`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,18 @@ __all__ = ["TrainedGPT", "load", "train"]
 
 
 def train(config: str | os.PathLike[str], *arguments: str) -> Path:
-    """Trains from a YAML file, as `fit` does.
+    """Train from a YAML file, as the command `fit` does.
 
     Args:
-        config: The file.
-        arguments: As typed after it: "--trainer.max_epochs=2", "--run_dir=DIR", "--resume".
+        config: Path of the YAML file.
+        arguments: Further command-line arguments: "--trainer.max_epochs=2", "--run_dir=DIR", "--resume".
 
     Returns:
         The run folder.
+
+    Raises:
+        InputError: A setting, text or checkpoint is invalid.
+        MachineError: The system refused an operation: permission, disk, network or memory.
+        DivergedError: The loss, a gradient or a weight became infinite or NaN.
     """
     return run_command("fit", ["--config", os.fspath(config), *arguments]).run_folder

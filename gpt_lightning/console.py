@@ -1,4 +1,4 @@
-"""What the program prints: lines, warnings, tables and sizes."""
+"""Console output: lines, warnings, tables and sizes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ PROGRAM = "gpt_lightning"
 
 
 def warn(message: str) -> None:
-    """Writes one warning line to stderr."""
+    """Print a one-line warning to stderr."""
     print(f"{PROGRAM}: warning: {message}", file=sys.stderr, flush=True)
 
 
 def format_bytes(size: int) -> str:
-    """A size in GB, MB or kB."""
+    """Format a number of bytes in GB, MB or kB."""
     for unit, name in ((1e9, "GB"), (1e6, "MB")):
         if size >= unit:
             return f"{size / unit:.1f} {name}"
@@ -24,18 +24,18 @@ def format_bytes(size: int) -> str:
 
 
 def say(line: str) -> None:
-    """Prints a line to stdout, above the progress bar if there is one."""
+    """Print a line to stdout, above the progress bar if one is shown."""
     tqdm.write(line, file=sys.stdout)
     sys.stdout.flush()
 
 
 def table(align: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns in line.
+    """Format rows as a table with aligned columns.
 
     Args:
-        align: < (left) or > (right) for each column.
-        header: A name for each column.
-        rows: A cell for each column.
+        align: One character per column: < (left) or > (right).
+        header: The column names.
+        rows: Rows of cells, one cell per column.
     """
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines = []

@@ -1,12 +1,12 @@
-"""What can go wrong, whose fault it is, and the exit code that says so.
+"""Exceptions and exit codes.
 
-    InputError      2   the user: a setting, a text, a prompt, a checkpoint
-    MachineError    1   the machine: permission, disk, network, memory
-    DivergedError   3   the training: a gradient, loss or weight that is no longer a number
-    anything else  70   this program: a bug; its traceback is written to a file
+    InputError      2   invalid input: a setting, text, prompt or checkpoint
+    MachineError    1   the system refused an operation: permission, disk, network, memory
+    DivergedError   3   training diverged: a gradient, loss or weight is infinite or NaN
+    anything else  70   a bug in this program; its traceback is written to a file
 
-`report_errors` turns each of them into one line on stderr. A line always names the setting or
-the file, its value and the limit. `assert` is for what only a bug can break.
+`report_errors` turns each of them into one line on stderr. The line names the setting or file, its
+value and the limit. `assert` is reserved for conditions that only a bug can violate.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ EXIT_TERMINATED = 143
 
 
 class InputError(ValueError):
-    """Something that the user gave cannot be used."""
+    """An invalid setting, text, prompt or checkpoint."""
 
     exit_code = EXIT_INPUT
 
 
 class MachineError(RuntimeError):
-    """Something that the machine should do, it refused."""
+    """The system refused an operation: permission, disk, network or memory."""
 
     exit_code = EXIT_MACHINE
 
 
 class DivergedError(RuntimeError):
-    """The training left the numbers: a gradient, a loss or a weight is infinite or not a number."""
+    """Training diverged: a gradient, loss or weight is infinite or NaN."""
 
     exit_code = EXIT_DIVERGED
 
 
 class Stopped(Exception):
-    """A signal ended the run after its last step was saved; all has been said.
+    """A signal stopped the run and its last step was saved; all messages have been printed.
 
     Args:
-        signal_number: The signal.
+        signal_number: The number of the signal.
     """
 
     def __init__(self, signal_number: int) -> None:
@@ -63,11 +63,11 @@ class Stopped(Exception):
 
 
 class Terminated(BaseException):
-    """SIGTERM where there is no step to finish: like `KeyboardInterrupt`, no `except Exception` is meant for it."""
+    """SIGTERM outside of training; like `KeyboardInterrupt`, it is not caught by `except Exception`."""
 
 
 def describe_os_error(error: OSError) -> tuple[str, int]:
-    """One line and the exit code for an operating-system error, named by its file."""
+    """Return a one-line message that names the file, and the exit code, for an operating-system error."""
     name = os.fspath(error.filename) if isinstance(error.filename, (str, os.PathLike)) else None
     what = (error.strerror or str(error)).lower()
     if isinstance(error, FileNotFoundError) and name:
@@ -78,54 +78,54 @@ def describe_os_error(error: OSError) -> tuple[str, int]:
 
 
 def memory_bytes() -> int:
-    """Of this machine, whatever uses it."""
+    """Return this machine's total memory in bytes, used or not."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def why_out_of_memory(error: BaseException) -> str | None:
-    """What was asked for and what is there; None where the error is another one."""
+    """Describe the allocation that failed and the memory size; None if the error is not an out-of-memory error."""
     message = str(error)
-    # torch has a class for a GPU's memory only; on a CPU its allocator's name is all there is.
+    # torch raises OutOfMemoryError only for GPUs; CPU failures are recognized by the allocator's name.
     by_torch = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in message
     if not isinstance(error, MemoryError) and not by_torch:
         return None
     there = f"this machine has {format_bytes(memory_bytes())}"
     if asked := re.search(r"tried to allocate (\d+) bytes", message):
-        return f"{format_bytes(int(asked[1]))} were asked for at once, {there}"
-    return message or there  # a GPU's names its own numbers
+        return f"tried to allocate {format_bytes(int(asked[1]))}, {there}"
+    return message or there  # CUDA's message already contains the sizes
 
 
 def describe_expected(error: BaseException) -> tuple[str, int] | None:
-    """The line and exit code of an expected error; None for a bug."""
+    """Return the message and exit code of an expected error, or None for a bug."""
     if isinstance(error, (InputError, MachineError, DivergedError)):
         return str(error), error.exit_code
     if isinstance(error, OSError):
         return describe_os_error(error)
     if (reason := why_out_of_memory(error)) is not None:
-        return f"out of memory ({reason}); take a smaller batch_size or model", EXIT_MACHINE
-    if isinstance(error, ModuleNotFoundError):  # of what Lightning needs for some of its classes, or of ours
-        return f"{error}; install what is missing with pip", EXIT_INPUT
-    if type(error).__name__ == "MisconfigurationException":  # by name: Lightning is not imported here
+        return f"out of memory ({reason}); use a smaller batch_size or model", EXIT_MACHINE
+    if isinstance(error, ModuleNotFoundError):  # an optional dependency, of a Lightning class or of this package
+        return f"{error}; install the missing package with pip", EXIT_INPUT
+    if type(error).__name__ == "MisconfigurationException":  # by name, so that Lightning need not be imported
         return str(error), EXIT_INPUT
     return None
 
 
 def fail(message: str, exit_code: int) -> SystemExit:
-    """Prints one error line to stderr and returns the exit to raise."""
+    """Print a one-line error to stderr and return the `SystemExit` to raise."""
     print(f"{PROGRAM}: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return SystemExit(exit_code)
 
 
 @contextlib.contextmanager
 def raising_on_sigterm() -> Iterator[None]:
-    """Has SIGTERM raise `Terminated`, so that what was begun is cleared away; `callbacks/signals.py` takes it over."""
+    """Make SIGTERM raise `Terminated`, so that `finally` blocks run; `callbacks/signals.py` handles it in training."""
     before = signal.getsignal(signal.SIGTERM)
     if threading.current_thread() is not threading.main_thread() or before == signal.SIG_IGN:
         yield
         return
 
     def terminate(*_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough, and clearing away is under way
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second SIGTERM must not interrupt the cleanup
         raise Terminated
 
     signal.signal(signal.SIGTERM, terminate)
@@ -137,17 +137,17 @@ def raising_on_sigterm() -> Iterator[None]:
 
 @contextlib.contextmanager
 def report_errors(debug: bool = False) -> Iterator[None]:
-    """Ends the program with one line and the right exit code, whatever goes wrong inside.
+    """Exit with a one-line message and the matching exit code if the body raises.
 
     Args:
-        debug: Let every error through with its traceback.
+        debug: Re-raise errors, except interrupts and closed pipes, so that Python prints the traceback.
     """
     try:
         yield
-        sys.stdout.flush()  # here, where a closed pipe is still an error with a name
+        sys.stdout.flush()  # raises BrokenPipeError here rather than at interpreter exit
     except BrokenPipeError:
-        # stdout was closed by its reader (`| head`): nobody is left to tell, and the interpreter must
-        # not try to flush at exit.
+        # The reader of stdout is gone (`| head`). Without /dev/null in its place, the interpreter's own
+        # flush at exit would fail and print an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(EXIT_BROKEN_PIPE) from None
     except Stopped as stopped:

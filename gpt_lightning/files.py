@@ -1,4 +1,4 @@
-"""Files on disk: atomic writes, JSON lines, and operating-system errors that name their file."""
+"""Helpers for files: atomic writes, JSON lines, and operating-system errors that name their file."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def with_filename(path: str | Path) -> Iterator[None]:
 
 
 def find_os_error(error: BaseException | None) -> OSError | None:
-    """What the operating system said behind an error, or None.
+    """Return the first OSError in an exception's chain of causes and contexts, or None.
 
-    `torch.save` reports a full disk as a RuntimeError and keeps the reason in `__context__`.
+    `torch.save` reports a full disk as a RuntimeError and keeps the OSError in `__context__`.
     """
     while error is not None:
         if isinstance(error, OSError) and error.errno is not None:
@@ -36,14 +36,14 @@ def find_os_error(error: BaseException | None) -> OSError | None:
 
 
 def decode_utf8(data: bytes, name: str | Path) -> str:
-    """Decode the text of a file, or of one of its lines.
+    """Decode the contents of a file, or one line of it, as UTF-8.
 
     Args:
-        data: All of it.
-        name: What the message calls it.
+        data: The bytes to decode.
+        name: Name of the file or line in the error message.
 
     Raises:
-        InputError: It is not UTF-8.
+        InputError: The bytes are not UTF-8.
     """
     try:
         return data.decode("utf-8")
@@ -52,19 +52,28 @@ def decode_utf8(data: bytes, name: str | Path) -> str:
 
 
 def not_utf8(error: UnicodeDecodeError, name: str | Path, offset: int = 0) -> InputError:
-    """Return the error for bytes that are not UTF-8; `offset` is where in the file the decoded bytes begin."""
+    """Return the error for bytes that are not UTF-8.
+
+    Args:
+        error: The decoder's error.
+        name: Name of the file or line in the message.
+        offset: Position in the file of the first byte passed to the decoder.
+    """
     byte = error.object[error.start]
     return InputError(f"{name}: not UTF-8 text (byte 0x{byte:02x} at offset {offset + error.start})")
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Adds one line of JSON to a file."""
+    """Append a row to a JSON-lines file."""
     with with_filename(path), open(path, "a") as file:
         file.write(json.dumps(row) + "\n")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSON-lines file that are rows with a step, oldest first; a kill may cut one short."""
+    """Return the rows of a JSON-lines file that have an integer "step", in file order.
+
+    Invalid lines, such as one that a killed process left incomplete, are skipped. A missing file has no rows.
+    """
     rows = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError, RecursionError):
@@ -75,7 +84,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def replace_bytes(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
+    """Write a file atomically."""
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     with with_filename(path):
         temporary.write_bytes(content)
@@ -83,6 +92,6 @@ def replace_bytes(path: Path, content: bytes) -> None:
 
 
 def check_absent(output: Path) -> None:
-    """Raises `InputError` where an output exists: nothing is overwritten."""
+    """Raise `InputError` if an output path already exists; commands never overwrite files."""
     if output.exists() or output.is_symlink():
-        raise InputError(f"--output {output}: exists; name another, or remove it")
+        raise InputError(f"--output {output}: already exists; choose another or remove it")

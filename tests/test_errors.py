@@ -33,12 +33,12 @@ class MisconfigurationException(Exception):  # Lightning's is known by this name
         (PermissionError(errno.EACCES, "Permission denied", "a.txt"), 1, "a.txt: permission denied"),
         (OSError(errno.ENOSPC, "No space left on device"), 1, "no space left on device"),
         (MisconfigurationException("no such strategy"), 2, "no such strategy"),
-        (ModuleNotFoundError("needs psutil"), 2, "needs psutil; install what is missing with pip"),
+        (ModuleNotFoundError("needs psutil"), 2, "needs psutil; install the missing package with pip"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (
             MemoryError("4 GB"),
             1,
-            "out of memory (4 GB); take a smaller batch_size or model",
+            "out of memory (4 GB); use a smaller batch_size or model",
         ),
     ],
 )
@@ -60,8 +60,8 @@ def test_a_cpu_without_memory_is_the_machines_fault(capsys: pytest.CaptureFixtur
     kilobytes = int(Path("/proc/meminfo").read_text().split()[1])  # of memory in all, as Linux says it
     assert ended.value.code == 1
     assert capsys.readouterr().err == (
-        "gpt_lightning: error: out of memory (1000000000.0 GB were asked for at once, "
-        f"this machine has {kilobytes * 1024 / 1e9:.1f} GB); take a smaller batch_size or model\n"
+        "gpt_lightning: error: out of memory (tried to allocate 1000000000.0 GB, "
+        f"this machine has {kilobytes * 1024 / 1e9:.1f} GB); use a smaller batch_size or model\n"
     )
 
 

@@ -273,7 +273,7 @@ def test_a_batch_larger_than_the_memory_is_named(
     result = command(name, "--config", config)
 
     assert result.code == 1
-    assert result.error.startswith("out of memory (1000000000.0 GB were asked for at once, this machine has ")
+    assert result.error.startswith("out of memory (tried to allocate 1000000000.0 GB, this machine has ")
     assert "): lower data.batch_size (56), model.context_length (64) or the model, or set model.act" in result.error
 
 

@@ -410,7 +410,7 @@ def test_ids_beyond_the_vocabulary_are_padded(command: Command, in_tmp: Path) ->
             ["--format", "gguf", "--output", "out.bin"],
             "--output (out.bin) must end with .gguf, because --format is gguf",
         ),
-        (["--format", "book", "--output", "here"], "--output here: exists; name another, or remove it"),
+        (["--format", "book", "--output", "here"], "--output here: already exists; choose another or remove it"),
         (["--format", "book"], "the following arguments are required: --output"),
         (["--format", "book", "--output", "a", "--ckpt_path", "nope.ckpt"], "nope.ckpt: no such file"),
     ],

@@ -659,7 +659,10 @@ def write_pickles() -> None:
             ["small.pth", "--n_heads=3"],
             "small.pth: has 100 token ids, fewer than the 257 of the tokenizer bytes; --tokenizer names another",
         ),
-        (["model.pth", "--n_heads=3", "--output=model.pth"], "--output model.pth: exists; name another, or remove it"),
+        (
+            ["model.pth", "--n_heads=3", "--output=model.pth"],
+            "--output model.pth: already exists; choose another or remove it",
+        ),
         (["hf", "--n_heads=4"], "--n_heads (4) must be 3, because hf says so"),
     ],
 )
