@@ -1,4 +1,4 @@
-"""Figures drawn from recorded numbers, without a screen: loss curves and bars of probabilities."""
+"""Matplotlib figures without a display: loss curves, and bar charts of token probabilities."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from gpt_lightning.errors import InputError
 from gpt_lightning.files import read_rows, replace_bytes
 
 FORMATS = ("pdf", "png")
-METADATA: dict[str, dict[str, None]] = {"pdf": {"CreationDate": None}, "png": {}}  # equal figures, equal files
+METADATA: dict[str, dict[str, None]] = {"pdf": {"CreationDate": None}, "png": {}}  # no dates, for reproducible files
 
 
 @dataclass(frozen=True)
 class Curve:
-    """The losses of one run at its evaluations.
+    """The losses of one run, one value per evaluation.
 
     Attributes:
-        name: In the legend.
-        epochs: How far the run had come, as fractions of epochs.
-        tokens: Tokens seen by then.
+        name: Label in the legend.
+        epochs: Position of each evaluation, in (fractional) epochs.
+        tokens: Tokens seen before each evaluation.
         train: Training loss in evaluation mode, in nats per token.
-        val: Validation loss.
+        val: Validation loss, in nats per token.
     """
 
     name: str
@@ -40,13 +40,13 @@ class Curve:
 
 
 def read_curve(path: str | Path) -> Curve:
-    """The evaluations of a run after its first update.
+    """Read the evaluations of a run, without those before the first optimizer step.
 
     Args:
-        path: A run folder, or a JSON-lines file of rows like those of its metrics.jsonl.
+        path: A run folder, or a JSON-lines file in the format of metrics.jsonl.
 
     Raises:
-        InputError: There is no such run, or it has not been evaluated yet.
+        InputError: The file does not exist or has no evaluation after the first optimizer step.
     """
     path = Path(path)
     table = path / "metrics.jsonl" if path.is_dir() else path
@@ -56,20 +56,23 @@ def read_curve(path: str | Path) -> Curve:
     rows = [row for row in read_rows(table) if row["step"] > 0 and all(_is_finite(row.get(name)) for name in names)]
     rows = [row for row in rows if row["epoch"] > 0]
     if not rows:
-        raise InputError(f"{table}: holds no evaluation after the first update")
+        raise InputError(f"{table}: has no evaluation after the first optimizer step")
     name = f"{path.absolute().parent.name}/{path.stem}"
     epochs, tokens, train, val = ([row[name] for row in rows] for name in names)
     return Curve(name, epochs, tokens, train, val)
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and abs(value) < 1e300  # neither infinite nor more than a float holds
+    return isinstance(value, (int, float)) and abs(value) < 1e300  # JSON integers may exceed the range of a float
 
 
 def loss_figure(curves: Sequence[Curve]) -> Figure:
-    """Training and validation loss against epochs below and, where all runs agree, tokens seen above.
+    """Plot training and validation losses against epochs.
 
-    Every point is where its evaluation was: the first after some updates, not at zero.
+    A second x-axis at the top shows tokens seen, if all runs have the same number of tokens per epoch.
+
+    Args:
+        curves: The losses of one or more runs.
     """
     figure = Figure(figsize=(5, 3) if len(curves) == 1 else (7, 4.2), layout="tight")
     axes = figure.add_subplot()
@@ -94,12 +97,12 @@ def loss_figure(curves: Sequence[Curve]) -> Figure:
 
 
 def bar_figure(names: Sequence[str], series: Mapping[str, Sequence[float]], title: str = "") -> Figure:
-    """Probabilities of the same tokens under several settings, side by side.
+    """Plot the probabilities of the same tokens under several settings as grouped bars.
 
     Args:
-        names: Of the tokens.
-        series: Label -> probability of each token.
-        title: Above the figure.
+        names: Labels of the tokens.
+        series: The probability of each token, by the label of the setting.
+        title: Title of the figure.
     """
     figure = Figure(figsize=(max(5.0, 0.6 * len(names)), 3), layout="tight")
     axes = figure.add_subplot()
@@ -115,15 +118,15 @@ def bar_figure(names: Sequence[str], series: Mapping[str, Sequence[float]], titl
 
 
 def save_figure(figure: Figure, stem: str | Path) -> list[Path]:
-    """Writes STEM.pdf and STEM.png, each whole or not at all; returns their paths."""
+    """Write STEM.pdf and STEM.png, each atomically, and return their paths."""
     written = []
-    rcParams["pdf.fonttype"] = 42  # text that can be searched and copied
+    rcParams["pdf.fonttype"] = 42  # TrueType: text in the PDF can be searched and copied
     for suffix in FORMATS:
         path = Path(f"{stem}.{suffix}")
         path.parent.mkdir(parents=True, exist_ok=True)
         content = io.BytesIO()
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of a token, shown as a box
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # tokens in any script; shown as a box
             figure.savefig(content, format=suffix, dpi=150, metadata=METADATA[suffix])
         replace_bytes(path, content.getvalue())
         written.append(path)

@@ -1,15 +1,17 @@
-"""The folder of one training run: its number, its lock, its settings and its metrics.
+"""The folder of one training run: its number, lock and files.
 
     runs/<name>/<number>/
-        <name>.yaml                  every setting, so that the run can be run again
-        metrics.jsonl                one line per event, cut back to the checkpoint on resume
-        samples.jsonl                what the model wrote after each epoch, likewise
-        checkpoints/                 best.ckpt, last.ckpt and the one before, prev.ckpt
-        loss.pdf, loss.png           the curves, drawn when the run ends
-        events.out.tfevents.*        TensorBoard
+        <name>.yaml                  all settings, to repeat the run
+        metrics.jsonl                one line per optimizer step and evaluation
+        samples.jsonl                one line per sample
+        checkpoints/                 best.ckpt, last.ckpt and its predecessor prev.ckpt
+        loss.pdf, loss.png           the loss curves, drawn when the run ends
+        events.out.tfevents.*        logs for TensorBoard
 
-`runs/<name>/latest` is a link to the newest run's checkpoints/ (a link to the run itself would show
-every run twice in TensorBoard).
+When a run is resumed, rows and events after the checkpoint are removed from the logs.
+
+`runs/<name>/latest` is a link to the checkpoints/ of the newest run. (With a link to the run itself,
+TensorBoard would show the run twice.)
 """
 
 from __future__ import annotations
@@ -29,18 +31,14 @@ from gpt_lightning.runs.metrics import cut_events
 
 RUNS = Path("runs")
 BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "prev.ckpt"
-RUN_DIR_ENV = "GPT_LIGHTNING_RUN_DIR"  # how rank 0 tells the ranks it starts
+RUN_DIR_ENV = "GPT_LIGHTNING_RUN_DIR"  # set by rank 0 for the ranks that it starts
 
 
 class Run:
-    """A run folder, locked for this process while it is open.
+    """A run folder, which one process at a time can open.
 
     Args:
-        path: The folder; it is made if it is missing.
-
-    Raises:
-        InputError: Another process is using it.
-        MachineError: It cannot be made or written to.
+        path: The folder; `open` creates it if it is missing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -55,11 +53,16 @@ class Run:
 
     @property
     def display_path(self) -> str:
-        """The path as a user would type it."""
+        """The path for messages: relative if it is below the current folder, absolute otherwise."""
         return os.path.relpath(self.path) if self.path.is_relative_to(Path.cwd()) else str(self.path)
 
     def open(self) -> None:
-        """Makes the folder, locks it, clears what a killed process left and tries to write."""
+        """Create and lock the folder, remove temporary files of killed processes, and check that it is writable.
+
+        Raises:
+            InputError: Another process has locked the folder.
+            MachineError: The folder cannot be created, locked or written to.
+        """
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / ".lock", "a+")  # noqa: SIM115  held until close()
@@ -70,14 +73,14 @@ class Run:
                 holder = self._lock.read().strip()
                 self.close()
                 raise InputError(f"{self.display_path} is in use by process {holder}") from None
-            except OSError as error:  # a file system without locks
+            except OSError as error:  # the file system does not support locks
                 self.close()
                 raise MachineError(f"{self.path / '.lock'}: cannot be locked ({error.strerror})") from None
-            os.register_at_fork(after_in_child=self.close)  # a worker that outlives this process must not hold it
+            os.register_at_fork(after_in_child=self.close)  # a data worker that outlives this process must not hold it
             self._lock.truncate(0)
             self._lock.write(str(os.getpid()))
             self._lock.flush()
-            for pattern in ("*.tmp-*", "checkpoints/*.tmp-*", ".lr_find_*.ckpt"):  # the last is a LearningRateFinder's
+            for pattern in ("*.tmp-*", "checkpoints/*.tmp-*", ".lr_find_*.ckpt"):  # the last: LearningRateFinder's
                 for left_over in self.path.glob(pattern):
                     left_over.unlink()
             probe = self.checkpoints / f"write.tmp-{os.getpid()}"
@@ -92,28 +95,28 @@ class Run:
         return self._lock is not None
 
     def close(self) -> None:
-        """Gives up the lock."""
+        """Release the lock."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
     def check_space(self, needed: int) -> None:
-        """Raises `MachineError` unless the disk has room for `needed` bytes of checkpoints, these included."""
+        """Raise `MachineError` if the checkpoints, `needed` bytes including existing ones, do not fit on the disk."""
         present = sum(path.stat().st_size for path in self.checkpoints.iterdir())
         free = shutil.disk_usage(self.path).free + present
         if free < needed:
             raise MachineError(
                 f"{self.display_path}: the run needs up to {format_bytes(needed)} for its checkpoints, "
-                f"the disk has {format_bytes(free)} free"
+                f"but the disk has {format_bytes(free)} free"
             )
 
     @property
     def is_numbered(self) -> bool:
-        """Whether it is one of runs/<name>/<number>."""
+        """Whether the path has the form runs/<name>/<number>."""
         return self.path.parent.parent == RUNS.absolute() and self.path.name.isdigit()
 
     def discard(self) -> None:
-        """Removes the folder of a run that never began."""
+        """Remove the folder of a run that did not start, and point `latest` to the previous run."""
         shutil.rmtree(self.path, ignore_errors=True)
         if self.is_numbered:
             (self.path.parent / "latest").unlink(missing_ok=True)
@@ -124,7 +127,7 @@ class Run:
                 RUNS.rmdir()
 
     def link_latest(self) -> None:
-        """Points `latest`, beside the numbered folders, to this run's checkpoints."""
+        """Atomically point runs/<name>/latest to this run's checkpoints."""
         temporary = self.path.parent / f".latest.tmp-{os.getpid()}"
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
@@ -132,28 +135,33 @@ class Run:
         os.replace(temporary, self.path.parent / "latest")
 
     def cut_logs(self, step: int, tokens_seen: int) -> None:
-        """Removes what was logged after a step, so that a resumed run logs it once."""
+        """Remove log entries after a step, so that a resumed run does not log them twice.
+
+        Args:
+            step: Last optimizer step to keep.
+            tokens_seen: Tokens seen at that step.
+        """
         for path in (self.metrics_file, self.samples_file):
             kept = [row for row in read_rows(path) if row["step"] <= step]
             if path == self.metrics_file and step > 0 and not kept:
-                warn(f"{path}: has no row up to step {step}; the curves begin there")
+                warn(f"{path}: has no row up to step {step}; the curves start there")
             replace_bytes(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
         for path in self.path.glob("events.out.tfevents.*"):
             cut_events(path, step, tokens_seen)
 
 
 def numbered_runs(name: str) -> list[Path]:
-    """The numbered folders of runs/<name>, oldest first."""
+    """Return the numbered folders of runs/<name>, oldest first."""
     folder = RUNS / name
     numbers = [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
     return [folder / str(number) for number in sorted(numbers)]
 
 
 def new_run_folder(name: str) -> Path:
-    """Makes runs/<name>/<next number>.
+    """Create runs/<name>/<next number> and return its path.
 
     Raises:
-        MachineError: It cannot be made.
+        MachineError: The folder cannot be created.
     """
     existing = numbered_runs(name)
     number = int(existing[-1].name) + 1 if existing else 1
@@ -162,15 +170,15 @@ def new_run_folder(name: str) -> Path:
         try:
             path.mkdir(parents=True)
             return path
-        except FileExistsError:  # another process was quicker
+        except FileExistsError:  # another process created it first
             number += 1
         except OSError as error:
             raise MachineError(describe_os_error(error)[0]) from None
 
 
 def check_empty(path: Path) -> None:
-    """Raises `InputError` where a folder named by --run_dir holds a run, or is no folder."""
+    """Raise `InputError` if the path given by --run_dir contains a run or is not a folder."""
     if path.exists() and not path.is_dir():
         raise InputError(f"--run_dir {path}: is a file, not a folder")
     if (path / "checkpoints").exists() or (path / "metrics.jsonl").exists():
-        raise InputError(f"--run_dir {path} already holds a run; add --resume to go on with it, or name another")
+        raise InputError(f"--run_dir {path} already contains a run; add --resume to resume it, or name another folder")

@@ -1,4 +1,4 @@
-"""TensorBoard's event files of a run, cut back to a checkpoint on resume."""
+"""TensorBoard's event files, truncated to a checkpoint when a run is resumed."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from pathlib import Path
 
 from gpt_lightning.files import replace_bytes
 
-BY_TOKENS = "by_tokens/"  # TensorBoard: before the names of what is logged against tokens seen
+BY_TOKENS = "by_tokens/"  # prefix of the TensorBoard tags whose step is the number of tokens seen
 
 
 def cut_events(path: Path, step: int, tokens_seen: int) -> None:
-    """Removes from one file of TensorBoard what was logged after a step.
+    """Remove the events after a step from a TensorBoard event file.
 
     Args:
-        path: An events file; one cut short by a kill is read as far as it goes.
-        step: The last to stay.
-        tokens_seen: The last to stay of what is logged by tokens.
+        path: An event file; if it is truncated, its complete events are read.
+        step: Last optimizer step to keep.
+        tokens_seen: Last step to keep of the tags that are logged by tokens seen.
     """
-    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader  # seconds
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader  # takes seconds to import
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -28,6 +28,6 @@ def cut_events(path: Path, step: int, tokens_seen: int) -> None:
         event = Event.FromString(record)
         tags = [value.tag for value in event.summary.value]
         limit = tokens_seen if any(tag.startswith(BY_TOKENS) for tag in tags) else step
-        if event.step <= limit and not any(tag.startswith("_hparams_/") for tag in tags):  # those come at the end
+        if event.step <= limit and not any(tag.startswith("_hparams_/") for tag in tags):  # logged again at the end
             writer.write(record)
     replace_bytes(path, kept.getvalue())

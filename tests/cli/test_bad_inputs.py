@@ -503,14 +503,14 @@ CHECKPOINTS = [
     Row("92c", "FIT --resume --trainer.max_steps=1", 0, "", leaves=("runs",)),
     Row("92d", "PREDICT --prompt=x --run_dir=y", 2, "unknown setting 'run_dir'"),
     Row("92e", "predict --prompt=x --ckpt_path=pipe", 2, "pipe: must be a regular file", situation=pipe),
-    Row("", "FIT --run_dir=run", 2, "run already holds a run; add --resume to go on with it", situation=run),
+    Row("", "FIT --run_dir=run", 2, "run already contains a run; add --resume to resume it", situation=run),
 ]
 
 MACHINE = [
     Row("94", "RESUME", 2, "run is in use by process 4711", situation=run_in_use),
     Row("95", "FIT", 1, "runs/tiny/1: permission denied", situation=denied("runs")),
     Row("96", "FIT --run_dir=run", 1, "run/checkpoints: permission denied", situation=denied("run/checkpoints"), leaves=("run",)),
-    Row("98", "FIT --run_dir=run", 1, "for its checkpoints, the disk has 1.0 kB free", situation=full_disk),
+    Row("98", "FIT --run_dir=run", 1, "for its checkpoints, but the disk has 1.0 kB free", situation=full_disk),
     Row("98a", "FIT --run_dir=run --save_every=3", 1, "run/checkpoints/last.ckpt: no space left on device while saving; last.ckpt of before is intact", situation=disk_that_fills_up, leaves=("run",)),
     Row("99", "FIT --data.tokenizer=p50k_base", 1, "tokenizer p50k_base is not cached and cannot be downloaded (ProxyError); set TIKTOKEN_CACHE_DIR to a folder", situation=offline),
     Row("100", "FIT --data.tokenizer=p50k_base", 1, "has another checksum than the vocabulary of tokenizer p50k_base", situation=offline_with_a_damaged_vocabulary),

@@ -1,4 +1,4 @@
-"""Curves where their points were, files that are whole, one line for what cannot be drawn."""
+"""Loss figures show each evaluation at its position; invalid input is refused in one line."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def test_a_run_draws_its_figure_when_it_ends(trained: Path) -> None:
     assert (trained / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_points_are_where_the_evaluations_were(trained: Path) -> None:
+def test_each_evaluation_is_plotted_at_its_epoch(trained: Path) -> None:
     curve = read_curve(trained)
     axes, above = loss_figure([curve]).axes
 
-    # Evaluated every 2 of 15 updates, and after the last; 5 updates of 56 * 64 tokens are an epoch.
+    # 15 optimizer steps of 56 * 64 tokens, 5 per epoch; evaluated every 2 steps and after the last.
     steps = [2, 4, 6, 8, 10, 12, 14, 15]
     assert curve.epochs == pytest.approx([step / 5 for step in steps])
     assert curve.tokens == [step * 56 * 64 for step in steps]
@@ -38,7 +38,7 @@ def test_points_are_where_the_evaluations_were(trained: Path) -> None:
     assert above.get_xlim() == pytest.approx([limit * 5 * 56 * 64 for limit in axes.get_xlim()])
 
 
-def test_tokens_are_shown_above_only_where_all_runs_agree() -> None:
+def test_the_axis_of_tokens_needs_equal_tokens_per_epoch() -> None:
     one = Curve("one", [1.0, 2.0], [100, 200], [3.0, 2.0], [3.1, 2.5])
     same = Curve("same", [1.0], [100], [3.0], [3.1])
     other = Curve("other", [1.0], [300], [3.0], [3.1])
@@ -50,7 +50,7 @@ def test_tokens_are_shown_above_only_where_all_runs_agree() -> None:
 
 
 @pytest.mark.parametrize(("name", "rows", "best"), [("verdict", 18, (59, 6.099)), ("world_war", 56, (160, 7.425))])
-def test_the_documents_tables(name: str, rows: int, best: tuple[int, float]) -> None:
+def test_the_tables_of_the_reference_notes(name: str, rows: int, best: tuple[int, float]) -> None:
     table = [json.loads(line) for line in (DOCUMENTS / f"{name}.jsonl").read_text().splitlines()]
 
     assert len(table) == rows
@@ -60,7 +60,7 @@ def test_the_documents_tables(name: str, rows: int, best: tuple[int, float]) -> 
     assert all(row["tokens_seen"] == row["step"] * per_step for row in table)
 
 
-def test_plot_lays_runs_and_documents_over_one_another(command: Command, trained: Path, in_tmp: Path) -> None:
+def test_plot_draws_runs_and_the_reference_notes_in_one_figure(command: Command, trained: Path, in_tmp: Path) -> None:
     alone = command("plot", trained)
     several = command("plot", trained, DOCUMENTS / "verdict.jsonl", "--output", "new/both")
 
@@ -90,21 +90,21 @@ def test_bars_have_the_heights_of_their_probabilities() -> None:
     ("content", "message"),
     [
         (None, "no such file"),
-        ("", "holds no evaluation after the first update"),
-        ('{"step": 3, "epoch": 1, "tokens_seen": 5, "train_eval_loss": null, "val_loss": 1}\n', "holds no evaluation"),
-        ("[1]\nnonsense\n", "holds no evaluation"),
-        ("[" * 100_000 + "\n", "holds no evaluation"),
-        ('{"step": 3, "epoch": 0, "tokens_seen": 5, "train_eval_loss": 1, "val_loss": 1}\n', "holds no evaluation"),
+        ("", "has no evaluation after the first optimizer step"),
+        ('{"step": 3, "epoch": 1, "tokens_seen": 5, "train_eval_loss": null, "val_loss": 1}\n', "has no evaluation"),
+        ("[1]\nnonsense\n", "has no evaluation"),
+        ("[" * 100_000 + "\n", "has no evaluation"),
+        ('{"step": 3, "epoch": 0, "tokens_seen": 5, "train_eval_loss": 1, "val_loss": 1}\n', "has no evaluation"),
         *(
             (
                 f'{{"step": 3, "epoch": 1, "tokens_seen": 5, "train_eval_loss": {many}, "val_loss": 1}}\n',
-                "holds no eval",
+                "has no eval",
             )
             for many in ("1" * 400, "1" * 5000, "1e400", "NaN")
         ),
     ],
 )
-def test_what_holds_no_curve_is_refused(in_tmp: Path, command: Command, content: str | None, message: str) -> None:
+def test_a_table_without_losses_is_refused(in_tmp: Path, command: Command, content: str | None, message: str) -> None:
     if content is not None:
         Path("metrics.jsonl").write_text(content)
 
@@ -119,13 +119,13 @@ def test_bad_arguments_of_plot_get_one_line(command: Command, trained: Path) -> 
     assert "at most 10 runs at once, got 11" in command("plot", *[trained] * 11).error
 
 
-def test_a_table_keeps_its_order_and_digits() -> None:
+def test_read_curve_keeps_the_order_and_values_of_a_table() -> None:
     curve = read_curve(DOCUMENTS / "verdict.jsonl")
 
     assert (curve.name, curve.val[:3], curve.train[-1]) == ("documents/verdict", [8.888, 7.465, 6.693], 0.749)
 
 
-def test_names_of_bars_are_no_formulas_and_may_lack_a_glyph(tmp_path: Path) -> None:
+def test_labels_of_bars_may_contain_dollar_signs_and_missing_glyphs(tmp_path: Path) -> None:
     written = save_figure(bar_figure(["' $$'", "'\u4e0d'"], {"T = 1": [0.5, 0.5]}), tmp_path / "bars")
 
     assert [path.name for path in written] == ["bars.pdf", "bars.png"]

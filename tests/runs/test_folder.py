@@ -37,14 +37,14 @@ def test_each_fit_gets_the_next_number_and_latest_follows(command: Command, conf
     assert names == {"", "checkpoints", "events", "hparams", "metrics", "samples", "tiny"}
 
 
-def test_the_kept_settings_run_the_same_again(command: Command, config: Path) -> None:
+def test_the_saved_settings_reproduce_the_run(command: Command, config: Path) -> None:
     command("fit", "--config", config, "--model.learning_rate=0.02", "--trainer.max_steps=3")
-    kept = yaml.safe_load(Path("runs/tiny/1/tiny.yaml").read_text())
+    saved = yaml.safe_load(Path("runs/tiny/1/tiny.yaml").read_text())
 
     result = command("fit", "--config", "runs/tiny/1/tiny.yaml")
 
-    assert kept["model"]["learning_rate"] == 0.02
-    assert os.path.isabs(kept["data"]["text"])
+    assert saved["model"]["learning_rate"] == 0.02
+    assert os.path.isabs(saved["data"]["text"])
     assert result.code == 0
     one, two = (torch.load(f"runs/tiny/{number}/checkpoints/last.ckpt")["state_dict"] for number in (1, 2))
     assert all(torch.equal(one[key], two[key]) for key in one)
@@ -54,7 +54,7 @@ def test_resume_takes_the_newest_run_and_no_other(command: Command, config: Path
     started = command("fit", "--config", config, "--resume", "--trainer.max_steps=1")
     command("fit", "--config", config, "--trainer.max_steps=2")
 
-    finished = command("fit", "--config", config, "--resume", "--trainer.max_steps=2")  # run 1 is not
+    finished = command("fit", "--config", config, "--resume", "--trainer.max_steps=2")  # run 1 is unfinished
     resumed = command("fit", "--config", config, "--resume", "--trainer.max_steps=3")
 
     assert "run folder  runs/tiny/1;" in started.out
@@ -64,7 +64,7 @@ def test_resume_takes_the_newest_run_and_no_other(command: Command, config: Path
     assert "resumed     after step 2" in resumed.out
 
 
-def test_a_run_goes_on_when_its_text_is_typed(command: Command, config: Path) -> None:
+def test_a_run_resumes_if_its_text_is_given_on_the_command_line(command: Command, config: Path) -> None:
     described = config.with_name("described.yaml")
     settings = yaml.safe_load(config.read_text())
     settings["data"] |= {"url": "http://127.0.0.1:1/a.txt", "fallback_text": settings["data"]["text"]}
@@ -86,11 +86,11 @@ def test_a_named_folder_must_be_empty_or_resumed(command: Command, config: Path)
     taken = command("fit", "--config", config, "--run_dir", "empty")
 
     assert taken.code == 2
-    assert taken.error == "--run_dir empty already holds a run; add --resume to go on with it, or name another"
+    assert taken.error == "--run_dir empty already contains a run; add --resume to resume it, or name another folder"
     assert not Path("runs").exists()
 
 
-def test_a_run_without_a_checkpoint_is_started_again(command: Command, config: Path) -> None:
+def test_resuming_a_run_without_a_checkpoint_starts_it_again(command: Command, config: Path) -> None:
     shutil.rmtree(Path("run"), ignore_errors=True)
     Path("run/checkpoints").mkdir(parents=True)
     Path("run/checkpoints/last.ckpt.tmp-1").write_text("half")
@@ -117,10 +117,10 @@ def test_a_folder_in_use_is_refused(command: Command, config: Path) -> None:
     assert result.error == f"run is in use by process {os.getpid()}"
 
 
-def test_whoever_comes_second_leaves_the_others_folder(
+def test_the_second_of_two_processes_keeps_the_folder_of_the_first(
     command: Command, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both found no folder of that name; then the other one made and locked it."""
+    """Both processes find no folder of that name; then the other one creates and locks it."""
     other = Run(Path("run"))
     opened = Run.open
 
@@ -146,34 +146,34 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("variable", ["RANK", "SLURM_PROCID"])
-def test_a_slower_rank_finds_the_folder_that_the_first_has_made(
+def test_later_ranks_accept_the_folder_that_rank_0_created(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     run = str(tmp_path / "run")
 
     monkeypatch.setenv(variable, "0")
-    with pytest.raises(InputError, match="already holds a run"):
+    with pytest.raises(InputError, match="already contains a run"):
         plan_run("run", run, resume=False, allow_data_change=False)
     monkeypatch.setenv(variable, "1")
     assert plan_run("run", run, resume=False, allow_data_change=False).folder == tmp_path / "run"
 
 
-def test_too_little_space_is_said_before_the_first_step(
+def test_too_little_disk_space_is_refused_before_the_first_step(
     command: Command, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = 257 * 16 * 2 + 64 * 16 + (12 * 256 + 10 * 16) + 2 * 16
-    enough_when_done = 4 * 4 * weights  # but not while it runs: best and three times last
+    enough_when_done = 4 * 4 * weights  # best and last; while it runs, best and three times last
     free = shutil.disk_usage(".")._replace(free=enough_when_done)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
 
     result = command("fit", "--config", config, "--run_dir", "run")
 
     assert result.code == 1
-    assert "run: the run needs up to 500.5 kB for its checkpoints, the disk has 200.2 kB free" in result.error
+    assert "run: the run needs up to 500.5 kB for its checkpoints, but the disk has 200.2 kB free" in result.error
 
 
-def test_a_folder_that_cannot_be_made_is_the_machines_fault(command: Command, config: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_a_machine_error(command: Command, config: Path) -> None:
     Path("file").write_text("")
 
     with pytest.raises(MachineError, match="file/run/checkpoints: not a directory"):
@@ -183,7 +183,7 @@ def test_a_folder_that_cannot_be_made_is_the_machines_fault(command: Command, co
         folder.check_empty(Path("file"))
 
 
-def test_a_run_that_never_began_leaves_no_folder(command: Command, config: Path) -> None:
+def test_a_run_that_did_not_start_leaves_no_folder(command: Command, config: Path) -> None:
     broken = "--trainer.callbacks=[{class_path: BackboneFinetuning}]"
     assert command("fit", "--config", config, broken).code == 2
     assert os.listdir() == ["tiny.yaml"]
@@ -197,9 +197,7 @@ def test_a_run_that_never_began_leaves_no_folder(command: Command, config: Path)
     assert not Path("named").exists()
 
 
-def test_torchrun_and_slurm_need_a_named_folder(
-    command: Command, config: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_torchrun_and_slurm_need_run_dir(command: Command, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
 
     result = command("fit", "--config", config)
@@ -209,7 +207,7 @@ def test_torchrun_and_slurm_need_a_named_folder(
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_folder_and_the_mean_over_all_tokens(command: Command, config: Path) -> None:
+def test_two_processes_share_a_folder_and_average_the_loss_over_all_tokens(command: Command, config: Path) -> None:
     two = [
         "--trainer.devices=2",
         "--trainer.strategy=ddp",
@@ -230,7 +228,7 @@ def test_two_processes_share_a_folder_and_the_mean_over_all_tokens(command: Comm
     assert single.code == 0
     alone = read_rows(Path("single/metrics.jsonl"))
     assert [row["step"] for row in both] == [row["step"] for row in alone]
-    # Before the first update both have the same weights: the same loss, over windows that no rank repeats.
+    # Before the first optimizer step the weights are equal, and so are the losses, because no rank repeats a window.
     assert both[0]["val_loss"] == pytest.approx(alone[0]["val_loss"], abs=1e-6)
 
 
@@ -256,7 +254,7 @@ def test_a_forked_process_does_not_keep_the_lock(tmp_path: Path) -> None:
         again.close()
 
 
-def test_a_full_disk_is_named_by_the_file_that_it_has_no_room_for(tmp_path: Path) -> None:
+def test_a_full_disk_error_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
 
     with pytest.raises(MachineError, match="metrics.jsonl: no space left on device$"):

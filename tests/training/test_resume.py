@@ -239,7 +239,7 @@ def test_lost_metrics_are_said(command: Command, config: Path) -> None:
     result = command("fit", "--config", config, "--run_dir", "run", "--resume", "--trainer.max_steps=3")
 
     assert result.code == 0
-    assert "metrics.jsonl: has no row up to step 2; the curves begin there" in result.err
+    assert "metrics.jsonl: has no row up to step 2; the curves start there" in result.err
 
 
 def test_another_text_is_trained_on_only_when_that_is_typed(command: Command, config: Path) -> None:
