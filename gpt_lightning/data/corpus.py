@@ -1,4 +1,4 @@
-"""A text of any source as token ids, and how it is split into a training and a validation part."""
+"""Texts and document collections as token ids, split into a training and a validation part."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gpt_lightning.data.tokenizer import Tokenizer
 from gpt_lightning.errors import InputError
 from gpt_lightning.validation import require_number
 
-LARGE_BYTES = 64_000_000  # of a file that is encoded piece by piece instead of read whole
+LARGE_BYTES = 64_000_000  # larger files are encoded piece by piece into the token cache
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Part:
     """Consecutive tokens of a corpus.
 
     Attributes:
-        characters: Their number.
-        token_ids: (N,) of any integer type, perhaps on disk.
+        characters: Number of characters.
+        token_ids: (N,) of any integer type, in memory or memory-mapped.
     """
 
     characters: int
@@ -40,11 +40,11 @@ class Corpus(ABC):
     """A text as token ids.
 
     Attributes:
-        path: The file, folder or glob, absolute; or the name of a dataset's split.
-        url: Where it can be downloaded from, or None.
-        sha256: Of the file's bytes or, for documents and large files, of all that decides their tokens.
-        characters: Their number, cleaned.
-        contents: What it consists of, for a summary; empty for one text.
+        path: Absolute path of the file, folder or glob; or hf:DATASET/CONFIG/SPLIT.
+        url: URL to download the text from, or None.
+        sha256: Checksum of the file's bytes or, for documents and large files, of everything their tokens depend on.
+        characters: Number of characters after cleaning.
+        contents: Number of documents and files in words, for the summary of a run; empty for a single text.
     """
 
     path: Path
@@ -61,7 +61,7 @@ class Corpus(ABC):
     @property
     @abstractmethod
     def token_ids(self) -> NDArray[Any]:
-        """(N,) token ids of the whole; a token may lie across the cut of `split`."""
+        """Token ids (N,) of the whole text; one token may span the boundary that `split` uses."""
 
     @abstractmethod
     def split(self, train_ratio: float) -> tuple[Part, Part]:
@@ -71,16 +71,16 @@ class Corpus(ABC):
             train_ratio: Share of the characters in the training part, between 0 and 1.
 
         Raises:
-            InputError: It cannot be split.
+            InputError: The corpus cannot be split.
         """
 
     def whole(self) -> Part:
-        """Return all of it as one part."""
+        """Return the whole corpus as one part."""
         return Part(self.characters, self.token_ids)
 
 
 class TextCorpus(Corpus):
-    """One text in memory. It is cut between two characters, and each part is encoded apart."""
+    """One text in memory. It is split between two characters, and each part is encoded separately."""
 
     def __init__(self, text: Text, url: str | None, tokenizer: Tokenizer) -> None:
         self.path, self.url, self.sha256 = text.path, url, text.sha256
@@ -101,7 +101,7 @@ class TextCorpus(Corpus):
 
 
 class LargeTextCorpus(Corpus):
-    """One large file, encoded on disk. It is cut between two tokens."""
+    """One large file, encoded on disk. It is split between two tokens."""
 
     def __init__(self, path: Path, url: str | None, encoded: EncodedDocuments) -> None:
         self.path, self.url, self.sha256 = path, url, encoded.sha256
@@ -124,7 +124,7 @@ class LargeTextCorpus(Corpus):
 
 
 class DocumentsCorpus(LargeTextCorpus):
-    """Many documents, encoded on disk. They are cut where a document ends."""
+    """Many documents, encoded on disk. They are split between two documents."""
 
     def __init__(self, path: Path, url: str | None, encoded: EncodedDocuments) -> None:
         super().__init__(path, url, encoded)
@@ -132,9 +132,7 @@ class DocumentsCorpus(LargeTextCorpus):
 
     def split(self, train_ratio: float) -> tuple[Part, Part]:
         if self._encoded.documents < 2:
-            raise InputError(
-                "data.text holds only 1 document, which cannot be split between documents; give data.val_text"
-            )
+            raise InputError("data.text has only 1 document, but is split between documents; set data.val_text")
         ends = self._encoded.character_ends[:-1]
         nearest = np.argmin(np.abs(ends - train_ratio * self.characters))
         return self._cut(int(self._encoded.ends[nearest]), int(ends[nearest]))
@@ -150,20 +148,20 @@ def open_corpus(
     url: str | None = None,
     fallback: str | None = None,
 ) -> Corpus:
-    """Find and encode a text, or many documents.
+    """Find and encode a text or a collection of documents.
 
     Args:
         source: A UTF-8 file; a folder, a glob or a .jsonl file of documents; or hf:DATASET/CONFIG/SPLIT.
-        tokenizer: Makes the token ids.
+        tokenizer: Tokenizer that encodes the text.
         clean: None or "remove_empty_lines".
-        cache_dir: Folder that keeps the tokens of documents and large files.
-        setting: What messages call the source.
-        url: Where to download a missing file from, see `find_source`.
-        fallback: The source to use where this one is found nowhere.
+        cache_dir: Folder for the encoded documents and large files.
+        setting: Name of the setting in error messages.
+        url: URL to download a missing file from, see `find_source`.
+        fallback: Source to use if this one cannot be found or downloaded.
 
     Raises:
         InputError: The source is missing or not a text.
-        MachineError: It cannot be read, downloaded or cached.
+        MachineError: The source cannot be read, downloaded or cached.
     """
     source, url = find_source(source, url, fallback)
     if is_documents(source):
@@ -174,14 +172,14 @@ def open_corpus(
 
 
 def is_documents(source: str) -> bool:
-    """Whether a source is a folder, a glob or a .jsonl file, rather than one plain text."""
+    """Return whether a source is a folder, a glob or a .jsonl file rather than a single text file."""
     if os.path.isfile(source):
         return source.endswith(".jsonl")
     return os.path.isdir(source) or glob.has_magic(source) or source.endswith(".jsonl")
 
 
 def split_text(text: str, train_ratio: float) -> tuple[str, str]:
-    """Cut a text at character int(train_ratio * len(text)).
+    """Split a text at character int(train_ratio * len(text)).
 
     Raises:
         InputError: train_ratio is not between 0 and 1.

@@ -1,4 +1,4 @@
-"""From text to batches: the LightningDataModule."""
+"""The LightningDataModule: from a text to batches of windows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,13 @@ MAX_WORKERS = 16
 
 @dataclass(frozen=True)
 class Split:
-    """One part of the text, as characters, tokens and windows."""
+    """The training, validation or test split.
+
+    Attributes:
+        characters: Number of characters.
+        tokens: Number of tokens.
+        windows: The tokens as windows.
+    """
 
     characters: int
     tokens: int
@@ -34,10 +40,10 @@ class Split:
 
 
 class Loader(DataLoader[Batch]):
-    """A DataLoader whose workers leave Ctrl-C and SIGTERM to the main process.
+    """A DataLoader whose workers block SIGINT and SIGTERM.
 
-    Otherwise a signal to the whole process group would end the workers before the current step has its
-    batches. The workers are started with the signals blocked, and keep them so.
+    A signal to the whole process group would otherwise stop the workers before the current optimizer step has its
+    batches. Workers inherit the signal mask of the main process, which blocks both signals while it starts them.
     """
 
     def __iter__(self) -> Any:
@@ -49,31 +55,38 @@ class Loader(DataLoader[Batch]):
 
 
 class TextDataModule(LightningDataModule):
-    """A text as training and validation windows.
+    """Load a text, split it, and serve training and validation windows.
 
     Args:
         text: Text to train on: a file, folder, quoted glob, .jsonl or hf:DATASET. The dataset's configuration and split
             follow it: hf:DATASET/CONFIG/SPLIT.
         val_text: Validation text of the same kinds; null splits `text` by train_ratio.
         test_text: Text that the command `test` evaluates.
-        url: http(s) URL of `text`, downloaded once if the file is missing. Its checksum may follow as
+        url: http(s) URL of `text`, downloaded once if the file is missing. It may end with a checksum,
             #sha256=HEX.
-        fallback_text: File to train on, with a warning, if `text` cannot be found or downloaded.
+        fallback_text: File to use, with a warning, if `text` cannot be found or downloaded.
         tokenizer: gpt2, bytes, or another encoding of tiktoken.
         context_length: Tokens per window; linked to model.context_length.
-        cache_dir: Folder for the tokens of documents and of large files, which are encoded once.
-        train_ratio: Share of the characters to train on; the rest is the validation split. Documents are split where
-            one ends, a file above 64 MB between two tokens.
+        cache_dir: Folder that caches the tokens of documents and large files.
+        train_ratio: Share of the characters to train on; the rest is the validation split. Collections of documents
+            are split between two documents, files above 64 MB between two tokens.
         stride: Tokens between the starts of windows; null: context_length.
         batch_size: Windows per batch and device.
         num_workers: Processes that prepare batches, 0..16; 0 prepares them in the main process.
         clean: How to clean the text: null (not at all) or remove_empty_lines.
-        seed: Of the order of the windows; linked to seed_everything.
-        evaluate_batches: Training batches, in text order, whose loss is evaluated; linked to
+        seed: Seed of the order of the windows; linked to seed_everything.
+        evaluate_batches: Training batches, in text order, that each evaluation uses; linked to
             evaluate_batches.
 
+    Attributes:
+        source: The training or test text; None before `setup`.
+        val_sha256: Checksum of `val_text`, or None if there is none.
+        total_tokens: Number of tokens of `text`.
+        splits: The splits by name: training and validation, or test.
+        position: Current epoch, and the number of its batches that were already trained on.
+
     Raises:
-        InputError: An argument is out of range, named as the setting `data.<name>`.
+        InputError: An argument is out of range; the message calls it `data.<name>`.
     """
 
     def __init__(
@@ -95,7 +108,7 @@ class TextDataModule(LightningDataModule):
         evaluate_batches: int = 5,
     ) -> None:
         super().__init__()
-        self.allow_zero_length_dataloader_with_multiple_devices = True  # a rank may get no validation window
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # with fewer validation windows than ranks
         require_integer("model.context_length", context_length, 1)
         require_number("data.train_ratio", train_ratio, "be between 0 and 1", lambda ratio: 0 < ratio < 1)
         if stride is not None:
@@ -109,23 +122,26 @@ class TextDataModule(LightningDataModule):
         self.save_hyperparameters(logger=False)
         self.stride = stride or context_length
         self.source: Corpus | None = None
-        self.val_sha256: str | None = None  # of val_text
+        self.val_sha256: str | None = None
         self.total_tokens = 0
         self.splits: dict[str, Split] = {}
-        self.position = (0, 0)  # epoch, batches of it that were trained on
+        self.position = (0, 0)
 
     def setup(self, stage: str) -> None:
-        """Find and encode the text, and cut it into windows; done once.
+        """Find, encode and split the text, and divide it into windows. Later calls do nothing.
+
+        Args:
+            stage: "test" for `test_text`, otherwise `text` and `val_text`.
 
         Raises:
-            InputError: A text is missing, not a text, or too short for one window.
+            InputError: A text is missing, invalid, or too short for one window.
             MachineError: A text cannot be read or downloaded.
         """
         if self.splits:
             return
         if stage == "test":
             if self.hparams["test_text"] is None:
-                raise InputError("data.test_text is missing: which file is to be tested?")
+                raise InputError("data.test_text is missing; name the text to evaluate")
             self.source = self._open("test_text")
             self._add_whole("test", self.source)
             return
@@ -137,9 +153,9 @@ class TextDataModule(LightningDataModule):
             other = self._open("val_text")
             self.val_sha256 = other.sha256
             if other.sha256 == self.source.sha256:
-                warn("data.val_text is the text that is trained on, so that its loss says nothing of other texts")
+                warn("data.val_text is the training text, so val_loss says nothing about unseen text")
             train, val = self.source.whole(), other.whole()
-        rest = f"change data.train_ratio ({self.hparams['train_ratio']}), or give a longer text"
+        rest = f"change data.train_ratio ({self.hparams['train_ratio']}), or use a longer text"
         for split, corpus, part in (("training", self.source, train), ("validation", other, val)):
             longest = max(len(part.token_ids) - 1, 1)
             advice = f"lower model.context_length to at most {longest}, {rest}"
@@ -150,14 +166,14 @@ class TextDataModule(LightningDataModule):
             raise InputError(f"data.batch_size ({self.hparams['batch_size']}) exceeds the {windows} training windows")
 
     def setup_whole_text(self) -> None:
-        """Make all of `text` the validation text, instead of `setup`."""
+        """Use all of `text` as the validation split; called instead of `setup`."""
         self.source = self._open_text()
         self._add_whole("validation", self.source)
 
     def _open_text(self) -> Corpus:
-        """Open `text`, and make the settings, which checkpoints keep, name the text that was found."""
+        """Open `text`, and set `hparams`, which checkpoints store, to the text that was found."""
         if not self.hparams["text"]:
-            raise InputError("data.text is missing: give a text file, or a config that names one")
+            raise InputError("data.text is missing; name a text file, or use a config that names one")
         corpus = self._open("text", self.hparams["url"], self.hparams["fallback_text"])
         self.hparams.update(text=str(corpus.path), url=corpus.url, fallback_text=None)
         return corpus
@@ -174,10 +190,10 @@ class TextDataModule(LightningDataModule):
         )
 
     def _add_whole(self, split: str, corpus: Corpus) -> None:
-        self._add(split, corpus.whole(), f"{corpus.name}: the text", "give a longer one")
+        self._add(split, corpus.whole(), f"{corpus.name}: the text", "use a longer text")
 
     def _add(self, split: str, part: Part, name: str, advice: str) -> None:
-        """Cut a part into windows; if there is not one, the error calls the part `name`."""
+        """Add a split and its windows; `name` and `advice` are for the error if it is shorter than one window."""
         context_length = self.hparams["context_length"]
         windows = Windows(part.token_ids, context_length, self.stride)
         if not windows:
@@ -189,23 +205,23 @@ class TextDataModule(LightningDataModule):
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """Between text and token ids; loaded at its first use."""
+        """The tokenizer, loaded on first use."""
         return load_tokenizer(self.hparams["tokenizer"])
 
     def count_train_batches(self, world_size: int = 1) -> int:
-        """Return the batches per epoch on each rank."""
+        """Return the number of training batches per epoch and rank."""
         return len(self.splits["training"].windows) // (int(self.hparams["batch_size"]) * world_size)
 
     @property
     def val_batches(self) -> int:
-        """Number of batches of the validation windows, over all ranks."""
+        """Number of validation batches, summed over all ranks."""
         return -(-len(self.splits["validation"].windows) // int(self.hparams["batch_size"]))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return self._loader(self.splits["training"].windows, self._sampler())
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
-        """Load the validation windows and, inside `fit`, the first training windows in text order."""
+        """Return a loader of the validation windows and, in `fit`, one of the first training windows in text order."""
         loaders = [self._ordered_loader(self.splits["validation"].windows)]
         if self.trainer is not None and self.trainer.state.fn == "fit":
             windows = self.splits["training"].windows
@@ -228,7 +244,7 @@ class TextDataModule(LightningDataModule):
         )
 
     def _ordered_loader(self, windows: Windows | Subset[Batch]) -> DataLoader[Batch]:
-        """Load every window once, in order, none repeated to even out the ranks."""
+        """Return a loader of all windows in order, without the repetitions of Lightning's DistributedSampler."""
         rank, world_size = self._rank_and_world_size()
         return self._loader(windows, range(rank, len(windows), world_size))
 
@@ -241,18 +257,18 @@ class TextDataModule(LightningDataModule):
             batch_size=self.hparams["batch_size"],
             sampler=order,
             num_workers=self.hparams["num_workers"],
-            pin_memory=torch.cuda.is_available(),  # copied while the device computes
-            # Each iter() of a loader draws a seed for its workers: from here, not from the global state.
+            pin_memory=torch.cuda.is_available(),  # allows copies to the GPU while it computes
+            # Each iter() draws a seed for the workers, by default from the global random state.
             generator=torch.Generator().manual_seed(self.hparams["seed"]),
         )
 
     def record_batch(self, epoch: int, batches: int, *, epoch_ended: bool) -> None:
-        """Record how far the run is, for the checkpoint.
+        """Record the position in the training data, which checkpoints store.
 
         Args:
             epoch: The current epoch, counted from 0.
-            batches: Batches of it that were trained on.
-            epoch_ended: Whether these are all.
+            batches: Number of its batches that were trained on.
+            epoch_ended: Whether the epoch is complete.
         """
         self.position = (epoch + 1, 0) if epoch_ended else (epoch, batches)
 

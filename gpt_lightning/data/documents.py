@@ -1,6 +1,6 @@
-"""The documents of a folder, a glob or a file: found, checked, cleaned, cut where tokens end.
+"""Find, read, check and clean documents, and cut them into pieces that can be encoded separately.
 
-Everything is read in chunks, so that the memory does not grow with a file.
+Files are read in chunks, so memory does not grow with their size.
 """
 
 from __future__ import annotations
@@ -22,14 +22,19 @@ from gpt_lightning.errors import InputError, MachineError, describe_os_error
 from gpt_lightning.files import decode_utf8, not_utf8, with_filename
 
 SUFFIXES = (".txt", ".jsonl")
-PIECE = 1 << 20  # bytes that are read, characters that are encoded at a time
-MAX_LINE = 256 << 20
-# Before a space or line end that follows a letter or digit, every pattern of tiktoken begins a new match.
+PIECE = 1 << 20  # bytes per read, and characters per encoded piece
+MAX_LINE = 256 << 20  # bytes
+# Every pre-tokenization pattern of tiktoken starts a new match at a space or newline after a letter or digit.
 LAST_CUT = re.compile(r".*[^\W_](?=[ \n])", re.DOTALL)
 
 
 class Piece(NamedTuple):
-    """Consecutive characters of one document, and whether they are its last."""
+    """A piece of one document.
+
+    Attributes:
+        text: Consecutive characters.
+        is_last: Whether the document ends with this piece.
+    """
 
     text: str
     is_last: bool
@@ -41,7 +46,7 @@ def find_documents(source: str) -> list[Path]:
     Of a folder these are the .txt and .jsonl files, with a warning if there are others; of a glob, all that it matches.
 
     Raises:
-        InputError: There are none.
+        InputError: There are no such files.
         MachineError: A folder cannot be read.
     """
     path = Path(source)
@@ -70,7 +75,7 @@ def find_documents(source: str) -> list[Path]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder, without hidden ones and those in hidden folders."""
+    """Yield the files of a folder and its subfolders, without hidden files and folders."""
 
     def refuse(error: OSError) -> None:
         raise MachineError(describe_os_error(error)[0]) from None
@@ -81,15 +86,15 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def read_documents(path: Path, advance: Callable[[int], object] = lambda _: None) -> Iterator[Iterator[str]]:
-    """Yield the documents of a file, each as chunks of its text: checked, line ends normalized.
+    """Yield the documents of a file, each as an iterator over chunks of its text with line ends normalized to LF.
 
     Args:
-        path: A .txt file, which is one document, or a .jsonl file with one in every line.
+        path: A .txt file, which is one document, or a .jsonl file with one document per line.
         advance: Called with the number of bytes of each read.
 
     Raises:
-        InputError: Not UTF-8, NUL bytes; a line that is no JSON object with a "text".
-        MachineError: It cannot be read.
+        InputError: The file is not UTF-8 or contains NUL bytes, or a line is not a JSON object with a "text".
+        MachineError: The file cannot be read.
     """
     if path.suffix != ".jsonl":
         yield _read_text(path, advance)
@@ -98,7 +103,7 @@ def read_documents(path: Path, advance: Callable[[int], object] = lambda _: None
         for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), start=1):
             advance(len(line))
             if number == 1 and line.startswith(codecs.BOM_UTF8):
-                warn(f"{path}: starts with a byte order mark, which is left out")
+                warn(f"{path}: starts with a byte order mark, which is removed")
                 line = line[len(codecs.BOM_UTF8) :]
             if line.strip():
                 text = _parse_line(line, f"{path}:{number}")
@@ -106,7 +111,7 @@ def read_documents(path: Path, advance: Callable[[int], object] = lambda _: None
 
 
 def clean_chunks(chunks: Iterable[str]) -> Iterator[str]:
-    """Apply `remove_empty_lines` to a text in chunks, holding one line at a time."""
+    """Apply `remove_empty_lines` to a text in chunks, keeping at most a chunk and an incomplete line in memory."""
     rest: list[str] = []
     begun = False
     for chunk in chain(chunks, ["\n"]):
@@ -121,9 +126,9 @@ def clean_chunks(chunks: Iterable[str]) -> Iterator[str]:
 
 
 def cut_pieces(chunks: Iterable[str]) -> Iterator[Piece]:
-    """Cut a document into pieces whose token ids, concatenated, are those of the whole.
+    """Cut a document into pieces whose token ids, concatenated, equal those of the whole document.
 
-    Pieces have about `PIECE` characters, more if there is no place to cut. A blank document has none.
+    Pieces have about `PIECE` characters, more if a chunk has no place to cut. A blank document has no pieces.
     """
     parts: list[str] = []
     length = 0
@@ -143,14 +148,20 @@ def cut_pieces(chunks: Iterable[str]) -> Iterator[Piece]:
 
 
 def batch_pieces(files: list[Path], clean: str | None, advance: Callable[[int], object]) -> Iterator[list[Piece]]:
-    """Yield the pieces of all documents, in lists of about `PIECE` characters."""
+    """Yield the pieces of all documents in lists of about `PIECE` characters.
+
+    Args:
+        files: .txt and .jsonl files.
+        clean: None or "remove_empty_lines".
+        advance: Called with the number of bytes of each read.
+    """
     batch: list[Piece] = []
     weight = 0
     for path in files:
         for chunks in read_documents(path, advance):
             for piece in cut_pieces(chunks if clean is None else clean_chunks(chunks)):
                 batch.append(piece)
-                weight += len(piece.text) + 100  # so that a million tiny documents are not one batch
+                weight += len(piece.text) + 100  # bounds the number of tiny documents in a batch
                 if weight >= PIECE:
                     yield batch
                     batch, weight = [], 0
@@ -169,13 +180,13 @@ def _read_text(path: Path, advance: Callable[[int], object]) -> Iterator[str]:
             try:
                 chunk = decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
-                # The decoder keeps an incomplete character from block to block.
+                # error.object starts with the bytes of an incomplete character from the block before.
                 raise not_utf8(error, path, offset - len(error.object)) from None
             refuse_nul(chunk, path)
             if chunk and not begun:
                 begun = True
                 if chunk[0] == "\ufeff":
-                    warn(f"{path}: starts with a byte order mark, which is left out")
+                    warn(f"{path}: starts with a byte order mark, which is removed")
                     chunk = chunk[1:]
             yield chunk
             if not block:
@@ -184,23 +195,23 @@ def _read_text(path: Path, advance: Callable[[int], object]) -> Iterator[str]:
 
 
 def _parse_line(line: bytes, place: str) -> str:
-    """Return the "text" of one line of JSON; `place` is its file and number."""
+    """Return the "text" of one line of JSON; `place` is the line's file and number."""
     if len(line) > MAX_LINE:
         raise InputError(f"{place}: longer than {MAX_LINE >> 20} MiB, the limit for a line")
     content = decode_utf8(line, place)
     try:
         row = json.loads(content)
-    except (ValueError, RecursionError) as error:  # of JSON; a number of thousands of digits; a thousand brackets
+    except (ValueError, RecursionError) as error:  # also raised for huge integers and for deep nesting
         raise InputError(f"{place}: not JSON ({getattr(error, 'msg', error)})") from None
     if not isinstance(row, dict):
-        raise InputError(f'{place}: must be a JSON object with a "text", is a {type(row).__name__}')
+        raise InputError(f'{place}: must be a JSON object with a "text", got a {type(row).__name__}')
     text = row.get("text")
     if not isinstance(text, str):
-        raise InputError(f'{place}: has no string under "text"')
+        raise InputError(f'{place}: "text" is missing or not a string')
     if "\0" in text:
-        raise InputError(f'{place}: "text" contains NUL; not a text')
+        raise InputError(f'{place}: "text" contains a NUL character')
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InputError(f'{place}: "text" contains half a character (\\u{ord(text[error.start]):x})') from None
+        raise InputError(f'{place}: "text" contains an unpaired surrogate (\\u{ord(text[error.start]):x})') from None
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")

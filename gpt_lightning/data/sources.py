@@ -1,4 +1,4 @@
-"""Where a text comes from: a path, the folder `GPT_LIGHTNING_DATA`, a URL, or a dataset of the Hugging Face Hub."""
+"""Find a text: at its path, in the folder `GPT_LIGHTNING_DATA`, at a URL, or on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ from gpt_lightning.files import with_filename
 
 DATA_ENV = "GPT_LIGHTNING_DATA"
 FETCH_SECONDS = 30
-DATASET = "hf:"  # begins the name of a dataset's split
+DATASET = "hf:"  # prefix of hf:DATASET/CONFIG/SPLIT
 
 
 def absolute(name: str) -> str:
-    """Return the absolute path of a file; the name of a dataset's split is returned as it is."""
+    """Return the absolute path of a file; hf:DATASET/CONFIG/SPLIT is returned unchanged."""
     return name if name.startswith(DATASET) else os.path.abspath(name)
 
 
 def short_name(path: str | Path) -> str:
-    """Return the name used in messages: a file's without its folders, a dataset's split in full."""
+    """Return the name used in messages: the last component of a path, or hf:DATASET/CONFIG/SPLIT in full."""
     return str(path) if str(path).startswith(DATASET) else os.path.basename(path)
 
 
 def find_source(source: str, url: str | None = None, fallback: str | None = None) -> tuple[str, str | None]:
-    """Look for a text at its path, in the folder of `GPT_LIGHTNING_DATA`, at its URL.
+    """Look for a text at its path, then in the folder `GPT_LIGHTNING_DATA`, then download it.
 
     Args:
-        source: A file; a downloaded one is kept there. Names of datasets and globs are returned as they are.
-        url: Where to download it from, once; see `parse_url`. A copy from the folder or the URL must have its
-            checksum; a file at `source` with another one is used with a warning.
-        fallback: File to use, with a warning, if the text is found nowhere.
+        source: Path of a file, to which a download is saved. Datasets and globs are returned unchanged.
+        url: URL to download the file from, see `parse_url`. If it has a checksum, files in `GPT_LIGHTNING_DATA` and
+            downloads must match it; a file at `source` that does not match is used with a warning.
+        fallback: File to use, with a warning, if the text cannot be found or downloaded.
 
     Returns:
-        Where it is, and the URL if that is this text's.
+        The path of the text, and `url` if the text is the one that it names, else None.
 
     Raises:
-        InputError: There is no such file and no URL.
-        MachineError: It cannot be read or downloaded.
+        InputError: The file does not exist, and there is neither a URL nor a fallback.
+        MachineError: The file cannot be read or downloaded, and there is no fallback.
     """
     address, sha256 = (None, None) if url is None else parse_url(url)
     if source.startswith(DATASET) or os.path.exists(source) or glob.has_magic(source):
         if sha256 is None or not os.path.isfile(source) or sha256_of(source) == sha256:
             return source, url
-        warn(f"{source}: is not the text of data.url (sha256 {sha256[:12]}...); using it as it is")
+        warn(f"{source}: differs from the text of data.url (sha256 {sha256[:12]}...); using it anyway")
         return source, None
 
     tried = [f"{source}: no such file"]
@@ -73,27 +73,27 @@ def find_source(source: str, url: str | None = None, fallback: str | None = None
             tried.append(str(error))
     if fallback is None:
         raise MachineError("; ".join(tried))
-    warn(f"training text is {fallback} instead of {source} ({'; '.join(tried[1:]) or tried[0]})")
+    warn(f"using the text {fallback} instead of {source} ({'; '.join(tried[1:]) or tried[0]})")
     return fallback, None
 
 
 def sha256_of(path: str) -> str:
-    """Return the checksum of a file's bytes."""
+    """Return the sha256 of a file's bytes in hexadecimal."""
     with with_filename(path), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def parse_url(url: str) -> tuple[str, str | None]:
-    """Split a URL from the checksum in its fragment.
+    """Split a URL into the URL proper and the checksum in its fragment.
 
     Args:
-        url: As pip writes it, https://...#sha256=HEX; the fragment is optional.
+        url: URL in pip's format, https://...#sha256=HEX; the fragment is optional.
 
     Returns:
-        The URL to request, and the sha256 of the file's bytes or None.
+        The URL without its fragment, and the sha256 in lower case, or None if there is no fragment.
 
     Raises:
-        InputError: The fragment is not a sha256.
+        InputError: The fragment is not a sha256 checksum.
     """
     address, has_fragment, fragment = url.partition("#")
     if has_fragment and re.fullmatch("sha256=[0-9A-Fa-f]{64}", fragment) is None:
@@ -102,11 +102,16 @@ def parse_url(url: str) -> tuple[str, str | None]:
 
 
 def read_source(path: str, *, setting: str = "data.text", clean: str | None = None) -> Text:
-    """Read a text file or, if the path begins with hf:, a dataset's split.
+    """Read a text file or, if the path starts with hf:, a split of a dataset.
+
+    Args:
+        path: Path of the file, or hf:DATASET/CONFIG/SPLIT.
+        setting: Name of the setting in error messages.
+        clean: None or "remove_empty_lines".
 
     Raises:
-        InputError: See `read_text` and `read_dataset`.
-        MachineError: It cannot be read or fetched.
+        InputError: The text is missing or invalid, see `read_text` and `read_dataset`.
+        MachineError: The text cannot be read or downloaded.
     """
     if not path.startswith(DATASET):
         return read_text(path, setting=setting, clean=clean)
@@ -116,15 +121,16 @@ def read_source(path: str, *, setting: str = "data.text", clean: str | None = No
 
 
 def read_dataset(name: str, setting: str) -> str:
-    """Return the rows of text of a dataset's split, concatenated.
+    """Return the column "text" of a dataset's split, its rows concatenated.
 
     Args:
         name: hf:DATASET/CONFIG/SPLIT, where DATASET is OWNER/NAME on the Hugging Face Hub or a local folder.
-        setting: Its name in messages.
+        setting: Name of the setting in error messages.
 
     Raises:
-        InputError: The name is wrong, the extra is not installed, or there is no text in it.
-        MachineError: The Hub cannot be reached.
+        InputError: The name is invalid, the library `datasets` is not installed, or the dataset has no such split or
+            no column "text".
+        MachineError: The Hugging Face Hub cannot be reached.
     """
     parts = name.removeprefix(DATASET).rsplit("/", 2)
     if len(parts) < 3 or not all(parts):
@@ -133,18 +139,18 @@ def read_dataset(name: str, setting: str) -> str:
         import datasets
     except ModuleNotFoundError:
         raise InputError(f"{name}: needs the extra datasets: pip install -c constraints.txt -e '.[datasets]'") from None
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; what failed is said below
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every retry; the failure is reported below
     try:
         split = datasets.load_dataset(parts[0], parts[1], split=parts[2])
     except (ValueError, OSError) as error:
         reason = " ".join(str(error).split())
         if isinstance(error, ConnectionError):
-            raise MachineError(f"{name}: cannot be fetched ({reason}); a text file serves as well") from None
+            raise MachineError(f"{name}: cannot be downloaded ({reason}); use a local text file instead") from None
         raise InputError(f"{name}: cannot be read ({reason})") from None
     if "text" not in split.column_names:
         raise InputError(f'{name}: has no column "text", only {", ".join(split.column_names)}')
     if split.data.nbytes > MAX_BYTES:
-        raise InputError(f"{name}: more than this program reads (limit {MAX_BYTES // 1024**3} GiB)")
+        raise InputError(f"{name}: is too large; the limit is {MAX_BYTES // 1024**3} GiB")
     return "".join(split["text"])
 
 
@@ -152,10 +158,11 @@ def fetch(url: str, path: Path, sha256: str | None) -> None:
     """Download a file atomically, within `FETCH_SECONDS`.
 
     Raises:
-        MachineError: No answer, too large, too slow, the wrong checksum, or nowhere to write it.
+        MachineError: The server does not answer, the file is too large, too slow, incomplete or has another checksum,
+            or it cannot be written.
     """
     if not url.startswith(("http://", "https://")):
-        raise MachineError(f"{url}: cannot be fetched (not an http or https URL)")
+        raise MachineError(f"{url}: cannot be downloaded (not an http or https URL)")
     deadline = time.monotonic() + FETCH_SECONDS
     digest = hashlib.sha256()
     part = path.with_name(f"{path.name}.tmp-{os.getpid()}")
@@ -169,9 +176,9 @@ def fetch(url: str, path: Path, sha256: str | None) -> None:
                     if file.tell() > MAX_BYTES:
                         raise MachineError(f"{url}: larger than {MAX_BYTES} bytes")
                     if time.monotonic() > deadline:
-                        raise MachineError(f"{url}: not fetched within {FETCH_SECONDS} s")
+                        raise MachineError(f"{url}: not downloaded within {FETCH_SECONDS} s")
                 if file.tell() != int(answer.headers.get("Content-Length", file.tell())):
-                    raise MachineError(f"{url}: cut short after {file.tell()} bytes, file not kept")
+                    raise MachineError(f"{url}: download incomplete ({file.tell()} bytes), file not kept")
                 file.flush()
                 os.fsync(file.fileno())
         if sha256 is not None and digest.hexdigest() != sha256:
@@ -179,7 +186,7 @@ def fetch(url: str, path: Path, sha256: str | None) -> None:
         os.replace(part, path)
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
-        raise MachineError(f"{url}: cannot be fetched ({reason})") from None
+        raise MachineError(f"{url}: cannot be downloaded ({reason})") from None
     finally:
         with contextlib.suppress(OSError):
             part.unlink()

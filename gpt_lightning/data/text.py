@@ -1,4 +1,4 @@
-"""One UTF-8 text file: read, checked and cleaned."""
+"""Read, check and clean a UTF-8 text file."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ CLEANERS = ("remove_empty_lines",)
 
 @dataclass(frozen=True)
 class Text:
-    """A text and where it comes from.
+    """A text and its source.
 
     Attributes:
-        content: The characters, cleaned.
-        path: The file, absolute; or the name of a dataset's split.
-        sha256: Of the file's bytes.
+        content: The text after cleaning.
+        path: Absolute path of the file, or hf:DATASET/CONFIG/SPLIT.
+        sha256: Checksum of the file's bytes or, for a dataset, of its text before cleaning.
     """
 
     content: str
@@ -30,23 +30,28 @@ class Text:
 
 
 def read_text(path: str | Path, *, setting: str = "data.text", clean: str | None = None) -> Text:
-    """Read and check one UTF-8 file. A byte order mark is removed, with a warning.
+    """Read, check and clean a UTF-8 file. A byte order mark is removed with a warning.
+
+    Args:
+        path: Path of the file.
+        setting: Name of the setting in error messages.
+        clean: None or "remove_empty_lines".
 
     Raises:
-        InputError: No such file, a folder, empty, blank, not UTF-8, NUL bytes, one character over and
-            over, or larger than 2 GiB.
-        MachineError: It cannot be read.
+        InputError: The file does not exist, is not a regular file, is larger than 2 GiB, is not UTF-8, contains NUL
+            bytes, or contains only whitespace or one repeated character.
+        MachineError: The file cannot be read.
     """
     path = Path(path)
     with with_filename(path):
         size = path.stat().st_size
         if path.is_dir():
-            raise InputError(f"{path}: {setting} must be a file, this is a folder")
-        if not path.is_file():  # a pipe or a device, which may never end
+            raise InputError(f"{path}: {setting} must be a file, not a folder")
+        if not path.is_file():  # reading a pipe or a device may never end
             raise InputError(f"{path}: {setting} must be a regular file")
         if size > MAX_BYTES:
             gib = size / 1024**3
-            raise InputError(f"{path}: {gib:.1f} GiB, more than this program reads (limit {MAX_BYTES // 1024**3} GiB)")
+            raise InputError(f"{path}: is too large ({gib:.1f} GiB); the limit is {MAX_BYTES // 1024**3} GiB")
         data = path.read_bytes()
     if not data:
         raise InputError(f"{path}: is empty")
@@ -55,27 +60,36 @@ def read_text(path: str | Path, *, setting: str = "data.text", clean: str | None
 
 
 def refuse_nul(content: str | bytes, path: str | Path) -> None:
-    """Raise `InputError` if there are NUL bytes, which no text has."""
+    """Raise `InputError` if the content has NUL bytes, which indicate a binary file."""
     if "\0" in content if isinstance(content, str) else b"\0" in content:
         raise InputError(f"{path}: contains NUL bytes; not a text file")
 
 
 def check_text(content: str, path: str, clean: str | None) -> str:
-    """Return the text with normalized line ends, cleaned. Raise `InputError` if there is nothing to learn."""
+    """Clean a text and normalize its line ends to LF.
+
+    Args:
+        content: The text.
+        path: Name of the text in messages.
+        clean: None or "remove_empty_lines".
+
+    Raises:
+        InputError: The text contains NUL bytes, or only whitespace or one repeated character.
+    """
     refuse_nul(content, path)
     if content.startswith("\ufeff"):
-        warn(f"{path}: starts with a byte order mark, which is left out")
+        warn(f"{path}: starts with a byte order mark, which is removed")
         content = content[1:]
     content = content.replace("\r\n", "\n").replace("\r", "\n")
     if clean == "remove_empty_lines":
         content = remove_empty_lines(content)
     if not content.strip():
-        raise InputError(f"{path}: holds nothing but white space")
+        raise InputError(f"{path}: contains only whitespace")
     if content.count(content[0]) == len(content):
-        raise InputError(f"{path}: is one character ({content[0]!r}) over and over; there is nothing to learn")
+        raise InputError(f"{path}: contains only the character {content[0]!r}; there is nothing to learn")
     return content
 
 
 def remove_empty_lines(text: str) -> str:
-    """Strip every line and remove the empty ones."""
+    """Strip whitespace from every line and remove empty lines."""
     return "\n".join(line.strip() for line in text.splitlines() if line.strip())

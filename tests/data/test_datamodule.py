@@ -55,7 +55,7 @@ def test_loaders_leave_the_global_random_state_alone(tmp_path: Path, num_workers
     assert batches == [x.tolist() for x, _ in single.train_dataloader()]
 
 
-def test_the_position_survives_in_the_state(tmp_path: Path) -> None:
+def test_the_position_is_saved_and_restored(tmp_path: Path) -> None:
     data, resumed = module(tmp_path), module(tmp_path)
     data.setup("fit")
     resumed.setup("fit")
@@ -131,7 +131,7 @@ def write_documents(folder: Path) -> None:
     (folder / "c.jsonl").write_text('{"text": "seven eight nine ten"}\n{"text": "eleven"}\n')
 
 
-def test_documents_are_split_between_two_of_them_and_kept_encoded(in_tmp: Path) -> None:
+def test_documents_are_split_between_two_documents_and_cached(in_tmp: Path) -> None:
     write_documents(Path("docs"))
     data = TextDataModule("docs", tokenizer="bytes", context_length=8, train_ratio=0.5, batch_size=1)
 
@@ -139,7 +139,7 @@ def test_documents_are_split_between_two_of_them_and_kept_encoded(in_tmp: Path) 
 
     train, val = data.splits["training"].windows, data.splits["validation"].windows
     first, second = b"one two three " * 20, b"four five six " * 20
-    assert bytes(train.token_ids[:-1].tolist()) == first  # whole documents; 256 stands between them
+    assert bytes(train.token_ids[:-1].tolist()) == first  # the split is between documents; 256 is <|endoftext|>
     assert train.token_ids[-1] == 256
     assert bytes(val.token_ids[: len(second)].tolist()) == second
     inputs, targets = train[3]
@@ -167,7 +167,7 @@ def test_documents_of_each_part_can_be_given_separately(in_tmp: Path) -> None:
         ("empty", "empty: has no .txt or .jsonl file"),
         ("nothing*.txt", r"nothing\*.txt: no file matches it"),
         ("broken.jsonl", r"broken.jsonl:2: not JSON"),
-        ("one.jsonl", "holds only 1 document, which cannot be split between documents; give data.val_text"),
+        ("one.jsonl", "data.text has only 1 document, but is split between documents; set data.val_text"),
     ],
 )
 def test_documents_that_cannot_be_used_get_one_line(in_tmp: Path, command: Command, text: str, message: str) -> None:
@@ -182,29 +182,28 @@ def test_documents_that_cannot_be_used_get_one_line(in_tmp: Path, command: Comma
     assert not Path("runs").exists()
 
 
-def test_a_run_on_documents_is_evaluated_and_goes_on_with_the_same_ones(config: Path, command: Command) -> None:
+def test_a_run_on_documents_is_validated_and_resumed_with_the_same_documents(config: Path, command: Command) -> None:
     write_documents(Path("docs"))
     settings = ("--model.context_length=8", "--data.batch_size=4", "--data.train_ratio=0.5", "--run_dir=run")
     arguments = ("fit", "--config", config, "--data.text=docs", *settings)
 
     started = command(*arguments, "--trainer.max_steps=2")
     validated = command("validate", "--ckpt_path", "run/checkpoints/last.ckpt")
-    goes_on = command(*arguments, "--trainer.max_steps=4", "--resume")
+    resumed = command(*arguments, "--trainer.max_steps=4", "--resume")
     Path("docs/b.txt").write_text("changed " * 50)
     changed = command(*arguments, "--trainer.max_steps=6", "--resume")
 
-    assert (started.code, validated.code, goes_on.code, changed.code) == (0, 0, 0, 2)
+    assert (started.code, validated.code, resumed.code, changed.code) == (0, 0, 0, 2)
     assert "tokens in 4 documents of 3 files" in started.out
     assert validated.out.startswith("validation split of docs: loss ")
     assert "docs: is not the text that run/checkpoints/last.ckpt was trained on" in changed.error
 
 
-def test_a_validation_text_that_is_the_text_gets_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_validation_text_equal_to_the_training_text_gets_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
     data = TextDataModule(text=str(STORY), val_text=str(STORY), tokenizer="bytes", context_length=64)
 
     data.setup("fit")
 
     assert capsys.readouterr().err == (
-        "gpt_lightning: warning: data.val_text is the text that is trained on, so that its loss says nothing of other "
-        "texts\n"
+        "gpt_lightning: warning: data.val_text is the training text, so val_loss says nothing about unseen text\n"
     )

@@ -19,7 +19,7 @@ from gpt_lightning.data.tokenizer import Tokenizer
 from gpt_lightning.errors import InputError, MachineError
 
 
-def test_a_folder_is_searched_to_its_depths(in_tmp: Path) -> None:
+def test_a_folder_is_searched_recursively(in_tmp: Path) -> None:
     for name in ["b.txt", "a/z.jsonl", "a/b/c.txt", ".hidden.txt", ".git/x.txt", "read.me", "a.txt/inner.txt"]:
         write(in_tmp / "in" / name, "x")
 
@@ -28,7 +28,7 @@ def test_a_folder_is_searched_to_its_depths(in_tmp: Path) -> None:
     assert found == ["a/b/c.txt", "a/z.jsonl", "a.txt/inner.txt", "b.txt"]
 
 
-def test_what_cannot_be_listed_or_read_in_a_folder_is_said(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_files_and_folders_in_a_folder_are_reported(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (in_tmp / "a" / "b").mkdir(parents=True)
     (in_tmp / "a" / "link.txt").symlink_to(in_tmp / "nothing")
     assert find_documents("a") == [Path("a/link.txt")]
@@ -86,7 +86,7 @@ def test_files_of_other_kinds_in_a_folder_are_counted_in_a_warning(
     st.lists(st.sampled_from([b"\xef\xbb\xbf", b"\r", b"\n", b" ", b"ab", "é日😀".encode(), b"\x80", b"\xf0", b"\0"])),
     st.integers(1, 9),
 )
-def test_a_text_in_blocks_is_the_text_as_a_whole(tmp_path_factory: pytest.TempPathFactory, parts: list[bytes], n: int):
+def test_reading_in_blocks_equals_reading_at_once(tmp_path_factory: pytest.TempPathFactory, parts: list[bytes], n: int):
     path = write(tmp_path_factory.getbasetemp() / "blocks.txt", b"ab" + b"".join(parts))
 
     def read_in_blocks() -> str:
@@ -103,11 +103,11 @@ def test_a_text_in_blocks_is_the_text_as_a_whole(tmp_path_factory: pytest.TempPa
         found = outcome(read_in_blocks)
 
     expected = outcome(lambda: read_text(path).content)
-    # Decoded block by block, what comes first is told first; as a whole, UTF-8 comes before NUL.
+    # In blocks, the first invalid byte of the file is reported; read at once, invalid UTF-8 is reported before NUL.
     assert found == expected or ("contains NUL" in found and "not UTF-8" in expected)
 
 
-def test_a_byte_order_mark_is_left_out_with_a_warning(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_byte_order_mark_is_removed_with_a_warning(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(in_tmp / "a.txt", b"\xef\xbb\xbfab")
     write(in_tmp / "b.jsonl", b"\xef\xbb\xbf" + to_lines(["\ufeffcd\r\re"]).encode())
 
@@ -122,22 +122,22 @@ def test_a_byte_order_mark_is_left_out_with_a_warning(in_tmp: Path, capsys: pyte
         (b'{"text": "a"} {"text": "b"}', r"not JSON \(Extra data\)"),
         (b'{"id": ' + b"1" * 5000 + b"}", r"not JSON \(Exceeds the limit"),
         (b"[" * 100_000, r"not JSON \("),
-        (b'["text"]', 'must be a JSON object with a "text", is a list'),
-        (b'{"txt": "a"}', 'has no string under "text"'),
-        (b'{"text": 3}', 'has no string under "text"'),
-        (b'{"text": "a\\u0000"}', '"text" contains NUL; not a text'),
-        (b'{"text": "a\\ud800"}', r'"text" contains half a character \(\\ud800\)'),
+        (b'["text"]', 'must be a JSON object with a "text", got a list'),
+        (b'{"txt": "a"}', '"text" is missing or not a string'),
+        (b'{"text": 3}', '"text" is missing or not a string'),
+        (b'{"text": "a\\u0000"}', '"text" contains a NUL character'),
+        (b'{"text": "a\\ud800"}', r'"text" contains an unpaired surrogate \(\\ud800\)'),
         (b'{"text": "\x80"}', r"not UTF-8 text \(byte 0x80 at offset 10\)"),
     ],
 )
-def test_lines_that_are_no_documents_are_refused(in_tmp: Path, line: bytes, message: str) -> None:
+def test_invalid_lines_are_refused(in_tmp: Path, line: bytes, message: str) -> None:
     write(in_tmp / "corpus.jsonl", b'{"text": "fine"}\r\n \n' + line + b"\n")
 
     with pytest.raises(InputError, match=f"^corpus.jsonl:3: {message}"):
         list(read_documents(Path("corpus.jsonl")))
 
 
-def test_a_line_without_end_is_refused(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_above_the_limit_is_refused(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "MAX_LINE", 1 << 20)
     write(in_tmp / "a.jsonl", to_lines(["x" * (1 << 20)]))
 
@@ -146,7 +146,7 @@ def test_a_line_without_end_is_refused(in_tmp: Path, monkeypatch: pytest.MonkeyP
 
 
 @given(st.lists(st.sampled_from(["\n", " ", "\t", "\x0b", "\u2028", "ab", "c d"])), st.data())
-def test_cleaning_in_chunks_is_cleaning_the_whole(parts: list[str], data: st.DataObject) -> None:
+def test_cleaning_in_chunks_equals_cleaning_at_once(parts: list[str], data: st.DataObject) -> None:
     text = "".join(parts)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)))))
     chunks = [text[start:end] for start, end in pairwise([0, *cuts, len(text)])]
@@ -183,7 +183,7 @@ WORDS = st.sampled_from(
 @given(st.lists(WORDS | st.text(max_size=3), min_size=5), st.integers(1, 6))
 @example(["a_\n", "b!\n", "c7\n", "日\n "], 3)
 @example(["a_ ", "b! ", "c7 ", "日  "], 3)
-def test_the_ids_of_pieces_are_those_of_the_whole(tokenizer: Tokenizer, words: list[str], n: int) -> None:
+def test_the_token_ids_of_pieces_equal_those_of_the_document(tokenizer: Tokenizer, words: list[str], n: int) -> None:
     text = "".join(words)
     chunks = [text[start : start + n] for start in range(0, len(text), n)]
 
@@ -198,7 +198,7 @@ def test_the_ids_of_pieces_are_those_of_the_whole(tokenizer: Tokenizer, words: l
     assert [i for piece in pieces for i in tokenizer.encode(piece.text)] == tokenizer.encode(text)
 
 
-def test_pieces_have_the_size_that_was_asked_for() -> None:
+def test_pieces_have_about_the_size_piece() -> None:
     chunks = ["low water and " * 10] * 20  # 140 characters each
     with mock.patch.object(documents, "PIECE", 300):
         lengths = [len(piece.text) for piece in cut_pieces(chunks)]

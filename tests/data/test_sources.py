@@ -51,7 +51,7 @@ def write(path: Path, content: bytes = STORY) -> str:
     return str(path)
 
 
-def test_a_checksum_is_split_from_its_url() -> None:
+def test_a_url_is_split_from_its_checksum() -> None:
     assert parse_url(NOWHERE) == ("http://127.0.0.1:1/", SHA256)
     assert parse_url(NOWHERE.replace(SHA256, SHA256.upper())) == parse_url(NOWHERE)
     assert parse_url("http://a/b?c") == ("http://a/b?c", None)
@@ -70,7 +70,7 @@ def test_a_file_at_its_path_is_used(in_tmp: Path, capsys: pytest.CaptureFixture[
 
 def test_another_text_at_the_path_is_used_with_a_warning(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert find_source(write(in_tmp / "a.txt", b"mine!"), NOWHERE) == (str(in_tmp / "a.txt"), None)
-    assert "is not the text of data.url (sha256 " in capsys.readouterr().err
+    assert "a.txt: differs from the text of data.url (sha256 " in capsys.readouterr().err
 
 
 def test_a_file_in_the_data_folder_is_used(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +85,7 @@ def test_a_wrong_file_in_the_data_folder_is_not_used(in_tmp: Path, monkeypatch: 
     write(in_tmp / "folder" / "a.txt", b"something else")
     monkeypatch.setenv("GPT_LIGHTNING_DATA", str(in_tmp / "folder"))
 
-    with pytest.raises(MachineError, match="a.txt: checksum mismatch; .*cannot be fetched"):
+    with pytest.raises(MachineError, match="a.txt: checksum mismatch; .*cannot be downloaded"):
         find_source("a.txt", NOWHERE)
 
 
@@ -103,8 +103,8 @@ def test_a_missing_file_is_downloaded_once(in_tmp: Path, url: str) -> None:
     [
         (f"story.txt#sha256={'0' * 64}", "MAX_BYTES", 500, "checksum mismatch, file not kept"),
         ("story.txt", "MAX_BYTES", 5, "larger than 5 bytes"),
-        ("story.txt", "FETCH_SECONDS", -1, "not fetched within -1 s"),
-        ("cut.txt", "MAX_BYTES", 500, f"cut short after {len(STORY)} bytes, file not kept"),
+        ("story.txt", "FETCH_SECONDS", -1, "not downloaded within -1 s"),
+        ("cut.txt", "MAX_BYTES", 500, rf"download incomplete \({len(STORY)} bytes\), file not kept"),
     ],
 )
 def test_a_failed_download_leaves_no_file(
@@ -120,8 +120,8 @@ def test_a_failed_download_leaves_no_file(
 @pytest.mark.parametrize(
     "url", ["http://127.0.0.1:1/a.txt", "http://127.0.0.1:1/a b.txt", "not a URL", "file:///etc/hostname"]
 )
-def test_a_url_without_an_answer_is_the_machines_fault(in_tmp: Path, url: str) -> None:
-    with pytest.raises(MachineError, match=r"a.txt: no such file; .*cannot be fetched"):
+def test_a_url_without_an_answer_is_a_machine_error(in_tmp: Path, url: str) -> None:
+    with pytest.raises(MachineError, match=r"a.txt: no such file; .*cannot be downloaded"):
         find_source("a.txt", url)
 
 
@@ -133,22 +133,22 @@ def test_the_fallback_is_used_with_one_warning_that_names_both(
     assert find_source("a.txt", f"{url}/missing#sha256={SHA256}", "own.txt") == ("own.txt", None)
 
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("gpt_lightning: warning: training text is own.txt instead of a.txt (")
+    assert line.startswith("gpt_lightning: warning: using the text own.txt instead of a.txt (")
     assert "HTTP Error 404" in line or "Not Found" in line
 
 
-def test_a_missing_file_without_a_url_is_the_users_fault(in_tmp: Path) -> None:
+def test_a_missing_file_without_a_url_is_an_input_error(in_tmp: Path) -> None:
     with pytest.raises(InputError, match="^a.txt: no such file$"):
         find_source("a.txt")
 
 
 @pytest.mark.parametrize("source", ["hf:a/b/c", "*.txt", "."])
-def test_datasets_globs_and_folders_are_not_looked_for(in_tmp: Path, source: str) -> None:
+def test_datasets_globs_and_folders_are_returned_unchanged(in_tmp: Path, source: str) -> None:
     assert find_source(source, NOWHERE) == (source, NOWHERE)
 
 
 class FakeDatasets(types.ModuleType):
-    """The part of the library that is used; the real one is an extra."""
+    """A fake of the optional library `datasets`."""
 
     def __init__(self, answer: Any) -> None:
         super().__init__("datasets")
@@ -178,7 +178,7 @@ ROWS = ["", " = Title = \n", "", " Some words . \n", " More . \n"]
 SPLIT = "hf:Salesforce/wikitext/wikitext-2-raw-v1/train"
 
 
-def test_the_rows_of_a_dataset_are_joined_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rows_of_a_dataset_are_concatenated(monkeypatch: pytest.MonkeyPatch) -> None:
     library = FakeDatasets(FakeSplit(text=ROWS))
     monkeypatch.setitem(sys.modules, "datasets", library)
 
@@ -198,13 +198,13 @@ def test_the_rows_of_a_dataset_are_joined_as_they_are(monkeypatch: pytest.Monkey
         ("hf:wikitext", None, InputError, "data.text must be hf:DATASET/CONFIG/SPLIT, got 'hf:wikitext'"),
         ("hf:a/b/", None, InputError, "data.text must be hf:DATASET/CONFIG/SPLIT, got 'hf:a/b/'"),
         ("hf:a/b/c/d", ModuleNotFoundError(), InputError, "hf:a/b/c/d: needs the extra datasets: pip install -c"),
-        ("hf:a/b/c/d", ConnectionError("no\nHub"), MachineError, "hf:a/b/c/d: cannot be fetched (no Hub); a text file"),
+        ("hf:a/b/c/d", ConnectionError("no\nHub"), MachineError, "hf:a/b/c/d: cannot be downloaded (no Hub); use"),
         ("hf:a/b/c/d", ValueError('Unknown split "d".'), InputError, 'hf:a/b/c/d: cannot be read (Unknown split "d".)'),
         ("hf:a/b/c/d", FakeSplit(page=["x"]), InputError, 'hf:a/b/c/d: has no column "text", only page'),
-        ("hf:a/b/c/d", FakeSplit(text=["", "\n"]), InputError, "hf:a/b/c/d: holds nothing but white space"),
+        ("hf:a/b/c/d", FakeSplit(text=["", "\n"]), InputError, "hf:a/b/c/d: contains only whitespace"),
     ],
 )
-def test_a_dataset_that_cannot_be_had(
+def test_unavailable_and_unsuitable_datasets_are_refused(
     monkeypatch: pytest.MonkeyPatch, name: str, answer: Any, error: type[Exception], message: str
 ) -> None:
     installed = not isinstance(answer, ModuleNotFoundError)

@@ -36,7 +36,7 @@ def stories(in_tmp: Path) -> Path:
     return in_tmp / "in"
 
 
-def test_what_the_system_refuses_names_the_file(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_operating_system_errors_name_the_file(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(in_tmp / "a.txt", "x")
 
     broken = mock.mock_open()
@@ -52,7 +52,7 @@ def test_what_the_system_refuses_names_the_file(in_tmp: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("name", ["gpt2", "bytes"])
 @pytest.mark.parametrize("clean", [None, "remove_empty_lines"])
-def test_every_document_is_encoded_and_ended(stories: Path, name: str, clean: str | None) -> None:
+def test_every_document_is_encoded_and_followed_by_endoftext(stories: Path, name: str, clean: str | None) -> None:
     write(stories / "c.txt", "")
     write(stories / "d.jsonl", "\n" + to_lines(["", " \n\u3000"]))
     tokenizer = load_tokenizer(name)
@@ -71,7 +71,7 @@ def test_every_document_is_encoded_and_ended(stories: Path, name: str, clean: st
     assert (made.characters, made.files, made.documents) == (len("".join(texts)), 4, 3)
 
 
-def test_many_ids_need_four_bytes(stories: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_vocabularies_are_stored_in_four_bytes(stories: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     large = next(tokenizer for tokenizer in make_tokenizers() if tokenizer.name == "o200k_base")
     monkeypatch.setattr(token_cache, "load_tokenizer", lambda _: large)
 
@@ -85,12 +85,12 @@ def test_a_corpus_of_blank_documents_is_refused(in_tmp: Path) -> None:
     write(in_tmp / "in" / "a.txt", " \n")
     write(in_tmp / "in" / "b.jsonl", to_lines([""]))
 
-    with pytest.raises(InputError, match=r"^in: holds nothing but white space \(2 files\)$"):
+    with pytest.raises(InputError, match=r"^in: contains only whitespace \(2 files\)$"):
         prepare("in", "bytes", None, in_tmp / "cache")
     assert names(in_tmp / "cache") == []
 
 
-def test_several_processes_make_what_one_makes(
+def test_several_processes_encode_the_same_tokens_as_one(
     in_tmp: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = random.Random(1).choices(["low", "water", "lamp", "o'clock", "12", "…", "Zwölf\n"], k=40_000)
@@ -128,21 +128,21 @@ def test_several_processes_make_what_one_makes(
     assert np.array_equal(one.ends, two.ends)
     assert (one.characters, one.documents, one.sha256) == (two.characters, two.documents, two.sha256)
     assert read == made > 10
-    assert ahead <= 5  # two batches per worker and the one in hand
+    assert ahead <= 5  # two batches per worker and the one that was read last
     assert "encoding: 100%" in capsys.readouterr().err
 
 
-def test_a_killed_worker_is_the_machines_fault() -> None:
+def test_a_killed_worker_is_a_machine_error() -> None:
     def batches() -> Iterator[list[Piece]]:
         yield [Piece("a", True)]
         for process in multiprocessing.active_children():
             process.kill()
 
-    with pytest.raises(MachineError, match="a process that encodes the corpus was killed"):
+    with pytest.raises(MachineError, match="a process that encodes documents was killed"):
         list(encode_batches(batches(), "bytes", 2))
 
 
-def test_a_corpus_is_encoded_once_wherever_it_lies(stories: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_moved_corpus_is_not_encoded_again(stories: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = stories.parent / "cache"
     first = prepare(str(stories), "bytes", None, cache)
     assert names(cache) == [first.sha256[:16]]
@@ -159,7 +159,7 @@ def test_a_corpus_is_encoded_once_wherever_it_lies(stories: Path, monkeypatch: p
         assert getattr(first, field) == getattr(second, field)
 
 
-def test_what_decides_the_tokens_decides_the_key(stories: Path) -> None:
+def test_the_key_depends_on_everything_the_tokens_depend_on(stories: Path) -> None:
     cache = stories.parent / "cache"
 
     def key(name: str = "bytes", clean: str | None = None) -> str:
@@ -209,7 +209,7 @@ def test_a_damaged_cache_is_encoded_again(
         write(folder / name, content)
 
     assert prepare(str(stories), "bytes", None, cache).tokens.tolist() == tokens
-    assert capsys.readouterr().err == f"gpt_lightning: warning: {folder}: is damaged and is encoded again\n"
+    assert capsys.readouterr().err == f"gpt_lightning: warning: {folder}: is damaged; encoding its documents again\n"
     assert prepare(str(stories), "bytes", None, cache).tokens.tolist() == tokens
     assert capsys.readouterr().err == ""
     assert names(cache) == [folder.name]
@@ -238,42 +238,42 @@ def test_a_full_disk_leaves_nothing(stories: Path, monkeypatch: pytest.MonkeyPat
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(MachineError, match=r"^cache: the corpus cannot be encoded there \(no space left on device\)$"):
+    with pytest.raises(MachineError, match=r"^cache: the encoded documents cannot be written \(no space left on dev"):
         prepare(str(stories), "bytes", None, Path("cache"))
     assert names(Path("cache")) == []
 
 
-def test_a_cache_that_cannot_be_made_is_the_machines_fault(stories: Path) -> None:
+def test_a_cache_folder_that_cannot_be_created_is_a_machine_error(stories: Path) -> None:
     write(stories.parent / "cache", "a file")
 
-    with pytest.raises(MachineError, match=r"^cache: the corpus cannot be encoded there \((file exists|not a dir)"):
+    with pytest.raises(MachineError, match=r"^cache: the encoded documents cannot be written \((file exists|not)"):
         prepare(str(stories), "bytes", None, Path("cache"))
 
 
 @pytest.mark.parametrize(("name", "tokens"), [("bytes", "60.0 GB"), ("gpt2", "15.0 GB")])
-def test_a_text_whose_tokens_the_disk_cannot_hold_is_refused_before_it_is_read(
+def test_a_text_whose_tokens_do_not_fit_on_the_disk_is_refused_before_it_is_read(
     in_tmp: Path, monkeypatch: pytest.MonkeyPatch, name: str, tokens: str
 ) -> None:
     with open("huge.txt", "wb") as file:
-        file.truncate(60 * 10**9)  # a hole, no bytes
+        file.truncate(60 * 10**9)  # a sparse file, which takes no space
     write(Path("cache/0123456789abcdef/tokens.bin"), b"1" * 10**6)
     usage = shutil.disk_usage(in_tmp)._replace(free=14 * 10**9)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage if path == in_tmp / "cache" else None)
     monkeypatch.setattr(token_cache, "open", mock.Mock(side_effect=AssertionError), False)
 
     message = (
-        f"huge.txt: 60.0 GB of text make at least {tokens} of tokens, data.cache_dir (cache) has 14.0 GB free; "
+        f"huge.txt: the tokens of 60.0 GB of text take at least {tokens}, but data.cache_dir (cache) has 14.0 GB free; "
         "name a folder on another disk"
     )
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         prepare("huge.txt", name, None, Path("cache"))
     with open("cache/0123456789abcdef/tokens.bin", "wb") as file:
-        file.truncate(60 * 10**9)  # perhaps its tokens, which need no more room then
+        file.truncate(60 * 10**9)  # its tokens may already be in the cache
     with pytest.raises(AssertionError):
         prepare("huge.txt", name, None, Path("cache"))
 
 
-def test_a_large_file_that_is_no_text_is_not_read_to_its_end(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_binary_file_is_not_read_to_its_end(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open("huge.txt", "wb") as file:
         file.truncate(60 * 10**9)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: mock.Mock(free=10**12))
@@ -291,18 +291,20 @@ def test_a_file_that_changes_while_it_is_read_is_refused(stories: Path, monkeypa
         return encode(*arguments)
 
     monkeypatch.setattr(token_cache, "encode_pieces", change)
-    with pytest.raises(InputError, match="a file was changed while it was read"):
+    with pytest.raises(InputError, match="a file changed while it was read; try again"):
         prepare(str(stories), "bytes", None, stories.parent / "cache")
     assert names(stories.parent / "cache") == []
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_another_process_may_be_quicker(stories: Path, monkeypatch: pytest.MonkeyPatch, whole: bool) -> None:
+@pytest.mark.parametrize("intact", [True, False])
+def test_another_process_may_write_the_cache_first(
+    stories: Path, monkeypatch: pytest.MonkeyPatch, intact: bool
+) -> None:
     publish = token_cache._publish
 
     def publish_second(temporary: Path, folder: Path, key: str) -> None:
         shutil.copytree(temporary, folder)
-        if not whole:
+        if not intact:
             (folder / "tokens.bin").unlink()
         publish(temporary, folder, key)
 
@@ -338,7 +340,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def test_a_killed_preparation_leaves_no_cache_and_no_process(stories: Path) -> None:
+def test_a_killed_process_leaves_no_cache_and_no_workers(stories: Path) -> None:
     script = write(stories.parent / "killed.py", KILLED)
     cache = stories.parent / "cache"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -354,7 +356,7 @@ def test_a_killed_preparation_leaves_no_cache_and_no_process(stories: Path) -> N
 
     made = prepare(str(stories), "bytes", None, cache)
 
-    assert names(cache) == sorted([made.sha256[:16], other.name])  # of a living process, the folder stays
+    assert names(cache) == sorted([made.sha256[:16], other.name])  # the folder of a running process is kept
     assert made.documents == 3
     deadline = time.monotonic() + 30
     while any(map(is_running, workers)) and time.monotonic() < deadline:
@@ -366,7 +368,7 @@ def test_a_killed_preparation_leaves_no_cache_and_no_process(stories: Path) -> N
 def test_a_refused_corpus_leaves_no_folders(in_tmp: Path) -> None:
     Path("bad.jsonl").write_text("{}\n")
 
-    with pytest.raises(InputError, match="bad.jsonl:1: has no string under"):
+    with pytest.raises(InputError, match='bad.jsonl:1: "text" is missing'):
         prepare("bad.jsonl", "bytes", None, Path("data/cache"))
 
     assert os.listdir() == ["bad.jsonl"]

