@@ -1,23 +1,22 @@
-"""Kills real runs at any moment, starts the same command again, and compares with the run that nobody killed.
+"""Kill and damage real runs, resume them, and compare them with uninterrupted runs.
 
     python benchmarks/chaos.py kills    [--runs 60]     SIGKILL at random moments, up to four per run
-    python benchmarks/chaos.py steps                    SIGKILL at every step once, and at all pairs around epoch ends
+    python benchmarks/chaos.py steps                    SIGKILL at every batch, and at pairs of batches at epoch ends
     python benchmarks/chaos.py signals  [--runs 80]     SIGTERM and SIGINT at random moments
     python benchmarks/chaos.py damage                   2,000 flipped bits and 200 truncations of a checkpoint
-    python benchmarks/chaos.py disk                     a full disk and others while saving (a tmpfs needs root)
+    python benchmarks/chaos.py disk                     a full disk and other errors while saving (needs root)
     python benchmarks/chaos.py all
 
-Every start is the program's own `main(["fit", ...])` in a process of its own, forked from one that has
-imported everything, so that a start takes a fraction of a second. The runs have dropout, accumulation over
-2 batches, clipping, warm-up and cosine, evaluations inside the epoch and samples; every fifth is one of two
-processes, started as torchrun would.
+Every start runs `main(["fit", ...])` in a process forked from one that has already imported everything, so that
+starting takes a fraction of a second. The runs use dropout, accumulation over 2 batches, gradient clipping, warm-up
+and cosine decay, evaluations inside epochs and samples. Every fifth run has two processes, started as by torchrun.
 """
 
 from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process with threads cannot be forked
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # forking a process with threads is not safe
 
 import argparse
 import contextlib
@@ -72,7 +71,7 @@ SETTINGS: dict[str, Any] = {
     "evaluate_batches": 2,
     "trainer": {
         "accelerator": "cpu",
-        "precision": "32-true",  # auto times the machine, so that under load two runs may differ
+        "precision": "32-true",  # auto measures speed, so two runs under load may choose differently
         "max_epochs": 3,
         "accumulate_grad_batches": 2,
         "gradient_clip_val": 0.5,
@@ -94,12 +93,12 @@ TORCHRUN = {
     "MASTER_ADDR": "127.0.0.1",
 }
 PHASES = ("start-up", "step", "save", "evaluation", "sampling", "epoch end", "after the last step")
-PHASE = mmap.mmap(-1, 1)  # shared with the processes that are forked
+PHASE = mmap.mmap(-1, 1)  # index in PHASES; memory shared with forked processes
 
 
 @contextlib.contextmanager
 def phase(name: str) -> Any:
-    """Says what the process is doing while it does it."""
+    """Set the current phase inside the `with` block, and restore the previous one after it."""
     before = PHASE[0]
     PHASE[0] = PHASES.index(name)
     try:
@@ -109,7 +108,7 @@ def phase(name: str) -> Any:
 
 
 def mark(owner: type, method: str, name: str) -> None:
-    """Has a method say its phase."""
+    """Wrap a method to set the phase while it runs."""
     original = getattr(owner, method)
 
     def marked(*arguments: Any, **named: Any) -> Any:
@@ -120,7 +119,7 @@ def mark(owner: type, method: str, name: str) -> None:
 
 
 def set_phase_after(owner: type, method: str, name: str) -> None:
-    """Has a phase begin where a method ends."""
+    """Wrap a method to set the phase when it returns."""
     original = getattr(owner, method)
 
     def marked(*arguments: Any, **named: Any) -> Any:
@@ -132,7 +131,7 @@ def set_phase_after(owner: type, method: str, name: str) -> None:
 
 
 def instrument() -> None:
-    """Marks the phases in this process and those forked from it."""
+    """Make the program record its phase, in this process and those forked from it."""
     set_phase_after(Progress, "on_train_batch_start", "step")
     mark(AtomicCheckpointIO, "save_checkpoint", "save")
     mark(GPTModule, "validation_step", "evaluation")
@@ -143,11 +142,11 @@ def instrument() -> None:
 
 
 def start(arguments: list[str], before: Callable[[], object] = lambda: None) -> int:
-    """Runs the program in a process of its own, in a group of its own; returns its number.
+    """Run the program in a forked process with its own process group, and return its pid.
 
     Args:
-        arguments: Of the program.
-        before: Is called in that process first.
+        arguments: Arguments of the program.
+        before: Function that the process calls first.
     """
     PHASE[0] = 0
     child = os.fork()
@@ -168,13 +167,13 @@ def start(arguments: list[str], before: Callable[[], object] = lambda: None) -> 
     finally:
         with contextlib.suppress(Exception):
             sys.stdout.flush()
-        if second and (finish(second) == 0) != (code == 0):  # where one is stopped, so is the other
+        if second and (finish(second) == 0) != (code == 0):  # both ranks must end alike
             code = 70
         os._exit(code)
 
 
 def fork_second() -> int:
-    """Makes this process the first of two, as torchrun would; returns the number of the second, in the second 0."""
+    """Fork a second rank, with the environment of torchrun; return its pid in this process and 0 in the second."""
     global PHASE
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -183,34 +182,34 @@ def fork_second() -> int:
     rank = "0" if second else "1"
     os.environ |= {"RANK": rank, "LOCAL_RANK": rank}
     if not second:
-        PHASE = mmap.mmap(-1, 1)  # the first says what the run is doing
+        PHASE = mmap.mmap(-1, 1)  # private: only rank 0 records the phase of the run
     return second
 
 
 def ended(child: int) -> int | None:
-    """How a process ended, as a shell says it; None while it runs."""
+    """Return the exit code of a process, negative for a signal, or None while it runs."""
     number, status = os.waitpid(child, os.WNOHANG)
     return None if number == 0 else os.waitstatus_to_exitcode(status)
 
 
 def finish(child: int) -> int:
-    """Waits for a process; returns its exit code, negative for a signal."""
+    """Wait for a process and return its exit code, negative for a signal."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def kill_group(child: int, number: int = signal.SIGKILL) -> None:
-    """Sends a signal to a process and those that it started."""
+    """Send a signal to a process group."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, number)
 
 
 def fit(run: str, variant: str) -> list[str]:
-    """The command of a variant."""
+    """Return the arguments of `fit` for a variant."""
     return ["fit", "--config", "chaos.yaml", "--run_dir", run, "--resume", *VARIANTS[variant]]
 
 
 def scalars(run: Path) -> list[tuple[int, str, float]]:
-    """What TensorBoard would show of a run, less times and speeds."""
+    """Return the values (step, tag, value) that TensorBoard shows for a run, without speeds."""
     shown = set()
     for path in run.glob("events.out.tfevents.*"):
         for event in EventFileLoader(str(path)).Load():
@@ -221,7 +220,7 @@ def scalars(run: Path) -> list[tuple[int, str, float]]:
 
 
 def difference(run: Path, reference: Path) -> str | None:
-    """The first difference between two runs, in files or in TensorBoard."""
+    """Return the first difference between two runs, in files or in TensorBoard, or None."""
     found = compare_runs(reference, run)
     if found is None and scalars(run) != scalars(reference):
         found = "TensorBoard"
@@ -229,7 +228,7 @@ def difference(run: Path, reference: Path) -> str | None:
 
 
 def make_references(variants: Sequence[str]) -> dict[str, float]:
-    """Runs each variant once in one piece; returns how long each took."""
+    """Run each variant once without interruption, and return the seconds that each took."""
     seconds = {}
     for variant in variants:
         begin = time.monotonic()
@@ -241,7 +240,7 @@ def make_references(variants: Sequence[str]) -> dict[str, float]:
 
 
 def wait_for_moment(child: int, draw: random.Random, seconds: float) -> str | None:
-    """Waits for a random moment, or for one inside a random phase; None if the run ends before."""
+    """Wait for a random moment, of any or of a random phase; return its phase, or None if the run has ended."""
     wanted = draw.choice((None, None, "start-up", "save", "evaluation", "sampling", "epoch end"))
     deadline = time.monotonic() + draw.uniform(0, seconds * (0.2 if wanted == "start-up" else 0.6))
     times = draw.randint(1, 2) if wanted in ("save", "evaluation") else 1
@@ -264,7 +263,7 @@ def wait_for_moment(child: int, draw: random.Random, seconds: float) -> str | No
 
 
 def kills(runs: int, seed: int) -> bool:
-    """SIGKILL at random moments, up to four per run."""
+    """Send SIGKILL at random moments, up to four per run."""
     seconds = make_references(list(VARIANTS)[:runs])
     draw = random.Random(seed)
     hit: Counter[str] = Counter()
@@ -294,7 +293,7 @@ def kills(runs: int, seed: int) -> bool:
 
 
 def killing_at(batch: int) -> Callable[[], None]:
-    """Has the process kill itself in the forward pass of a batch, counted over the whole run."""
+    """Return a function that makes the process kill itself at the start of a batch, counted over the whole run."""
 
     def before() -> None:
         begin = Progress.on_train_batch_start
@@ -310,7 +309,7 @@ def killing_at(batch: int) -> Callable[[], None]:
 
 
 def steps() -> bool:
-    """SIGKILL at every batch once, and at all pairs of batches around the epoch ends."""
+    """Send SIGKILL at every batch once, and at all pairs of batches around the ends of epochs."""
     make_references(["fp32"])
     batches_per_epoch = 2 * STEPS_PER_EPOCH
     batches = 2 * STEPS
@@ -340,9 +339,10 @@ def steps() -> bool:
 
 
 def signals(runs: int, seed: int) -> bool:
-    """SIGTERM and SIGINT, half of the runs each, at a random moment after start-up.
+    """Send SIGTERM to one half of the runs and SIGINT to the other, at a random moment after start-up.
 
-    To all processes of the run, as from a terminal, and in every other round of the variants to the first alone.
+    The signal is sent to all processes of the run, as from a terminal, or only to the first one, alternating with
+    each round of the variants.
     """
     seconds = make_references(list(VARIANTS)[: (runs + 1) // 2])
     draw = random.Random(seed)
@@ -376,20 +376,20 @@ def signals(runs: int, seed: int) -> bool:
 
 
 def ended_soon(child: int) -> object:
-    """Whether a process has ended; it can still be waited for."""
+    """Return a result if a process has ended, else None, without reaping it."""
     return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)
 
 
 def saved_its_last_step(run: Path) -> bool:
-    """Whether the newest checkpoint is of the newest step in the metrics."""
+    """Return whether last.ckpt has the step of the last row of metrics.jsonl."""
     step = read_checkpoint(run / "checkpoints/last.ckpt")["global_step"]
     return f'"step": {step},' in (run / "metrics.jsonl").read_text().splitlines()[-1]
 
 
 def damage(seed: int) -> bool:
-    """Flip bits of a real checkpoint and truncate it: each is refused or loads with equal content.
+    """Flip bits of a checkpoint and truncate it; each result must be refused or load with equal content.
 
-    Half of the flips are outside of the records' data, in headers, padding and the directory, which no CRC32 covers.
+    Half of the flips are in headers, padding and the directory of the ZIP archive, which no CRC32 covers.
     """
     make_references(["fp32"])
     path = Path("reference-fp32/checkpoints/last.ckpt")
@@ -422,7 +422,7 @@ def damage(seed: int) -> bool:
 
 
 def record_bytes(path: Path) -> list[range]:
-    """Return the places of the records' data in a checkpoint file."""
+    """Return the byte ranges of the records' data in a checkpoint file."""
     content, places = path.read_bytes(), []
     with zipfile.ZipFile(path) as archive:
         for record in archive.infolist():
@@ -434,7 +434,7 @@ def record_bytes(path: Path) -> list[range]:
 
 
 def disk() -> bool:
-    """What a disk may say while a run saves: a clear line, exit 1, the checkpoint before intact and resumable."""
+    """Make saving fail; the run must exit with one line and code 1, and resume from the intact last checkpoint."""
     make_references(["fp32"])
     wrong = []
     cases = {
@@ -457,12 +457,12 @@ def disk() -> bool:
             print(f"    {line}")
         if (code, len(lines), resumed) != (1, 1, 0) or after < before:
             wrong.append(name)
-    print(f"\ndisk: {len(cases) - len(wrong)} of {len(cases)} as promised")
+    print(f"\ndisk: {len(cases) - len(wrong)} of {len(cases)} passed")
     return report(wrong)
 
 
 def full_tmpfs(run: str) -> int:
-    """A disk without space: the run on a tmpfs that another file fills."""
+    """Run on a tmpfs that another file fills, and return the exit code."""
     libc = ctypes.CDLL(None, use_errno=True)
     shutil.move(run, f"{run}.moved")
     os.mkdir(run)
@@ -486,7 +486,7 @@ def full_tmpfs(run: str) -> int:
 
 
 def too_large(run: str) -> int:
-    """A limit on the size of files, below that of a checkpoint."""
+    """Run with a file size limit below the size of a checkpoint, and return the exit code."""
 
     def before() -> None:
         import resource
@@ -498,17 +498,17 @@ def too_large(run: str) -> int:
 
 
 def failing_write(run: str) -> int:
-    """A disk that fails in the middle of the checkpoint."""
+    """Run with input/output errors while writing checkpoints, and return the exit code."""
     return finish(start(fit(run, "fp32"), lambda: fail_in_save(5)))
 
 
 def read_only(run: str) -> int:
-    """A file system that turned read-only."""
+    """Run on a file system that becomes read-only, and return the exit code."""
     return finish(start(fit(run, "fp32"), lambda: fail_in_save(30)))
 
 
 def fail_in_save(number: int) -> None:
-    """Make every write to a checkpoint file fail."""
+    """Make every write to a checkpoint file fail with this errno."""
     from gpt_lightning.checkpoints import io
 
     class Failing(FileIO):
@@ -519,38 +519,38 @@ def fail_in_save(number: int) -> None:
 
 
 def show(line: str) -> None:
-    """Shows how far it has come."""
+    """Show a progress line in a terminal."""
     if sys.stderr.isatty():
         print(f"\r{line}", end="", file=sys.stderr, flush=True)
 
 
 def report(problems: list[str]) -> bool:
-    """Prints problems; returns whether there are none."""
+    """Print problems and return whether there are none."""
     for problem in problems:
-        print(f"  NOT AS PROMISED: {problem}")
+        print(f"  FAILED: {problem}")
     return not problems
 
 
 def run_all() -> None:
-    """The command line."""
+    """Parse the arguments and run the chosen tests."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("kills", "steps", "signals", "damage", "disk", "all"))
-    parser.add_argument("--runs", type=int, help="number of runs of kills and signals")
-    parser.add_argument("--seed", type=int, default=1, help="of the moments")
-    typed = parser.parse_args()
-    import gpt_lightning.cli.lightning_cli  # noqa: F401  what every start would import
+    parser.add_argument("--runs", type=int, help="number of runs for kills and signals")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the random moments")
+    options = parser.parse_args()
+    import gpt_lightning.cli.lightning_cli  # noqa: F401  once, before the processes are forked
 
     instrument()
     parts: dict[str, Callable[[], bool]] = {
-        "kills": lambda: kills(typed.runs or 60, typed.seed),
+        "kills": lambda: kills(options.runs or 60, options.seed),
         "steps": steps,
-        "signals": lambda: signals(typed.runs or 80, typed.seed),
-        "damage": lambda: damage(typed.seed),
+        "signals": lambda: signals(options.runs or 80, options.seed),
+        "damage": lambda: damage(options.seed),
         "disk": disk,
     }
     good = True
     for name, part in parts.items():
-        if typed.what in (name, "all"):
+        if options.what in (name, "all"):
             folder = tempfile.mkdtemp(prefix=f"chaos-{name}-")
             os.chdir(folder)
             Path("chaos.yaml").write_text(yaml.safe_dump(SETTINGS))

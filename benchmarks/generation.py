@@ -1,15 +1,15 @@
-"""Tokens per second, side by side: this project's `generate`, transformers' `generate`, the book's loop.
+"""Measure tokens per second of this project's `generate`, transformers' `generate` and the book's loop.
 
     python benchmarks/generation.py [--json] [--rounds 5] [--tokens 200]
 
-GPT-2 small with an untied head and random weights continues prompts of 4 tokens, greedily. The contenders live in
-processes of their own and take turns; with every round another process measures how fast this machine reads memory at
-that moment. Ratios are medians over the rounds.
+GPT-2 small with an untied head and random weights completes prompts of 4 tokens greedily. The contenders run in
+separate processes and take turns. In every round, another process measures the machine's current memory bandwidth.
+Ratios are medians over the rounds.
 
-The limit of a prompt alone is that each new token reads every matrix once (the token embedding, of which one row is
-looked up, left out): bytes of the matrices over the measured read rate. Past the context it is the arithmetic: the
-positions are learned, so each new token re-reads a whole window; the last table shows how the time of a token jumps
-there, for every contender.
+For a single prompt, the speed limit is to read every matrix once per token (except the token embedding, of which only
+one row is read), at the measured bandwidth. Beyond the context length, arithmetic is the limit: positions are learned,
+so a whole window is processed again for each new token. The last table shows the time per token before and beyond the
+context length.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from gpt_lightning.inference.sampling import SamplingConfig
 PROMPT = [6109, 3626, 6100, 345]
 GPT2 = Shape(context_length=1024, drop_rate=0.0)
 SHORT = Shape(context_length=256, drop_rate=0.0)
-PIECE = 50  # tokens of a turn past the context
+PIECE = 50  # tokens per turn in the measurement beyond the context length
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Contender:
-    """Who generates.
+    """A configuration to measure.
 
     Attributes:
         name: ours, transformers or book.
-        precision: Of the weights: fp32 or bf16.
-        prompts: How many together.
-        shape: Of the model.
+        precision: Type of the weights, fp32 or bf16.
+        prompts: Number of prompts per batch.
+        shape: Sizes of the model.
     """
 
     name: str
@@ -60,7 +60,7 @@ Listener = Callable[[], None]
 
 
 def loop(contender: Contender) -> Callable[[int, Listener | None], None]:
-    """What makes so many new tokens, and calls after each."""
+    """Return a function (tokens, listener) that generates tokens and calls the listener, if any, after each."""
     torch.manual_seed(123)
     dtype = DTYPES[contender.precision]
     if contender.name == "ours":
@@ -105,7 +105,7 @@ def loop(contender: Contender) -> Callable[[int, Listener | None], None]:
 
 
 def work(contender: Contender, connection: Connection) -> None:
-    """A message is a number of tokens; the answer is the seconds that they took."""
+    """Generate the number of tokens in each message, and answer with the seconds it took."""
     run = loop(contender)
     run(3, None)
     connection.send(None)
@@ -117,7 +117,7 @@ def work(contender: Contender, connection: Connection) -> None:
 
 
 def work_in_pieces(contender: Contender, connection: Connection) -> None:
-    """One long completion; a message lets it make the next piece, the answer is the seconds that it took."""
+    """Generate the next `PIECE` tokens of one long completion per message, and answer with the seconds it took."""
     run = loop(contender)
     made, start = 0, 0.0
 
@@ -136,7 +136,7 @@ def work_in_pieces(contender: Contender, connection: Connection) -> None:
 
 
 def work_machine(_: Any, connection: Connection) -> None:
-    """An answer is the bytes per second that this machine reads: the best of three ways to read 800 MB."""
+    """Answer each message with the machine's read bandwidth in bytes/s: the best of three ways to read 800 MB."""
     numbers = torch.ones(200_000_000)
     matrix, vector, row = numbers.view(20_000, 10_000), torch.ones(10_000), torch.ones(20_000)
     ways = (numbers.sum, lambda: torch.mv(matrix, vector), lambda: torch.mv(matrix.T, row))
@@ -152,15 +152,15 @@ def work_machine(_: Any, connection: Connection) -> None:
 
 
 def matrix_bytes(shape: Shape, precision: str) -> int:
-    """Bytes of all matrices that a new token reads."""
+    """Return the bytes of all matrices that are read for each new token."""
     return shape.weights_multiplied * DTYPES[precision].itemsize
 
 
 def compare(first: Contender, second: Contender, rounds: int, tokens: int) -> tuple[float, float]:
-    """Lets two contenders generate in turn and prints a row for each.
+    """Measure two contenders that take turns, and print a row for each.
 
     Returns:
-        How many times as long the second takes, and the first's share of the memory limit.
+        The time of the second contender relative to the first, and the first's speed as a share of the memory limit.
     """
     workers = Worker(work, first), Worker(work, second)
     machine = Worker(work_machine, None)
@@ -190,10 +190,10 @@ def compare(first: Contender, second: Contender, rounds: int, tokens: int) -> tu
 
 
 def past_context(tokens: int) -> float:
-    """Our loop and the book's, a piece in turn, far beyond a context of 256; prints both by position.
+    """Measure our loop and the book's beyond a context length of 256, and print the time per token by position.
 
     Returns:
-        How many times as long the book's takes for all tokens.
+        The total time of the book's loop relative to ours.
     """
     workers = [Worker(work_in_pieces, Contender(name, shape=SHORT)) for name in ("ours", "book")]
     seconds: list[list[float]] = [[], []]
@@ -212,12 +212,12 @@ def past_context(tokens: int) -> float:
 
 
 def run() -> None:
-    """Reads the arguments and measures."""
+    """Parse the arguments and run the measurements."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each contender in a comparison")
-    parser.add_argument("--tokens", type=int, default=200, help="new tokens of each turn")
-    parser.add_argument("--past_context", type=int, default=1000, help="new tokens with a context of 256; 0 for none")
-    parser.add_argument("--json", action="store_true", help="end with one object of all ratios")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each contender per comparison")
+    parser.add_argument("--tokens", type=int, default=200, help="new tokens per turn")
+    parser.add_argument("--past_context", type=int, default=1000, help="new tokens at context length 256; 0: skip")
+    parser.add_argument("--json", action="store_true", help="print all ratios as a JSON object at the end")
     options = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, {time.strftime('%F')}")
     print(f"{'contender':<13} {'type':<5} {'prompts':>7} {'tokens/s':>9} {'first ms':>9} {'of limit':>10} {'GB':>6}")

@@ -1,8 +1,7 @@
-"""What the benchmarks compare with: the book's model and loop, transformers' GPT-2, our own network in a bare loop.
+"""Models to compare with: the book's model and loop, transformers' GPT-2, our network in a bare loop.
 
-The book's model is restated here as its chapters 3 to 5 describe it: one projection for each of query, key and
-value, a mask that is filled in and a softmax that is computed for every pair of tokens, its own layer norm and
-GELU, and `torch.optim.AdamW` as it comes.
+The book's model is reimplemented as chapters 3 to 5 describe it: separate projections for query, key and value,
+unfused attention with an explicit mask, its own layer norm and GELU, and `torch.optim.AdamW` with its defaults.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ LEARNING_RATE, WEIGHT_DECAY = 4e-4, 0.1
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a model and its batches; the defaults are those of configs/verdict.yaml."""
+    """The sizes of a model and its batches; the defaults are those of configs/verdict.yaml."""
 
     context_length: int = 256
     batch_size: int = 2
@@ -41,29 +40,29 @@ class Shape:
 
     @property
     def tokens(self) -> int:
-        """Of one optimizer step."""
+        """Tokens per optimizer step."""
         return self.context_length * self.batch_size * self.accumulate
 
     @property
     def weights_multiplied(self) -> int:
-        """Weights that take part in matrix products, with an untied head."""
+        """Number of weights used in matrix products, with an untied head."""
         return 12 * self.n_layers * self.emb_dim**2 + VOCABULARY * self.emb_dim
 
     @property
     def flops(self) -> int:
-        """Of the matrix products of one optimizer step, forward and backward, attention's included."""
+        """Floating-point operations of all matrix products of an optimizer step, forward and backward."""
         attention = 12 * self.n_layers * self.context_length * self.emb_dim
         return self.tokens * (6 * self.weights_multiplied + attention)
 
     @property
     def parameters(self) -> int:
-        """Values that the optimizer updates."""
+        """Number of parameters."""
         vectors = self.n_layers * 10 * self.emb_dim + 2 * self.emb_dim
         return self.weights_multiplied + (VOCABULARY + self.context_length) * self.emb_dim + vectors
 
 
 class BookNorm(nn.Module):
-    """Chapter 4: scale and shift around mean 0 and variance 1."""
+    """Chapter 4: layer norm with scale and shift."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -75,7 +74,7 @@ class BookNorm(nn.Module):
 
 
 class BookGELU(nn.Module):
-    """Chapter 4: the approximation with tanh, written out."""
+    """Chapter 4: GELU's tanh approximation, not fused."""
 
     def forward(self, x: Tensor) -> Tensor:
         return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
@@ -138,13 +137,13 @@ class BookGPT(nn.Module):
 
 
 def our_gpt(shape: Shape) -> GPT:
-    """This project's network."""
+    """Return this project's network."""
     sizes = {name: getattr(shape, name) for name in ("context_length", "emb_dim", "n_heads", "n_layers", "drop_rate")}
     return GPT(GPTConfig(VOCABULARY, **sizes))
 
 
 def transformers_gpt(shape: Shape) -> Any:
-    """Transformers' GPT-2, its head untied as the others' are."""
+    """Return transformers' GPT-2 with an untied head, like the other models."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
@@ -162,7 +161,7 @@ def transformers_gpt(shape: Shape) -> Any:
 
 
 def batches(shape: Shape) -> Callable[[], tuple[Tensor, Tensor]]:
-    """Random inputs and targets, another batch at each call."""
+    """Return a function that draws random inputs and targets, a new batch at each call."""
     generator = torch.Generator().manual_seed(1)
 
     def draw() -> tuple[Tensor, Tensor]:
@@ -174,11 +173,11 @@ def batches(shape: Shape) -> Callable[[], tuple[Tensor, Tensor]]:
 
 
 def training_step(name: str, shape: Shape, precision: str) -> Callable[[], None]:
-    """One update of a contender that has a bare loop, as a function to call.
+    """Return a function that runs one optimizer step of a bare training loop.
 
     Args:
         name: bare (our network), transformers or book.
-        shape: Of model and batches.
+        shape: Sizes of the model and its batches.
         precision: 32-true, or bf16-mixed for autocast.
     """
     torch.manual_seed(123)
@@ -186,9 +185,9 @@ def training_step(name: str, shape: Shape, precision: str) -> Callable[[], None]
     model: Any
     if name == "bare":
         from gpt_lightning.models.loss import cross_entropy
-        from gpt_lightning.training.fit import keep_freed_memory  # with all that a run imports
+        from gpt_lightning.training.fit import keep_freed_memory  # here, because it imports Lightning
 
-        keep_freed_memory()  # `fit` does so too
+        keep_freed_memory()  # as in `fit`
         model = our_gpt(shape)
         loss_of = lambda inputs, targets: cross_entropy(model(inputs), targets).mean()  # noqa: E731
     elif name == "book":
@@ -213,7 +212,7 @@ def training_step(name: str, shape: Shape, precision: str) -> Callable[[], None]
 
 
 class WithoutProducts(TorchDispatchMode):
-    """Matrix products of bfloat16 that take no time and have no values."""
+    """Replace bfloat16 matrix products by uninitialized tensors, to measure the rest of a step."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
@@ -224,7 +223,7 @@ class WithoutProducts(TorchDispatchMode):
 
 
 class Gate(Callback):
-    """Lets `fit` make one step at a time, and says how long each took from its start to the start of the next."""
+    """Run one optimizer step of `fit` per message, and send the time from its start to the start of the next."""
 
     connection: ClassVar[Connection]
 
@@ -233,6 +232,6 @@ class Gate(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx % trainer.accumulate_grad_batches == 0:
-            self.connection.send(time.perf_counter() - self.let_through)  # before the first step: not a number
+            self.connection.send(time.perf_counter() - self.let_through)  # NaN before the first step
             self.connection.recv()
             self.let_through = time.perf_counter()

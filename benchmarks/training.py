@@ -1,16 +1,17 @@
-"""Seconds per training step, side by side: `fit`, our network in a bare loop, transformers' GPT-2, the book's.
+"""Measure seconds per optimizer step of `fit`, a bare loop, transformers' GPT-2 and the book's loop.
 
-    python benchmarks/training.py [--json] [--pairs 15]     GPT-2 small at the shapes of configs/verdict.yaml
-    python benchmarks/training.py --sweep                   `fit` against context length, batch and accumulation
-    python benchmarks/training.py --without_products        bf16-mixed steps whose matrix products take no time
+    python benchmarks/training.py [--json] [--pairs 15]     GPT-2 small with the sizes of configs/verdict.yaml
+    python benchmarks/training.py --sweep                   `fit` with other context lengths, batches, accumulation
+    python benchmarks/training.py --without_products        bf16-mixed steps without their matrix products
 
-Two contenders at a time live in processes of their own and make one step each in turn; with every pair a third
-process measures what the machine's matrix products and memory can do at that moment. Ratios are medians over the
-pairs. The floor of a step is the time of its matrix products at the measured rate, plus that of the optimizer's
-bytes (weight, gradient and two moments read, weight and moments written, each 4 bytes) at the measured bandwidth.
+Two contenders at a time run in separate processes and take turns, one optimizer step each. After every pair of steps,
+a third process measures the machine's current rate of matrix products and memory bandwidth. Ratios are medians over
+the pairs. The floor of a step, its lower bound, is the time of its matrix products at the measured rate, plus the time
+of the optimizer's memory traffic (weight, gradient and two moments read, weight and moments written, 4 bytes each) at
+the measured bandwidth.
 
-bf16 is measured where the machine's matrix products are faster in it than in float32; elsewhere its figures are null,
-and what can be measured is the rest of a step.
+bf16 is measured only if the machine's matrix products are faster in bf16 than in float32. Otherwise its results are
+null, and only the rest of a step can be measured, with --without_products.
 """
 
 from __future__ import annotations
@@ -41,13 +42,13 @@ VERDICT = Shape()
 
 @dataclass(frozen=True)
 class Contender:
-    """What is measured.
+    """A configuration to measure.
 
     Attributes:
         name: fit, bare, transformers, book or machine.
         precision: 32-true or bf16-mixed.
-        shape: Of model and batches.
-        products: Whether matrix products of bfloat16 are computed.
+        shape: Sizes of the model and its batches.
+        products: Whether bfloat16 matrix products are computed.
     """
 
     name: str
@@ -57,7 +58,7 @@ class Contender:
 
 
 def work(contender: Contender, connection: Connection) -> None:
-    """In a process of its own: a step, or a measurement of the machine, for each message received."""
+    """Run one optimizer step, or one measurement of the machine, per message; runs in a worker process."""
     if contender.name == "fit":
         fit(contender, connection)
     elif contender.name == "machine":
@@ -69,7 +70,7 @@ def work(contender: Contender, connection: Connection) -> None:
     else:
         step = training_step(contender.name, contender.shape, contender.precision)
         connection.send(None)
-        torch.set_flush_denormal(not contender.products)  # of which memory without values may be full
+        torch.set_flush_denormal(not contender.products)  # uninitialized memory may contain denormals, which are slow
         with contextlib.nullcontext() if contender.products else WithoutProducts():
             while True:
                 connection.recv()
@@ -79,7 +80,7 @@ def work(contender: Contender, connection: Connection) -> None:
 
 
 def fit(contender: Contender, connection: Connection) -> None:
-    """The program's own `fit`, with everything that it prints and logs, on a text long enough not to end."""
+    """Run the command `fit`, with all its output and logs, on a text that is long enough for any measurement."""
     from gpt_lightning.cli.main import main
 
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  open until the end
@@ -108,9 +109,9 @@ def fit(contender: Contender, connection: Connection) -> None:
 
 
 def machine_probe(dtype: torch.dtype) -> Callable[[], tuple[float, float]]:
-    """Measures matrix products (floating-point operations per second) and memory (bytes per second).
+    """Return a function that measures the machine's FLOP/s in matrix products and its memory bandwidth in bytes/s.
 
-    The products are those of the network's feed-forward part and of its head, and a square one: the best counts.
+    The rate is the best of three products: of the feed-forward network, of the output head, and of square matrices.
     """
     sizes = ((512, 768, 3072), (512, 768, 50_257), (2048, 2048, 2048))
     factors = [(torch.randn(m, k, dtype=dtype), torch.randn(n, k, dtype=dtype)) for m, k, n in sizes]
@@ -135,13 +136,13 @@ def machine_probe(dtype: torch.dtype) -> Callable[[], tuple[float, float]]:
 
 @dataclass
 class Times:
-    """Of two contenders that took turns.
+    """The measurements of two contenders that took turns.
 
     Attributes:
-        seconds: Of each one's steps.
-        peaks: Bytes of memory, of each.
-        rate: Floating-point operations per second of the machine, median.
-        bandwidth: Bytes per second of the machine, median.
+        seconds: Seconds per optimizer step, for each contender.
+        peaks: Peak memory in bytes, for each contender.
+        rate: The machine's FLOP/s in matrix products, median.
+        bandwidth: The machine's memory bandwidth in bytes/s, median.
     """
 
     seconds: tuple[list[float], list[float]]
@@ -151,16 +152,16 @@ class Times:
 
     @property
     def ratio(self) -> float:
-        """How many times as long the second takes, median over the pairs."""
+        """Time of the second contender relative to the first, median over the pairs."""
         return median(second / first for first, second in zip(*self.seconds, strict=True))
 
     def floor(self, shape: Shape) -> float:
-        """Seconds that a step takes at least."""
+        """Return the lower bound of the seconds per optimizer step."""
         return shape.flops / self.rate + OPTIMIZER_BYTES * shape.parameters / self.bandwidth
 
 
 def compare(first: Contender, second: Contender, pairs: int) -> Times:
-    """Lets two contenders step in turn; the first two steps of each are not counted."""
+    """Measure two contenders that take turns, one optimizer step each, after two steps each of warm-up."""
     workers = Worker(work, first), Worker(work, second), Worker(work, Contender("machine", first.precision))
     one, two, machine = workers
     seconds: tuple[list[float], list[float]] = ([], [])
@@ -181,7 +182,7 @@ def compare(first: Contender, second: Contender, pairs: int) -> Times:
 
 
 def show(first: Contender, second: Contender, times: Times) -> None:
-    """Prints a row for each and their ratio."""
+    """Print a row for each contender, and their ratio."""
     floor = times.floor(first.shape)
     for contender, seconds, peak in zip((first, second), times.seconds, times.peaks, strict=True):
         comparable = contender.precision == first.precision
@@ -199,7 +200,7 @@ def show(first: Contender, second: Contender, times: Times) -> None:
 
 
 def run_pairs(pairs: int) -> dict[str, float | None]:
-    """All comparisons; prints them as it goes."""
+    """Run and print all comparisons, and return their ratios by name; those that were not measured are None."""
     print(f"{'contender':<13} {'precision':<10} {'median s':>8} {'least s':>8} {'of floor':>9} {'GB':>7}")
     found: dict[str, float | None] = {}
     shares = []
@@ -218,7 +219,7 @@ def run_pairs(pairs: int) -> dict[str, float | None]:
     fast = bf16_is_faster()
     found |= dict.fromkeys(("bf16_vs_transformers", "bf16_vs_book_fp32", "bf16_share_of_floor"), None)
     if not fast:
-        print("bf16: not measured, its matrix products are slower here than those of float32", flush=True)
+        print("bf16: not measured, because its matrix products are slower than float32 on this machine", flush=True)
         return found
     fit16 = Contender("fit", "bf16-mixed")
     shares = []
@@ -235,7 +236,7 @@ def run_pairs(pairs: int) -> dict[str, float | None]:
 
 
 def bf16_is_faster() -> bool:
-    """Whether the machine's matrix products gain from bf16."""
+    """Return whether the machine's matrix products are faster in bf16 than in float32."""
     rates = []
     for precision in ("32-true", "bf16-mixed"):
         worker = Worker(work, Contender("machine", precision))
@@ -245,7 +246,7 @@ def bf16_is_faster() -> bool:
 
 
 def sweep(steps: int) -> None:
-    """`fit` alone, against context length, batch size and accumulation."""
+    """Measure `fit` with several context lengths, batch sizes and accumulation."""
     base = Shape()
     shapes = [
         *(replace(base, context_length=length) for length in (128, 256, 512, 1024)),
@@ -266,7 +267,7 @@ def sweep(steps: int) -> None:
 
 
 def rest_of_steps(pairs: int) -> None:
-    """What is not a matrix product in a step in bf16-mixed, of bare loops."""
+    """Measure bf16-mixed steps of bare loops without their matrix products."""
     names = ("bare", "transformers", "book")
     workers = {name: Worker(work, Contender(name, "bf16-mixed", products=False)) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in workers}
@@ -283,12 +284,12 @@ def rest_of_steps(pairs: int) -> None:
 
 
 def run() -> None:
-    """Reads the arguments and measures."""
+    """Parse the arguments and run the measurements."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pairs", type=int, default=15, help="pairs of steps per comparison")
-    parser.add_argument("--json", action="store_true", help="end with one object of all ratios")
-    parser.add_argument("--sweep", action="store_true", help="against context length, batch and accumulation")
-    parser.add_argument("--without_products", action="store_true", help="bf16-mixed, all but the matrix products")
+    parser.add_argument("--json", action="store_true", help="print all ratios as a JSON object at the end")
+    parser.add_argument("--sweep", action="store_true", help="measure fit with other sizes of context and batch")
+    parser.add_argument("--without_products", action="store_true", help="measure bf16-mixed without matrix products")
     options = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, {time.strftime('%F')}")
     if options.sweep:

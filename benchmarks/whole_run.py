@@ -1,10 +1,11 @@
-"""The wall clock of a whole run: `fit --config configs/verdict.yaml` and the book's script doing the same.
+"""Measure the wall-clock time of `fit --config configs/verdict.yaml` and of an equivalent script from the book.
 
-    python benchmarks/whole_run.py [--rounds 1] [fit's settings, as --trainer.precision 32-true]
+    python benchmarks/whole_run.py [--rounds 1] [settings of fit, such as --trainer.precision 32-true]
 
-Ten epochs of 9 updates on The Verdict with the same evaluations (every 5 updates, 5 batches of the training text and
-the whole validation text) and samples (50 tokens after each epoch), in a process each, from the start of Python to its
-end, taking turns. The book's script, restated here from its chapter 5, saves nothing; `fit` saves, draws and logs.
+Both train ten epochs of 9 optimizer steps on The Verdict, with the same evaluations (every 5 steps, on 5 training
+batches and the validation split) and samples (50 tokens after each epoch). They run in separate processes, in turn,
+and are timed from the start of Python to its exit. The book's script, reimplemented from chapter 5, saves nothing,
+whereas `fit` also saves checkpoints, draws figures and logs.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ BOOK = "--book"
 
 
 def find_verdict() -> Path:
-    """The Verdict, in data/ or in the folder that the environment names."""
+    """Return the path of The Verdict, in data/ or in the folder GPT_LIGHTNING_DATA."""
     for folder in (ROOT / "data", Path(os.environ.get(DATA_ENV) or ".")):
         if (folder / "the-verdict.txt").is_file():
             return folder / "the-verdict.txt"
@@ -40,14 +41,14 @@ def find_verdict() -> Path:
 
 
 def windows(ids: list[int], length: int) -> list[tuple[Tensor, Tensor]]:
-    """Inputs and targets, (T,) each, one window after the other."""
+    """Return consecutive windows as inputs and targets, (T,) each."""
     tokens = torch.tensor(ids)
     starts = range(0, len(ids) - length, length)
     return [(tokens[i : i + length], tokens[i + 1 : i + length + 1]) for i in starts]
 
 
 def book_script() -> None:
-    """Chapter 5: `train_model_simple` with its evaluations and samples."""
+    """Train as chapter 5's `train_model_simple` does, with its evaluations and samples."""
     torch.manual_seed(123)
     shape = Shape()
     tokenizer = load_tokenizer("gpt2")
@@ -91,9 +92,9 @@ def book_script() -> None:
 
 
 def run() -> None:
-    """Lets both take turns and prints their times."""
+    """Run both in turn and print their times."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=1, help="runs of each")
+    parser.add_argument("--rounds", type=int, default=1, help="number of runs of each")
     options, settings = parser.parse_known_args()
     environment = {**os.environ, DATA_ENV: str(find_verdict().parent), "PYTHONPATH": str(ROOT)}
     seconds: dict[str, list[float]] = {"fit": [], "book": []}

@@ -1,4 +1,4 @@
-"""Contenders in processes of their own, which do a piece of work for each message that they get."""
+"""Worker processes, one per contender, that do one unit of work per message."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ SPAWN = multiprocessing.get_context("spawn")
 
 
 class Worker:
-    """A contender in its process.
+    """A process that measures one contender.
 
     Args:
-        work: Sends a message when it is ready, then an answer for each message that it gets.
-        contender: What it is told.
+        work: Function that runs in the process with the contender and a connection. It sends one message when it is
+            ready, then one answer per message received.
+        contender: First argument of `work`.
     """
 
     def __init__(self, work: Callable[[Any, Connection], None], contender: Any) -> None:
@@ -25,7 +26,7 @@ class Worker:
         self.process = SPAWN.Process(target=work, args=(contender, theirs), daemon=True)
         self.process.start()
         theirs.close()
-        self._receive()  # it is ready
+        self._receive()  # the message that it is ready
 
     def _receive(self) -> Any:
         try:
@@ -34,16 +35,16 @@ class Worker:
             raise SystemExit(f"{self.contender} ended before it was measured") from None
 
     def __call__(self, message: Any = None) -> Any:
-        """Its answer to a message."""
+        """Send a message and return the answer."""
         self.connection.send(message)
         return self._receive()
 
     def peak_bytes(self) -> int:
-        """The most memory it has had in use so far (Linux)."""
+        """Return the process's peak resident memory so far (Linux only)."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
     def stop(self) -> None:
-        """Ends it."""
+        """Kill the process and wait for it."""
         self.process.kill()
         self.process.join()
