@@ -59,7 +59,7 @@ def find_documents(source: str) -> list[Path]:
         )
         if not files:
             rest = f", only {kinds}; name them by a glob, as in '{path}/*.md'" if others else ""
-            raise InputError(f"{source}: has no {' or '.join(SUFFIXES)} file{rest}")
+            raise InputError(f"{source}: contains no {' or '.join(SUFFIXES)} file{rest}")
         if others:
             warn(f"{source}: reads {len(files)} file{'s' * (len(files) > 1)} and leaves out {kinds}")
     elif glob.has_magic(source) and not path.exists():

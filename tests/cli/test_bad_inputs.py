@@ -430,7 +430,7 @@ TEXTS = [
     Row("46", "FIT --data.text=nope.txt", 2, "nope.txt: no such file"),
     Row("46a", "FIT --data.text=", 2, "data.text is missing; name a text file, or use a config that names one"),
     Row("46b", "FIT --data.text=a.txt --data.text=b.txt", 2, "--data.text is given twice; many documents are a folder"),
-    Row("46c", "FIT --data.val_text=.", 2, ": has no .txt or .jsonl file, only "),
+    Row("46c", "FIT --data.val_text=.", 2, ": contains no .txt or .jsonl file, only "),
     Row("46d", "FIT --data.text=pipe", 2, "pipe: data.text must be a regular file", situation=pipe),
     bad_text("48", "", "a.txt: is empty"),
     bad_text("48a", "a", "a.txt: contains only the character 'a'; there is nothing to learn"),

@@ -164,7 +164,7 @@ def test_documents_of_each_part_can_be_given_separately(in_tmp: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("empty", "empty: has no .txt or .jsonl file"),
+        ("empty", "empty: contains no .txt or .jsonl file"),
         ("nothing*.txt", r"nothing\*.txt: no file matches it"),
         ("broken.jsonl", r"broken.jsonl:2: not JSON"),
         ("one.jsonl", "data.text has only 1 document, but is split between documents; set data.val_text"),
