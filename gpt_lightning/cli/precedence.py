@@ -52,7 +52,8 @@ def keep(settings: Namespace, own: dict[str, Any], fixed: Iterable[str], name: s
         if setting in left_open and now == left_open[setting]:
             settings[setting] = then
         elif now != then:
-            raise InputError(f"{name} has {setting} {then}, the settings say {now}")
+            has = f"{name} has no {setting}" if then is None else f"{name} has {setting} {then}"
+            raise InputError(f"{has}, the settings {'have none' if now is None else f'say {now}'}")
 
 
 def keep_text(data: Namespace, own: dict[str, Any], name: str) -> None:
