@@ -1,4 +1,4 @@
-"""The settings of a run: typed, and checked when they are made."""
+"""The settings of a run as dataclasses, which check their values when they are created."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from gpt_lightning.validation import require_integer, require_number
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """When a run is evaluated, sampled, saved and stopped.
+    """Settings of evaluation, samples, checkpoints and early stopping.
 
     Args:
-        seed_everything: Seed of everything random in a run.
+        seed_everything: Seed of all random number generators.
         prompt: Text to complete after each epoch; may be repeated.
         evaluate_every: Optimizer steps between evaluations.
-        evaluate_batches: Training batches whose loss is evaluated.
-        sample_every: Optimizer steps between samples; null: only after each epoch.
-        early_stopping_patience: Evaluations without a lower validation loss that end the run; null: never.
+        evaluate_batches: Training batches in each evaluation.
+        sample_every: Optimizer steps between samples; null: after each epoch only.
+        early_stopping_patience: Evaluations without improvement before the run stops; null: never.
         save_every: Optimizer steps between checkpoints.
-        save_minutes: Minutes between checkpoints. If save_every is null too, saving takes at most 2.5 % of the time.
+        save_minutes: Minutes between checkpoints. If save_every is null, too, saving takes at most 2.5 % of the time.
         peak_flops: Peak FLOP/s of one device, used to log its utilization; null: the vendor's figure, if known.
 
     Raises:
@@ -54,23 +54,23 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that `fit` needs to know besides the text and Lightning's Trainer.
+    """The settings of `fit`, except those of the data and of Lightning's Trainer.
 
     Attributes:
         model: The architecture of the network.
-        optimizer: AdamW and its schedule.
-        training: When to evaluate, sample, save and stop.
-        sampling: How samples are drawn.
+        optimizer: AdamW and its learning-rate schedule.
+        training: Evaluation, samples, checkpoints and early stopping.
+        sampling: How the tokens of a sample are chosen.
         compile: See `GPTModule`.
         activation_checkpointing: See `GPTModule`.
-        init_from: Checkpoint whose weights a new run starts from; None starts from random weights.
+        init_from: Checkpoint with the initial weights of a new run; None for random weights.
         max_epochs: Epochs of the whole run; None or -1 for no limit.
         max_steps: Optimizer steps of the whole run; -1 for no limit.
-        accelerator: The setting `trainer.accelerator`.
-        precision_reason: Why the Trainer has its precision.
+        accelerator: The value of `trainer.accelerator`.
+        precision_reason: Why the Trainer's precision was chosen; printed with it.
         has_progress_bar: Whether the run shows a progress bar.
         has_tensorboard: Whether the run logs to TensorBoard.
-        resume_settings: The settings outside `model` and `data` that a resumed run keeps, by their full names.
+        resume_settings: Settings outside `model` and `data` that a resumed run must keep, by full name.
     """
 
     model: GPTConfig

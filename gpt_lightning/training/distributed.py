@@ -1,4 +1,4 @@
-"""What torchrun and SLURM say about this process."""
+"""The environment variables that torchrun and SLURM set for each process."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import os
 
 
 def launched_externally() -> bool:
-    """Whether torchrun or SLURM starts the processes of this run."""
+    """Return whether torchrun or SLURM starts the processes of this run."""
     return "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get("SLURM_NTASKS", "1") != "1"
 
 
 def is_first_process() -> bool:
-    """Whether this is rank 0, as far as torchrun or SLURM have said."""
+    """Return whether this process is rank 0; True if neither torchrun nor SLURM has set a rank."""
     return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) == 0

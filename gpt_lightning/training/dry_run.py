@@ -1,10 +1,10 @@
-"""`check`: the cost of a run, estimated from its config and three discarded optimizer steps.
+"""`check`: estimate the cost of a run from its config and three discarded optimizer steps.
 
     python -m gpt_lightning check --config FILE [settings of fit]
 
-Reads the text, evaluates the untrained model once and trains three steps, which are discarded. Prints windows,
-batches, steps, parameters, memory and minutes of the run, the beginning of its text, and which settings are wrong or
-have no effect. Nothing is written.
+Reads the text, evaluates the untrained model once and trains three steps, which are discarded. Prints the number of
+windows, batches, steps and parameters, the beginning of the text, estimates of memory, disk and time, and settings that
+cause problems or have no effect. Writes no file.
 """
 
 from __future__ import annotations
@@ -24,39 +24,45 @@ from lightning.pytorch.callbacks import LearningRateFinder
 
 from gpt_lightning.console import format_bytes, say
 from gpt_lightning.data.datamodule import TextDataModule
-from gpt_lightning.errors import InputError, memory_bytes
+from gpt_lightning.errors import DivergedError, InputError, memory_bytes
 from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.training import summary
+from gpt_lightning.training.callbacks.evaluation import require_finite_losses
 from gpt_lightning.training.config import RunConfig
-from gpt_lightning.training.failures import naming_batch
+from gpt_lightning.training.failures import DIVERGENCE_ADVICE, naming_batch
 from gpt_lightning.training.fit import prepare
 from gpt_lightning.training.hardware import keep_freed_memory
 from gpt_lightning.training.module import GPTModule
 from gpt_lightning.training.steps import Steps
 
-PROBED_STEPS = 3  # the first is not measured
+PROBED_STEPS = 3  # the first, the slowest, is not used for the estimate
 SHOWN_CHARACTERS = 200
 SHOWN_TOKENS = 8
-# Tokens per parameter that make a training compute-optimal (Hoffmann et al. 2022).
+# Compute-optimal number of tokens per parameter (Hoffmann et al. 2022).
 OPTIMAL_TOKENS = 20
 FEW_TOKENS = 0.1
 DEFAULT_RATIO = 0.9  # of data.train_ratio
-NEAR = 0.6  # nats between an untrained loss and ln V: the documents' models are up to 0.3 away
+NEAR = 0.6  # nats between an untrained loss and ln V; up to 0.3 for the models of the reference notes
 
 
 class Probe(Callback):
-    """Times the evaluation of the untrained model and a few optimizer steps, then ends the run.
+    """Measures one evaluation and a few optimizer steps, then ends the run.
 
     Attributes:
-        evaluation_seconds: Of the one evaluation.
-        losses: Its losses.
-        step_seconds: Of each measured optimizer step.
+        evaluation_seconds: Duration of the evaluation.
+        losses: Losses of the evaluation, by name.
+        step_seconds: Duration of each optimizer step.
+        train_loss: Training loss of the last optimizer step; NaN before the first.
+
+    Raises:
+        DivergedError: A loss is infinite or NaN.
     """
 
     def __init__(self) -> None:
         self.evaluation_seconds = math.nan
         self.losses: dict[str, float] = {}
         self.step_seconds: list[float] = []
+        self.train_loss = math.nan
         self._start = 0.0
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -66,7 +72,8 @@ class Probe(Callback):
         assert isinstance(pl_module, GPTModule)
         self.evaluation_seconds = time.perf_counter() - self._start
         self.losses = dict(pl_module.evaluated)
-        trainer.limit_val_batches = 0  # once is enough
+        require_finite_losses(self.losses, trainer.global_step)
+        trainer.limit_val_batches = 0  # evaluate only once
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx % trainer.accumulate_grad_batches == 0:
@@ -77,27 +84,31 @@ class Probe(Callback):
     ) -> None:
         trainer.val_check_batch = sys.maxsize
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch:
-            outputs["train_loss"].item()  # waits for the device
+            loss = outputs["train_loss"].item()  # waits for the device
+            if not math.isfinite(loss):
+                raise DivergedError(f"non-finite training loss ({loss}) at step {trainer.global_step}")
+            self.train_loss = loss
             self.step_seconds.append(time.perf_counter() - self._start)
             trainer.should_stop = len(self.step_seconds) >= PROBED_STEPS
 
 
 def check(trainer: Trainer, data: TextDataModule, config: RunConfig) -> None:
-    """Print what is known of a run before it starts.
+    """Print the size, the estimated cost and the problems of a run.
 
     Args:
-        trainer: As for `fit`; it is used up.
-        data: Not yet set up.
+        trainer: A Trainer as for `fit`; it cannot be used again.
+        data: Data module that has not been set up.
         config: The settings of the run.
 
     Raises:
-        InputError: What `fit` would refuse.
-        MachineError: Likewise.
+        InputError: `fit` would refuse the settings, or the run has no end.
+        MachineError: `fit` would not have enough memory.
+        DivergedError: A loss or a gradient is not finite.
     """
     data.setup("fit")
     module, steps = prepare(trainer, data, config, is_resumed=False)
     if math.isinf(steps.total):
-        raise InputError("check needs an end to estimate: set trainer.max_epochs or trainer.max_steps")
+        raise InputError("check needs a run of known length; set trainer.max_epochs or trainer.max_steps")
     for line in (
         *summary.describe_data(data, steps, trainer.world_size),
         summary.describe_model(config.model),
@@ -117,20 +128,31 @@ def check(trainer: Trainer, data: TextDataModule, config: RunConfig) -> None:
 
 
 def run_probe(trainer: Trainer, data: TextDataModule, module: GPTModule, config: RunConfig) -> Probe:
-    """Evaluate once, train a few steps, and return what was measured."""
+    """Evaluate once, train a few optimizer steps, and return the measurements.
+
+    Raises:
+        DivergedError: A loss or a gradient is not finite; advice is given if an optimizer step has changed the weights.
+    """
     probe = Probe()
     others = [one for one in trainer.callbacks if not isinstance(one, LearningRateFinder)]  # type: ignore[attr-defined]
     trainer.callbacks = [*others, probe]  # type: ignore[attr-defined]
     trainer.loggers = []
     keep_freed_memory()
     seed_everything(config.training.seed_everything, workers=True, verbose=False)
-    with naming_batch(data):
-        trainer.fit(module, data)
+    try:
+        with naming_batch(data):
+            trainer.fit(module, data)
+    except DivergedError as error:
+        advice = ""
+        if probe.step_seconds:  # else the learning rate has had no effect yet
+            rate = f"model.learning_rate {module.peak_learning_rate:g}"
+            advice = f"; the training loss was {probe.train_loss:.3f} before, with {rate}; {DIVERGENCE_ADVICE}"
+        raise DivergedError(f"{error}; expect fit to fail, too{advice}") from None
     return probe
 
 
 def describe_text(data: TextDataModule) -> Iterator[str]:
-    """Describe how the text begins, with the inputs and targets of its first window."""
+    """Show the beginning of the text, and the inputs and targets of the first window."""
     windows, decode = data.splits["training"].windows, data.tokenizer.decode
     start = decode([int(one) for one in windows.token_ids[:SHOWN_CHARACTERS]])[:SHOWN_CHARACTERS]
     yield summary.line("begins", repr(start))
@@ -144,15 +166,15 @@ def describe_text(data: TextDataModule) -> Iterator[str]:
 def describe_cost(
     trainer: Trainer, data: TextDataModule, config: RunConfig, steps: Steps, probe: Probe, peak: int
 ) -> Iterator[str]:
-    """Describe losses, memory, disk, time and tokens of the run.
+    """Describe the untrained loss and the run's memory, disk space, time and tokens.
 
     Args:
-        trainer: Of the run.
-        data: Set up.
+        trainer: The run's Trainer.
+        data: Data module, set up.
         config: The settings of the run.
-        steps: Of the run.
-        probe: What was measured.
-        peak: Bytes of memory at most.
+        steps: Batches and optimizer steps of the run.
+        probe: The measurements.
+        peak: Peak memory of the run, in bytes.
     """
     model = config.model
     yield summary.line(
@@ -163,30 +185,32 @@ def describe_cost(
     weights, rest = format_bytes(model.weight_bytes), format_bytes(peak - 4 * model.weight_bytes)
     yield summary.line(
         "memory",
-        f"{format_bytes(peak)}: {weights} each for weights, gradients and AdamW's two means, {rest} for activations, "
-        "copies and the program",
+        f"{format_bytes(peak)}: {weights} each for weights, gradients and AdamW's two moments, {rest} for "
+        "activations, copies and the program",
     )
     done, running = summary.checkpoint_bytes(model)
-    yield summary.line("disk", f"{format_bytes(done)} of checkpoints when done, up to {format_bytes(running)} before")
+    yield summary.line(
+        "disk", f"checkpoints take {format_bytes(done)} when done, up to {format_bytes(running)} during it"
+    )
     seconds = min(probe.step_seconds[1:] or probe.step_seconds)
     evaluations = steps.total // config.training.evaluate_every + 1
     minutes = (steps.total * seconds + evaluations * probe.evaluation_seconds) / 60
     yield summary.line(
         "run",
         f"{steps.total:,} optimizer steps of {seconds:.2f} s, {evaluations:,} evaluations of "
-        f"{probe.evaluation_seconds:.2f} s: {minutes:,.1f} minutes besides sampling and saving",
+        f"{probe.evaluation_seconds:.2f} s: {minutes:,.1f} minutes, plus sampling and saving",
     )
     per_epoch = steps.train_batches * data.hparams["batch_size"] * model.context_length * trainer.world_size
     tokens = round(steps.total / steps.per_epoch * per_epoch)
     yield summary.line(
         "tokens",
-        f"{tokens:,} to train on in all, {tokens / model.num_parameters:.3g} per parameter; "
-        f"{data.splits['training'].tokens / model.num_parameters:.3g} different ones",
+        f"{tokens:,} to train on in the whole run, {tokens / model.num_parameters:.3g} per parameter; "
+        f"the training split has {data.splits['training'].tokens / model.num_parameters:.3g} per parameter",
     )
 
 
 def peak_bytes(trainer: Trainer, model: GPTConfig) -> int:
-    """Return the peak memory of the run on its device: what the probe used, and the copy of the best weights."""
+    """Return the estimated peak memory in bytes: the probe's, plus, in main memory, a copy of the best weights."""
     device = trainer.strategy.root_device
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -197,21 +221,21 @@ def peak_bytes(trainer: Trainer, model: GPTConfig) -> int:
 def problems(
     data: TextDataModule, config: RunConfig, steps: Steps, losses: dict[str, float], peak: int
 ) -> Iterator[str]:
-    """Yield what will go wrong, each with what to do about it.
+    """Yield each expected problem of the run with a remedy.
 
     Args:
-        data: Set up.
+        data: Data module, set up.
         config: The settings of the run.
-        steps: Of the run.
-        losses: Of the untrained model.
-        peak: Bytes of memory at most.
+        steps: Batches and optimizer steps of the run.
+        losses: Losses of the untrained model.
+        peak: Peak memory of the run, in bytes.
     """
     vocab_size, parameters = config.model.vocab_size, config.model.num_parameters
     away = max(abs(losses[name] - math.log(vocab_size)) for name in ("train_eval_loss", "val_loss"))
     if away > NEAR and config.init_from is None:
         yield (
-            f"the untrained loss is {away:.2f} nats from the uniform baseline; "
-            "model.init gpt2 starts nearer to it, a model.vocab_size that is the tokenizer's has no unused ids"
+            f"the untrained loss is {away:.2f} nats from the uniform baseline; try model.init gpt2, "
+            "and model.vocab_size null, which leaves no token id unused"
         )
     different = data.splits["training"].tokens / parameters
     if different < FEW_TOKENS:
@@ -222,16 +246,19 @@ def problems(
     memory = memory_bytes()
     if peak > 0.9 * memory and not torch.cuda.is_available():
         yield (
-            f"{format_bytes(peak)} of memory are close to the machine's {format_bytes(memory)}; lower data.batch_size "
-            "and raise trainer.accumulate_grad_batches, or set model.activation_checkpointing"
+            f"the run needs {format_bytes(peak)} of this machine's {format_bytes(memory)} of memory; "
+            "lower data.batch_size and raise trainer.accumulate_grad_batches, or set model.activation_checkpointing"
         )
     free, needed = shutil.disk_usage(Path.cwd()).free, summary.checkpoint_bytes(config.model)[1]
     if needed > free:
-        yield f"the disk has {format_bytes(free)} free for {format_bytes(needed)}; name another with --run_dir"
+        yield (
+            f"the checkpoints need {format_bytes(needed)}, but the disk has {format_bytes(free)} free; "
+            "choose a folder on another disk with --run_dir"
+        )
     if steps.total < config.training.evaluate_every:
         yield (
-            f"evaluate_every ({config.training.evaluate_every}) is more than the run's {steps.total} steps: "
-            "it is evaluated at its start and end only"
+            f"evaluate_every ({config.training.evaluate_every}) is more than the run's {steps.total} steps, "
+            "so the run is evaluated only at its start and end"
         )
 
 
@@ -241,20 +268,20 @@ def ineffective_settings(
     """Yield the settings that have no effect because of other settings."""
     sampling, optimizer, training = config.sampling, config.optimizer, config.training
     if data.hparams["val_text"] is not None and data.hparams["train_ratio"] != DEFAULT_RATIO:
-        yield "data.train_ratio: data.val_text is the validation text"
+        yield "data.train_ratio: the validation split is data.val_text"
     if sampling.temperature == 0 and sampling.top_k not in (None, 1):
-        yield "sampling.top_k: with sampling.temperature 0 the most likely token is taken"
+        yield "sampling.top_k: sampling.temperature 0 always takes the most likely token"
     if optimizer.decay_matrices_only and optimizer.weight_decay == 0:
         yield "model.decay_matrices_only: model.weight_decay is 0"
     if optimizer.min_learning_rate == optimizer.learning_rate:
-        yield "model.min_learning_rate: it is model.learning_rate"
+        yield "model.min_learning_rate: it equals model.learning_rate"
     if gradient_clip_val == 0:
-        yield "trainer.gradient_clip_val: 0 does not clip; null says so"
+        yield "trainer.gradient_clip_val: 0 turns clipping off, as null does"
     for name in ("sample_every", "save_every"):
         every = getattr(training, name)
         if every is not None and every > steps.total:
-            yield f"{name} ({every}): the run has {steps.total} steps"
+            yield f"{name} ({every}): the run has only {steps.total} steps"
     evaluations = steps.total // training.evaluate_every
     patience = training.early_stopping_patience
     if patience is not None and patience >= evaluations:
-        yield f"early_stopping_patience ({patience}): the run has {evaluations} evaluations"
+        yield f"early_stopping_patience ({patience}): the run has only {evaluations} evaluations"

@@ -1,4 +1,4 @@
-"""`validate` and `test`: the loss of a checkpoint over a split or a whole text."""
+"""`validate` and `test`: the loss of a checkpoint on a split or a whole text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gpt_lightning.training.module import GPTModule
 from gpt_lightning.training.resume import check_same_text
 from gpt_lightning.training.summary import describe_evaluation
 
-# Command -> its split, and the name of its metrics.
+# Command -> split, prefix of its metrics.
 STAGES = {"validate": ("validation", "val"), "test": ("test", "test")}
 
 
@@ -31,16 +31,16 @@ def evaluate(
     """Print the loss and perplexity of a checkpoint.
 
     Args:
-        trainer: New.
-        data: Not yet set up.
-        content: The checkpoint without its tensors.
-        name: Its file, for messages.
+        trainer: A Trainer that has not been used.
+        data: Data module that has not been set up.
+        content: The checkpoint's content.
+        name: File name of the checkpoint, for messages.
         stage: "validate" for the checkpoint's own validation split or all of `data.text`, "test" for `data.test_text`.
-        is_whole: Whether the text is evaluated as a whole.
+        is_whole: Whether to evaluate all of a text instead of the checkpoint's validation split.
         compile: Whether to run the network through `torch.compile`.
 
     Raises:
-        InputError: The text is not the one that the checkpoint was trained on, or the weights do not fit.
+        InputError: The text differs from the one that the checkpoint was trained on, or the weights are invalid.
     """
     split, metric = STAGES[stage]
     if stage == "validate" and is_whole:

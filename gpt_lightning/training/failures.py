@@ -1,4 +1,4 @@
-"""What ends `trainer.fit` early, in the terms of the run: its batch size, its callbacks, its checkpoint."""
+"""Translate exceptions of `trainer.fit` into errors that name a setting, a callback or a checkpoint of the run."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from gpt_lightning.training.callbacks.exact_resume import set_rng_states
 from gpt_lightning.training.callbacks.progress import Progress
 
 RESTORES_RANDOMNESS = set_rng_states.__code__
+DIVERGENCE_ADVICE = "try a lower model.learning_rate, more model.warmup_steps or trainer.gradient_clip_val"
 
 
 @contextlib.contextmanager
@@ -30,16 +31,16 @@ def explained(
     progress: Progress,
     checkpoints: Checkpointing,
 ) -> Iterator[None]:
-    """Re-raise what `trainer.fit` raises as an error that names what the user can change.
+    """Re-raise errors inside the block as errors that name what the user can change.
 
     Args:
-        trainer: Of the run.
-        data: Of the run.
-        run: Its folder.
+        trainer: The run's Trainer.
+        data: The run's data module.
+        run: The run folder, named if an `OSError` names no file.
         users_callbacks: Callbacks from YAML.
-        checkpoint: File that is restored first; None for a new run.
-        progress: Whether a batch was trained on.
-        checkpoints: What was saved.
+        checkpoint: Checkpoint that the run resumes from; None for a new run.
+        progress: Its `started` tells errors of restoring from errors of training.
+        checkpoints: The saved checkpoints.
     """
     try:
         with naming_batch(data):
@@ -52,11 +53,12 @@ def explained(
         raise
     except DivergedError as error:
         step = checkpoints.saved_step
-        saved = f"last.ckpt is of step {step}" if step >= 0 else "none was saved"
-        advice = "try a lower model.learning_rate, a warm-up or trainer.gradient_clip_val"
-        raise DivergedError(f"{error}, {saved}; {advice}") from None
+        saved = f"last.ckpt is of step {step}" if step >= 0 else "no checkpoint was saved"
+        # Before the first optimizer step, the learning rate has had no effect.
+        advice = f"; {DIVERGENCE_ADVICE}" if trainer.global_step > 0 else ""
+        raise DivergedError(f"{error}; {saved}{advice}") from None
     except OSError:
-        with with_filename(run.path):  # a logger's has no name
+        with with_filename(run.path):  # errors of a logger may name no file
             raise
     except Exception as error:
         raise blame(error, users_callbacks, None if progress.started else checkpoint) from error
@@ -64,7 +66,7 @@ def explained(
 
 @contextlib.contextmanager
 def naming_batch(data: TextDataModule) -> Iterator[None]:
-    """Turn a lack of memory into a `MachineError` that names the batch size."""
+    """Re-raise an out-of-memory error inside the block as a `MachineError` that names the batch size."""
     try:
         yield
     except Exception as error:
@@ -78,12 +80,12 @@ def naming_batch(data: TextDataModule) -> Iterator[None]:
 
 
 def blame(error: Exception, users_callbacks: list[Callback], checkpoint: Path | None) -> Exception:
-    """Return an `InputError` if a callback from YAML or the checkpoint caused an unexpected error, else the error.
+    """Return an `InputError` if a user's callback or restoring caused an unexpected error, else the error itself.
 
     Args:
-        error: What was raised.
+        error: The error that was raised.
         users_callbacks: Callbacks from YAML.
-        checkpoint: File that was being restored; None once training had begun.
+        checkpoint: Checkpoint that was being restored; None after training has started.
     """
     if describe_expected(error) is not None:
         return error
@@ -92,7 +94,7 @@ def blame(error: Exception, users_callbacks: list[Callback], checkpoint: Path | 
         for callback in users_callbacks:
             if frame.f_locals.get("self") is callback:
                 return InputError(f"trainer.callbacks: {type(callback).__name__} does not work here: {reason}")
-        # Lightning restores in its checkpoint_connector.py, random states are restored at the end.
+        # Lightning's checkpoint_connector.py restores everything except the random states.
         restores = frame.f_code.co_filename.endswith("checkpoint_connector.py") or frame.f_code is RESTORES_RANDOMNESS
         if checkpoint is not None and restores:
             return InputError(f"{checkpoint}: a run cannot be resumed from it ({reason})")

@@ -1,4 +1,4 @@
-"""`fit`: checks, run folder, callbacks, training, and the result."""
+"""`fit`: check the settings, create the run folder, train, and report the result."""
 
 from __future__ import annotations
 
@@ -40,31 +40,31 @@ from gpt_lightning.training.module import GPTModule
 from gpt_lightning.training.resume import RunPlan
 from gpt_lightning.training.steps import Steps, count_steps
 
-# What callbacks from YAML can watch.
+# Metrics that callbacks from YAML can monitor.
 MONITORED = ("val_loss", "val_perplexity", "train_eval_loss", "train_eval_perplexity", "train_loss", "train_perplexity")
 
 
 def fit(
     trainer: Trainer, data: TextDataModule, config: RunConfig, plan: RunPlan, resolved_config: str, resume_command: str
 ) -> Path:
-    """Train, and report the command that samples from the result.
+    """Train a new run or resume one, and print a summary.
 
     Args:
-        trainer: Without a limit on steps, see `Evaluation`.
-        data: Not yet set up.
+        trainer: A Trainer without `max_steps`, which `Evaluation` applies.
+        data: Data module that has not been set up.
         config: The settings of the run.
         plan: Whether the run is new or resumed.
-        resolved_config: YAML with every setting, kept with the run.
+        resolved_config: YAML with every setting, written to the run folder.
         resume_command: Shell command that resumes the run.
 
     Returns:
         The run folder.
 
     Raises:
-        InputError: Settings, text, checkpoint and machine do not fit together; nothing was written.
-        MachineError: The machine refused memory, disk or network.
+        InputError: Settings, text, checkpoint and machine are incompatible; nothing was written.
+        MachineError: Memory, disk or network failed.
         DivergedError: A loss, a gradient or a weight is not finite.
-        Stopped: A signal asked for it; the last optimizer step is saved.
+        Stopped: A signal stopped the run; its last optimizer step is saved.
     """
     start = time.monotonic()
     data.setup("fit")
@@ -85,21 +85,24 @@ def fit(
         return run.path
 
 
-# ---- before the run folder is made
+# ---- before the run folder is created
 
 
 def prepare(trainer: Trainer, data: TextDataModule, config: RunConfig, *, is_resumed: bool) -> tuple[GPTModule, Steps]:
-    """Check what depends on the text, and make the LightningModule of a run.
+    """Check the settings that depend on the text, and build the LightningModule of a run.
 
     Args:
-        trainer: Of the run.
-        data: Set up.
+        trainer: The run's Trainer.
+        data: Data module, set up.
         config: The settings of the run.
-        is_resumed: Whether a checkpoint of the run will be restored; `init_from` has done its work then.
+        is_resumed: Whether a checkpoint of the run will be restored; `init_from` is ignored then.
+
+    Returns:
+        The module, and the number of batches and optimizer steps.
 
     Raises:
-        InputError: Settings do not fit the text, the vocabulary or one another.
-        MachineError: There is not enough memory for the weights alone.
+        InputError: Settings are incompatible with the text, the vocabulary or each other.
+        MachineError: The weights alone do not fit in memory.
     """
     config.model.check_memory()
     steps = count_steps(trainer, data, config.optimizer, config.max_steps)
@@ -121,7 +124,7 @@ def prepare(trainer: Trainer, data: TextDataModule, config: RunConfig, *, is_res
 
 
 def check_callbacks(callbacks: list[Callback]) -> None:
-    """Raise `InputError` if a callback from YAML watches or averages what a run does not have."""
+    """Raise `InputError` if a callback from YAML monitors an unknown metric or averages weights by epochs."""
     for callback in callbacks:
         name = type(callback).__name__
         monitor = getattr(callback, "monitor", None)
@@ -130,16 +133,16 @@ def check_callbacks(callbacks: list[Callback]) -> None:
         epoch = getattr(callback, "update_starting_at_epoch", None)
         if epoch is not None:
             raise InputError(
-                f"trainer.callbacks: {name}'s update_starting_at_epoch ({epoch}) averages after the evaluation at the "
-                "end of an epoch, so that other weights would be saved; give update_starting_at_step"
+                f"trainer.callbacks: {name}'s update_starting_at_epoch ({epoch}) would change the weights between "
+                "an epoch's last evaluation and its checkpoint; use update_starting_at_step"
             )
 
 
 def report_finished(trainer: Trainer, plan: RunPlan) -> Path:
-    """Say that the run to resume has reached its limits; draw its loss figure if a kill prevented that.
+    """Report that the run to resume has reached its limits, and draw its loss figure if that is missing.
 
     Raises:
-        InputError: Its best.ckpt is missing or damaged.
+        InputError: The run's best.ckpt is missing or damaged.
     """
     folder = Path(str(plan.folder))
     if trainer.is_global_zero:
@@ -159,7 +162,7 @@ def report_finished(trainer: Trainer, plan: RunPlan) -> Path:
 
 @contextlib.contextmanager
 def open_run(trainer: Trainer, plan: RunPlan, config: RunConfig, resolved_config: str) -> Iterator[Run]:
-    """Make and lock the run folder on rank 0, which passes it on to the ranks that it starts."""
+    """Create and lock the run folder on rank 0, which passes its path to the other ranks."""
     if not trainer.is_global_zero:
         yield Run(Path(os.environ.get(RUN_DIR_ENV) or plan.folder or RUNS))
         return
@@ -175,7 +178,7 @@ def open_run(trainer: Trainer, plan: RunPlan, config: RunConfig, resolved_config
         os.environ[RUN_DIR_ENV] = str(run.path)
         yield run
     except BaseException:
-        if is_new and run.is_open and not read_rows(run.metrics_file):  # it has not even been evaluated
+        if is_new and run.is_open and not read_rows(run.metrics_file):  # no evaluation to keep
             run.discard()
         raise
     finally:
@@ -184,7 +187,7 @@ def open_run(trainer: Trainer, plan: RunPlan, config: RunConfig, resolved_config
 
 
 def restore_files(run: Run, plan: RunPlan) -> None:
-    """Bring the files of a run folder to the state of its checkpoint, or of a run without one."""
+    """Cut the logs of a run folder back to its checkpoint, or to nothing without one, and set unusable files aside."""
     if plan.content is None:
         if run.best.exists():
             kept = run.best.with_suffix(".kept")
@@ -197,7 +200,7 @@ def restore_files(run: Run, plan: RunPlan) -> None:
     progress = plan.content["gpt_lightning"]["progress"]
     run.cut_logs(progress["steps"], progress["tokens_seen"])
     if plan.checkpoint is not None and plan.checkpoint.name == PREVIOUS and run.last.exists():
-        os.replace(run.last, run.last.with_suffix(".damaged"))  # so that it does not become the previous one
+        os.replace(run.last, run.last.with_suffix(".damaged"))  # else the next save would keep it as prev.ckpt
 
 
 # ---- the run
@@ -205,13 +208,13 @@ def restore_files(run: Run, plan: RunPlan) -> None:
 
 @dataclass(frozen=True)
 class RunCallbacks:
-    """The callbacks of a run that `fit` asks for results.
+    """The callbacks that `fit` reads results from.
 
     Attributes:
-        progress: Tokens and time.
-        stop: Signals.
-        checkpoints: What was saved.
-        users: Those that YAML names.
+        progress: Tokens and seconds.
+        stop: Signals received.
+        checkpoints: Checkpoints saved.
+        users: Callbacks from YAML.
     """
 
     progress: Progress
@@ -223,14 +226,14 @@ class RunCallbacks:
 def build_callbacks(
     trainer: Trainer, run: Run, data: TextDataModule, module: GPTModule, config: RunConfig, plan: RunPlan
 ) -> RunCallbacks:
-    """Give the Trainer all callbacks of a run, in the order in which they depend on one another."""
+    """Set the Trainer's callbacks, in the order of their dependencies, and return those that `fit` reads."""
     training = config.training
     progress, stop = Progress(), StopOnSignal()
     checkpoints = Checkpointing(run, progress, stop, training.save_every, training.save_minutes, config.resume_settings)
     users = [
         callback
         for callback in trainer.callbacks  # type: ignore[attr-defined]
-        if plan.content is None or not isinstance(callback, LearningRateFinder)  # a resumed run has its rate
+        if plan.content is None or not isinstance(callback, LearningRateFinder)  # a resumed run keeps its rate
     ]
     show_bar = config.has_progress_bar and not trainer.progress_bar_callback
     patience = training.early_stopping_patience
@@ -241,13 +244,13 @@ def build_callbacks(
         *users,
         FoundRate(),  # after the LearningRateFinder
         *([] if patience is None else [EarlyStop(patience)]),
-        # After all that may stop the run or average its weights.
+        # After all callbacks that may stop the run or average its weights.
         Evaluation(run, progress, training.evaluate_every, config.max_steps, config.init_from is not None),
         Summary(run, {**module.hparams, **data.hparams}),
         Samples(run, data.tokenizer, training.prompt, config.sampling, training.sample_every),
         stop,
-        ExactResume(),  # restores random states after all that may draw when training starts
-        checkpoints,  # saves what all others have done
+        ExactResume(),  # restores random states after all callbacks that may draw numbers when training starts
+        checkpoints,  # saves the state of all others
     ]
     return RunCallbacks(progress, stop, checkpoints, users)
 
@@ -258,7 +261,14 @@ def peak_rate(trainer: Trainer, config: RunConfig) -> float | None:
 
 
 def add_loggers(trainer: Trainer, run: Run, hparams: dict[str, Any], has_tensorboard: bool) -> None:
-    """Put TensorBoard before the loggers from YAML, which get the settings."""
+    """Log the settings to the loggers from YAML, and add TensorBoard before them.
+
+    Args:
+        trainer: The run's Trainer.
+        run: The run folder.
+        hparams: Settings to log.
+        has_tensorboard: Whether to add TensorBoard.
+    """
     for logger in trainer.loggers:
         logger.log_hyperparams(hparams)
     if has_tensorboard:
@@ -267,7 +277,7 @@ def add_loggers(trainer: Trainer, run: Run, hparams: dict[str, Any], has_tensorb
 
 
 def announce(trainer: Trainer, data: TextDataModule, config: RunConfig, plan: RunPlan, steps: Steps, run: Run) -> None:
-    """Print what is about to be trained on what."""
+    """Print the text, model, device and run folder before training."""
     is_resumed = plan.content is not None
     for line in (
         *summary.describe_data(data, steps, trainer.world_size),
@@ -291,10 +301,14 @@ def train(
     callbacks: RunCallbacks,
     resume_command: str,
 ) -> None:
-    """Run Lightning's loop; whatever ends it early is told in the run's terms."""
+    """Run Lightning's training loop, with errors translated by `explained`.
+
+    Raises:
+        Stopped: A signal stopped the run; the command that resumes it has been printed.
+    """
     if plan.content is not None:
-        trainer.num_sanity_val_steps = 0  # what Lightning calls the evaluation before the first optimizer step
-    # Where a LearningRateFinder keeps the weights that it starts from; only Trainer's argument is a public name.
+        trainer.num_sanity_val_steps = 0  # the evaluation before the first optimizer step
+    # A LearningRateFinder saves its initial weights there; the only public name is an argument of Trainer.
     trainer._default_root_dir = str(run.path)  # type: ignore[attr-defined]
     allow_tf32(trainer.strategy.root_device)
     keep_freed_memory()
@@ -313,12 +327,12 @@ def train(
 
 
 def check_why_nothing_was_trained(plan: RunPlan, data: TextDataModule) -> None:
-    """Say that a resumed run had nothing left to do; raise `InputError` for a new run."""
+    """Report that a resumed run had nothing left to do; raise `InputError` for a new run."""
     if plan.content is not None:
         say(f"{plan.folder}: finished; nothing to do: trainer.max_time or a callback stops it at once")
         return
     raise InputError(
-        "nothing was trained: trainer.max_time or a callback ended the run before its first step "
+        "nothing was trained, because trainer.max_time or a callback ended the run before its first step "
         f"(data.batch_size is {data.hparams['batch_size']} for {len(data.splits['training'].windows)} training windows)"
     )
 
@@ -332,12 +346,16 @@ def report_result(
     seconds: float,
     resume_command: str,
 ) -> None:
-    """Verify that the saved checkpoints load, which exit code 0 promises, and summarize the run."""
+    """Summarize the run, after checking that its checkpoints can be read, as exit code 0 promises.
+
+    Raises:
+        MachineError: A checkpoint cannot be read.
+    """
     for path in (run.best, run.last):
         try:
             read_checkpoint(path)
         except InputError as error:
-            raise MachineError(f"{error}, though it was just written") from None
+            raise MachineError(f"{error}, although it was just written") from None
     checkpoints = callbacks.checkpoints
     left = [one.time_remaining() for one in callbacks.users if isinstance(one, Timer)]
     if trainer.global_step < module.total_steps and any(one is not None and one <= 0 for one in left):

@@ -1,4 +1,4 @@
-"""The machine: which devices it has, what precision is fast on them, and their peak rates."""
+"""The hardware: available devices, the fastest precision on them, and their peak rates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from gpt_lightning.errors import InputError
 from gpt_lightning.validation import require, require_integer
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
 PRECISIONS = (
     "32-true",
@@ -27,9 +27,9 @@ PRECISIONS = (
     "transformer-engine-float16",
 )
 PRECISION_ALIASES = ("64", "32", "16", "bf16", 64, 32, 16)  # Lightning's short names
-FASTER = 1.5  # how many times as fast a processor's bf16 products have to be to be worth it
-# Dense matrix products per second in 16 bits with sums in 32, by the manufacturer's data sheets; where
-# a sheet gives the rate for sparse matrices, half of it.
+FASTER = 1.5  # least speedup of bf16 matrix products at which a CPU trains in bf16
+# FLOP/s of dense matrix products in 16 bits with 32-bit accumulation, from the manufacturer's data sheets; half of
+# the rate where a sheet gives it for sparse matrices.
 PEAK_FLOPS = {
     r"NVIDIA H100 80GB HBM3|NVIDIA H200|NVIDIA GH200 \d+GB": 989.4e12,
     r"NVIDIA H100 PCIe": 756.5e12,
@@ -46,7 +46,7 @@ PEAK_FLOPS = {
 
 
 def device_type(accelerator: Any) -> str:
-    """The kind of device that `trainer.accelerator` comes to here: cuda, mps, cpu, or another one's own name."""
+    """Return the device type that `trainer.accelerator` selects on this machine: cuda, mps, cpu or another name."""
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return "cuda"
     if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
@@ -55,27 +55,33 @@ def device_type(accelerator: Any) -> str:
 
 
 def check_device(accelerator: Any, devices: Any, precision: Any) -> None:
-    """Raises `InputError` where the machine has no such device, or the device no such precision."""
+    """Raise `InputError` if this machine lacks the device, or the device does not support the precision.
+
+    Args:
+        accelerator: `trainer.accelerator`.
+        devices: `trainer.devices`.
+        precision: `trainer.precision`.
+    """
     device = device_type(accelerator)
     if isinstance(accelerator, str):
         require(accelerator in ACCELERATORS, "trainer.accelerator", f"be one of {', '.join(ACCELERATORS)}", accelerator)
         if accelerator == "cuda" and not torch.cuda.is_available():
-            raise InputError("trainer.accelerator is cuda but this machine has no CUDA device")
+            raise InputError("trainer.accelerator is cuda, but this machine has no CUDA device")
         if accelerator == "mps" and not torch.backends.mps.is_available():
-            raise InputError("trainer.accelerator is mps but this machine has no MPS device")
+            raise InputError("trainer.accelerator is mps, but this machine has no MPS device")
         if accelerator == "gpu" and device == "gpu":
-            raise InputError("trainer.accelerator is gpu but this machine has neither a CUDA nor an MPS device")
+            raise InputError("trainer.accelerator is gpu, but this machine has neither a CUDA nor an MPS device")
         if accelerator == "tpu" and find_spec("torch_xla") is None:
-            raise InputError("trainer.accelerator is tpu but torch_xla is not installed")
+            raise InputError("trainer.accelerator is tpu, but torch_xla is not installed")
     count = torch.cuda.device_count() if device == "cuda" else 1 if device == "mps" else (os.cpu_count() or 1)
     if isinstance(devices, str) and re.fullmatch(r"-?\d+", devices):
         devices = int(devices)
     if isinstance(devices, int) and devices != -1:
         require_integer("trainer.devices", devices, 1)
         if devices > count:
-            raise InputError(f"trainer.devices asks for {devices}, this machine has {count}")
+            raise InputError(f"trainer.devices ({devices}) must be at most {count}, the number on this machine")
     if precision in ("16-mixed", "16", 16, "16-true") and device == "cpu":
-        raise InputError(f"trainer.precision {precision} does not run on cpu; take bf16-mixed or 32-true")
+        raise InputError(f"trainer.precision {precision} does not run on cpu; use bf16-mixed or 32-true")
 
 
 def check_precision(precision: object) -> None:
@@ -85,11 +91,14 @@ def check_precision(precision: object) -> None:
 
 
 def choose_precision(accelerator: Any, *, probe: bool = True) -> tuple[str, str]:
-    """What `precision: auto` comes to: bf16-mixed where the hardware gains from it, else 32-true; and why.
+    """Choose the precision for `trainer.precision: auto`: bf16-mixed if it is faster on this hardware, else 32-true.
 
     Args:
         accelerator: `trainer.accelerator`.
-        probe: Whether a processor may be measured; several processes could come to different results.
+        probe: Whether to time matrix products on a CPU; False for several processes, which could differ in the result.
+
+    Returns:
+        The precision and the reason for it.
     """
     device = device_type(accelerator)
     if device == "cuda":
@@ -104,28 +113,28 @@ def choose_precision(accelerator: Any, *, probe: bool = True) -> tuple[str, str]
             return "32-true", "bf16 does not work on this MPS device"
         return "bf16-mixed", "the MPS device has bf16"
     if device == "cpu" and not probe:
-        return "32-true", "bf16 is not looked for with several processes"
+        return "32-true", "bf16 is not tried with several processes"
     if device == "cpu":
-        times = bf16_speedup()
-        if times >= FASTER:
-            return "bf16-mixed", f"matrix products are {times:.1f} times as fast in bf16 here"
+        speedup = bf16_speedup()
+        if speedup >= FASTER:
+            return "bf16-mixed", f"matrix products are {speedup:.1f} times as fast in bf16 here"
         return "32-true", "bf16 is not faster here"
-    return "32-true", f"bf16 is not looked for on {device}"
+    return "32-true", f"bf16 is not tried on {device}"
 
 
 def allow_tf32(device: torch.device) -> None:
-    """Lets float32 matrix products on CUDA devices round their factors to 10 bits (TF32), which is many times faster.
+    """Allow TF32 in float32 matrix products on a CUDA device; do nothing for other devices.
 
-    Elsewhere, and on CPUs in particular, float32 stays float32.
+    TF32 rounds the factors to 10 bits of mantissa and is several times faster.
     """
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep freed memory for the next tensor; with another C library, do nothing.
+    """Make glibc reuse freed memory instead of returning it to the system; do nothing with another C library.
 
-    By default it returns a large tensor's memory to the system when it is freed, and each step maps the same hundreds
+    By default, glibc unmaps the memory of a large tensor when it is freed. Each optimizer step would then map hundreds
     of megabytes again, which the system zeroes page by page.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -135,9 +144,12 @@ def keep_freed_memory() -> None:
 
 
 def bf16_speedup() -> float:
-    """How many times as fast as in float32 a small matrix product is in bf16 on this processor.
+    """Measure the speedup of a small matrix product in bf16 over float32 on this CPU.
 
-    AMX and AVX512-bf16 have instructions for it; elsewhere it is emulated, up to a hundred times slower.
+    CPUs with AMX or AVX512-bf16 have instructions for bf16; others emulate it, up to a hundred times slower.
+
+    Returns:
+        Seconds in float32 divided by seconds in bf16.
     """
     seconds = []
     for dtype in (torch.float32, torch.bfloat16):
@@ -147,17 +159,17 @@ def bf16_speedup() -> float:
             start = time.perf_counter()
             one @ other
             laps.append(time.perf_counter() - start)
-            if sum(laps) > 0.1:  # slow enough to know
+            if sum(laps) > 0.1:  # long enough for a reliable time
                 break
         seconds.append(min(laps))
     return seconds[0] / seconds[1]
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
-    """The most floating-point operations per second of a device in a 16-bit precision; None where unknown."""
+    """Return the peak FLOP/s of a device in a 16-bit precision, or None if it is unknown."""
     if device.type != "cuda" or not precision.startswith(("16", "bf16")):
         return None
     if precision.startswith("bf16") and not torch.cuda.is_bf16_supported(including_emulation=False):
         return None
-    name = torch.cuda.get_device_name(device)  # a part of a shared device has a longer one
+    name = torch.cuda.get_device_name(device)  # a partition of a device has a longer name
     return next((rate for pattern, rate in PEAK_FLOPS.items() if re.fullmatch(pattern, name)), None)

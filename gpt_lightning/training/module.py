@@ -1,4 +1,4 @@
-"""The LightningModule: loss, perplexity, optimizer and schedule of a GPT."""
+"""The LightningModule: loss, perplexity, optimizer and learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from gpt_lightning.models.gpt import GPT
 from gpt_lightning.models.loss import cross_entropy, perplexity
 from gpt_lightning.training.optimizers import OptimizerConfig, learning_rate_factor, make_adamw, total_norm
 
-EVALUATED = ("val", "train_eval")  # by the data module's loaders
+EVALUATED = ("val", "train_eval")  # in the order of the data module's evaluation loaders
 
 
 class GPTModule(LightningModule):
-    """Trains and evaluates a GPT on windows of token ids.
+    """A GPT that Lightning trains and evaluates on windows of token ids.
 
     Args:
         config: The architecture of the network.
-        optimizer: AdamW and its schedule.
+        optimizer: AdamW and its learning-rate schedule.
         compile: Whether to run the network through `torch.compile`.
-        activation_checkpointing: See `GPT`; for a new network.
-        total_steps: Optimizer steps of the whole run, where the cosine ends.
-        network: A network with weights to start from; None builds one with random weights when training starts.
+        activation_checkpointing: See `GPT`; ignored if `network` is given.
+        total_steps: Optimizer steps of the whole run; the cosine ends there.
+        network: A network with initial weights; None builds one with random weights when training starts.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class GPTModule(LightningModule):
         config: GPTConfig,
         optimizer: OptimizerConfig | None = None,
         *,
-        compile: bool = False,  # noqa: A002  torch's word
+        compile: bool = False,  # noqa: A002  as in torch.compile
         activation_checkpointing: bool = False,
         total_steps: float = math.inf,
         network: GPT | None = None,
@@ -46,11 +46,11 @@ class GPTModule(LightningModule):
         self.config = config
         self.optimizer_config = optimizer or OptimizerConfig()
         switches = {"compile": compile, "activation_checkpointing": activation_checkpointing}
-        # The settings model.* of a checkpoint. A LearningRateFinder replaces the learning rate here.
+        # Saved in checkpoints as the settings model.*. A LearningRateFinder replaces the learning rate here.
         self.save_hyperparameters({**asdict(config), **asdict(self.optimizer_config), **switches}, logger=False)
         self.total_steps = total_steps
-        self.evaluated: dict[str, float] = {}  # the last evaluation's losses and perplexities
-        self.evaluated_tokens: dict[str, int] = {}  # over how many tokens each loss is the mean
+        self.evaluated: dict[str, float] = {}  # losses and perplexities of the last evaluation
+        self.evaluated_tokens: dict[str, int] = {}  # number of tokens that each loss is the mean over
         self.gradient_norm = math.nan  # of the last optimizer step, before clipping
         self._nll_sums: dict[str, list[float]] = {}  # name -> [sum of losses, number of tokens]
         if network is not None:
@@ -58,17 +58,17 @@ class GPTModule(LightningModule):
 
     @property
     def peak_learning_rate(self) -> float:
-        """The highest learning rate of the schedule: the setting, or what a LearningRateFinder has found."""
+        """The peak of the learning-rate schedule: the setting, or the result of a LearningRateFinder."""
         return float(self.hparams["learning_rate"])
 
     @property
     def flops_per_batch(self) -> int:
-        """Floating-point operations of a training batch on one device, for Lightning's ThroughputMonitor."""
+        """FLOPs of a training batch on one device; Lightning's ThroughputMonitor reads this name."""
         batch_size: int = self.trainer.datamodule.hparams["batch_size"]  # type: ignore[attr-defined]
         return batch_size * self.config.context_length * self.config.flops_per_token
 
     def configure_model(self) -> None:
-        """Build the network: late, so that all settings have been checked before."""
+        """Build the network when training starts, after all settings have been checked."""
         if not hasattr(self, "model"):
             checkpointing = self.hparams["activation_checkpointing"]
             self._set_network(GPT(self.config, activation_checkpointing=checkpointing))
@@ -76,25 +76,28 @@ class GPTModule(LightningModule):
     def _set_network(self, network: GPT) -> None:
         self.model = network
         if self.hparams["compile"]:
-            self.model.compile()  # in place: the names of the weights stay
+            self.model.compile()  # in place, so that the names of the weights do not change
 
     def forward(self, token_ids: Tensor) -> Tensor:
-        """(B, T) int64 -> logits (B, T, V)."""
+        """Return logits (B, T, V) for token ids (B, T)."""
         return self.model(token_ids)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Return the loss of one batch: the first of the four parts of an optimizer step; Lightning does the others.
+        """Return the loss of one batch, the first of the four parts of an optimizer step; Lightning runs the others.
 
-        1. forward: the loss of the batch, and with it the graph of how every weight took part in it;
-        2. the old gradients are set to zero, or the new ones would be added to them (which is what
-           `accumulate_grad_batches` makes use of: it sums over several batches before it goes on);
-        3. backward: the gradient, for each weight, of how much the loss would rise with it;
-        4. the optimizer moves every weight against its gradient (`configure_optimizers`).
+        1. Forward: compute the loss of the batch, and record the operations for the backward pass.
+        2. Set the gradients to zero. With `accumulate_grad_batches` this is left out between batches, so that their
+           gradients add up.
+        3. Backward: compute the gradient of the loss with respect to each weight.
+        4. Optimizer: change each weight against its gradient (`configure_optimizers`).
+
+        Returns:
+            "loss" to differentiate and "train_loss", the same value detached; means over tokens, in nats.
         """
         inputs, targets = batch
         loss = cross_entropy(self(inputs), targets).mean()
         train_loss = loss.detach()
-        # For callbacks; the metrics table and the loggers get them once per optimizer step (callbacks/metrics.py).
+        # For callbacks that monitor them; callbacks/metrics.py logs them, once per optimizer step.
         self.log_dict({"train_loss": train_loss, "train_perplexity": train_loss.exp()}, logger=False)
         return {"loss": loss, "train_loss": train_loss}
 
@@ -106,7 +109,7 @@ class GPTModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self.evaluated = {}
-        for name in EVALUATED[: len(self.trainer.num_val_batches)]:  # also where this rank got no window of it
+        for name in EVALUATED[: len(self.trainer.num_val_batches)]:  # also if this rank has no window of it
             loss = self._mean_loss(name)
             self.evaluated |= {f"{name}_loss": loss, f"{name}_perplexity": perplexity(loss)}
         self.log_dict(self.evaluated, logger=False)
@@ -130,7 +133,7 @@ class GPTModule(LightningModule):
         sums[1] += targets.numel()
 
     def _mean_loss(self, name: str) -> float:
-        """Mean over all tokens of all ranks, in float64: never a mean of means."""
+        """Return the mean loss over all tokens of all ranks, summed in float64; not a mean of batch means."""
         sums = torch.tensor(self._nll_sums.get(name, [0.0, 0.0]), dtype=torch.float64)
         if self.trainer.world_size > 1:
             sums = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")
@@ -138,7 +141,7 @@ class GPTModule(LightningModule):
         return (sums[0] / sums[1]).item()
 
     def configure_optimizers(self) -> Any:
-        """AdamW over all parameters, its learning rate set for each optimizer step."""
+        """Return AdamW and, unless the learning rate is constant, its schedule, applied at each optimizer step."""
         optimizer = make_adamw(self.model, self.optimizer_config, self.peak_learning_rate)
         if self.optimizer_config.is_constant:
             return optimizer
@@ -151,7 +154,7 @@ class GPTModule(LightningModule):
         return learning_rate_factor(steps, self.optimizer_config.warmup_steps, self.total_steps, share)
 
     def on_train_start(self) -> None:
-        """Set the schedule again: a resumed run may have been given another end, a new one another learning rate."""
+        """Reapply the schedule: a resumed run may have a new length, a LearningRateFinder may have set a new rate."""
         schedule, rate = self.lr_schedulers(), self.peak_learning_rate
         if isinstance(schedule, torch.optim.lr_scheduler.LambdaLR):
             schedule.base_lrs = [rate] * len(schedule.base_lrs)
@@ -164,20 +167,20 @@ class GPTModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Measure the gradient norm, stop if it is not finite, clip if asked to.
+        """Measure the gradient norm, stop the run if it is not finite, and clip the gradients if requested.
 
         Lightning's own clipping refuses a fused optimizer under mixed precision
         (https://github.com/Lightning-AI/pytorch-lightning/issues/21435).
 
         Raises:
-            DivergedError: The norm is infinite or not a number; the weights are still those before.
+            DivergedError: The norm is infinite or NaN; the weights have not been changed.
         """
         parameters = [parameter for parameter in self.parameters() if parameter.grad is not None]
         norm = total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
         self.gradient_norm = norm.item()
         if not math.isfinite(self.gradient_norm) and getattr(self.trainer.precision_plugin, "scaler", None) is None:
             raise DivergedError(
-                f"non-finite gradient at step {self.trainer.global_step + 1}; stopped before the update"
+                f"non-finite gradient at step {self.trainer.global_step + 1}; the weights were not changed"
             )
         if gradient_clip_algorithm == "value":
             torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val or math.inf)

@@ -25,7 +25,7 @@ class OptimizerConfig:
             unless it is tied.
 
     Raises:
-        InputError: A value is out of range; it is named as the setting `model.<name>`.
+        InputError: A value is out of range; the message names the setting `model.<name>`.
     """
 
     learning_rate: float = 4e-4
@@ -41,7 +41,7 @@ class OptimizerConfig:
         require_integer("model.warmup_steps", self.warmup_steps, 0)
         if self.min_learning_rate is not None:
             must = f"be between 0 and model.learning_rate ({self.learning_rate})"
-            fits = lambda rate: 0 <= rate <= self.learning_rate  # noqa: E731  said once, read once
+            fits = lambda rate: 0 <= rate <= self.learning_rate  # noqa: E731  used in the next line only
             require_number("model.min_learning_rate", self.min_learning_rate, must, fits)
 
     @property
@@ -53,46 +53,46 @@ class OptimizerConfig:
 def make_adamw(model: GPT, config: OptimizerConfig, learning_rate: float) -> torch.optim.AdamW:
     """Return AdamW over all parameters of a model.
 
-    Adam (Kingma and Ba 2015) keeps for each weight a running mean of its gradients and one of their squares, and moves
-    it by learning_rate times the first over the root of the second: a step of about the same size for all weights,
-    however small their gradients. AdamW (Loshchilov and Hutter 2019) takes the weight decay out of that: every weight
-    shrinks by learning_rate * weight_decay of itself, whatever its gradients were. Both means are in the checkpoint;
-    without them a resumed run would start them from zero and jump.
+    Adam (Kingma and Ba 2015) keeps a running mean of each weight's gradients and one of their squares (its moments),
+    and changes the weight by -learning_rate * mean / sqrt(mean of squares): about the same size for all weights,
+    however small their gradients. AdamW (Loshchilov and Hutter 2019) decouples weight decay from the gradients: each
+    step also shrinks every weight by the fraction learning_rate * weight_decay. Both moments are saved in checkpoints;
+    if a resumed run started them at zero, its first steps would differ.
 
     Args:
-        model: Built.
-        config: Of the run.
-        learning_rate: Of the run; a LearningRateFinder may have replaced the config's.
+        model: The network, with its weights.
+        config: Weight decay, and which parameters it applies to.
+        learning_rate: The peak; not the config's, because a LearningRateFinder may have replaced it.
     """
     optimizer = torch.optim.AdamW(
         parameter_groups(model, config.decay_matrices_only), learning_rate, weight_decay=config.weight_decay, fused=True
     )
-    # Frees the gradients, which Lightning keeps until the next forward pass has ended.
+    # Frees the gradients, which Lightning would keep until after the next forward pass.
     optimizer.register_step_post_hook(lambda one, *_: one.zero_grad())
     return optimizer
 
 
 def parameter_groups(model: GPT, decay_matrices_only: bool) -> list[dict[str, object]]:
-    """Return the parameters in one group, or in one with weight decay and one without."""
+    """Return one parameter group, or one with weight decay and one without if only matrices decay."""
     if not decay_matrices_only:
         return [{"params": list(model.parameters())}]
-    embeddings = {model.tok_emb.weight, model.pos_emb.weight}  # the head's too where it is tied
+    embeddings = {model.tok_emb.weight, model.pos_emb.weight}  # a tied head shares tok_emb.weight
     decayed = [one for one in model.parameters() if one.dim() >= 2 and one not in embeddings]
     others = [one for one in model.parameters() if one.dim() < 2 or one in embeddings]
     return [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
 
 
 def learning_rate_factor(steps: int, warmup_steps: int, total_steps: float, least: float | None) -> float:
-    """Return the share of the learning rate that the optimizer step after `steps` steps uses.
+    """Return the factor on the peak learning rate for the next optimizer step.
 
-    Rises linearly to 1 at step `warmup_steps`, then stays, or falls along half a cosine to `least` at step
-    `total_steps`.
+    It rises linearly to 1 at step `warmup_steps`. After that it stays at 1, or follows half a cosine down to `least` at
+    step `total_steps`.
 
     Args:
         steps: Optimizer steps taken so far.
-        warmup_steps: 0 starts at 1.
+        warmup_steps: Optimizer steps of the linear rise; 0 for none.
         total_steps: Optimizer steps of the whole run; used for the cosine only.
-        least: Where the cosine ends, as a share; None for no cosine.
+        least: Factor at the end of the cosine; None keeps the factor at 1.
     """
     step = steps + 1
     if step <= warmup_steps:
@@ -104,10 +104,11 @@ def learning_rate_factor(steps: int, warmup_steps: int, total_steps: float, leas
 
 
 def total_norm(gradients: list[Tensor]) -> Tensor:
-    """Return the root of the sum of all squares, from the norms of the rows.
+    """Return the 2-norm of all gradients together, as a scalar tensor.
 
-    `torch.nn.utils.get_total_norm` adds up the squares of a whole matrix at once, in float32: with the 38 million of
-    GPT-2's embedding its norm is a thousandth too small on a CPU, and takes longer. `sum` sums pairwise.
+    The norm of each row is taken first, then the norm of these. `torch.nn.utils.get_total_norm` accumulates the squares
+    of a whole matrix in float32; for the 38 million elements of GPT-2's embedding the result is 0.1 % too small on a
+    CPU, and slower to compute. `sum` adds pairwise.
     """
     norms = []
     for gradient in gradients:

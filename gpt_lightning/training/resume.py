@@ -28,13 +28,13 @@ RESUME_SCHEMA = {
 
 
 def newest_checkpoint(run: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint of a run that is whole, and its content but the tensors; None where there never was one.
+    """Return the newest valid checkpoint of a run and its content without tensors, or None if the run has none.
 
     Args:
         run: The run folder.
 
     Raises:
-        InputError: There are some, and none is whole.
+        InputError: The run has checkpoints, but none is valid.
     """
     problem = None
     paths = [run / "checkpoints" / name for name in (LAST, PREVIOUS)]
@@ -46,7 +46,7 @@ def newest_checkpoint(run: Path) -> tuple[Path, dict[str, Any]] | None:
             problem = problem or error
             continue
         if problem is not None:
-            warn(f"{problem}; resuming from {path.name}, the one before")
+            warn(f"{problem}; resuming from the previous checkpoint, {path.name}")
         return path, without_tensors(content)
     if problem is not None and any(path.exists() for path in paths):
         raise problem
@@ -54,7 +54,12 @@ def newest_checkpoint(run: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def check_complete(checkpoint: dict[str, Any], name: str) -> None:
-    """Raises `InputError` for a checkpoint that holds less than a run needs to be resumed."""
+    """Raise `InputError` unless a run can be resumed from this checkpoint.
+
+    Args:
+        checkpoint: The content, with tensors.
+        name: File name, for messages.
+    """
     if "optimizer_states" not in checkpoint:
         raise InputError(f"{name}: has weights but no optimizer state; resume from a run's last.ckpt")
     check_schema(checkpoint, RESUME_SCHEMA, name)
@@ -67,13 +72,13 @@ def check_complete(checkpoint: dict[str, Any], name: str) -> None:
 
 
 def check_same_text(data: TextDataModule, checkpoint: dict[str, Any], name: str, hint: str = "") -> None:
-    """Raises `InputError` where the text is not the one that a checkpoint was trained on.
+    """Raise `InputError` if the text differs from the one that a checkpoint was trained on.
 
     Args:
-        data: Set up.
+        data: Data module, set up.
         checkpoint: The content.
-        name: Of the file.
-        hint: What to say besides.
+        name: File name, for messages.
+        hint: Text to append to the message.
     """
     assert data.source is not None
     seen = checkpoint["gpt_lightning"]["text"]
@@ -87,11 +92,11 @@ def check_same_text(data: TextDataModule, checkpoint: dict[str, Any], name: str,
 
 
 def check_epoch_end(checkpoint: dict[str, Any], name: str) -> None:
-    """Raises `InputError` for a checkpoint from inside an epoch: its position means nothing in another text."""
+    """Raise `InputError` if a checkpoint was saved within an epoch; its position does not apply to another text."""
     batches = checkpoint["TextDataModule"]["batches"]
     if batches:
         raise InputError(
-            f"{name}: is {batches} batches into an epoch; --allow_data_change resumes from the end of an epoch only"
+            f"{name}: was saved {batches} batches into an epoch; --allow_data_change needs one from the end of an epoch"
         )
 
 
@@ -111,11 +116,11 @@ class RunPlan:
     """Whether `fit` starts a new run or resumes one.
 
     Attributes:
-        name: Of the run and its config file.
-        folder: Its folder; None for the next number of `runs/<name>`.
+        name: Name of the run: the stem of its first config file.
+        folder: The run folder; None for the next number in `runs/<name>`.
         checkpoint: File to resume from; None for a new run.
-        content: What is in that file, without tensors.
-        allow_data_change: Whether the text may be another one than the checkpoint's.
+        content: Content of that file without tensors; None for a new run.
+        allow_data_change: Whether the text may differ from the checkpoint's.
     """
 
     name: str
@@ -125,27 +130,27 @@ class RunPlan:
     allow_data_change: bool = False
 
     def check_text(self, data: TextDataModule) -> None:
-        """Raise `InputError` if the run cannot be resumed on this text."""
+        """Raise `InputError` if the run cannot be resumed with this text."""
         if self.content is None:
             return
         if self.allow_data_change:
             check_epoch_end(self.content, str(self.checkpoint))
         else:
             check_same_text(
-                data, self.content, str(self.checkpoint), "; --allow_data_change trains the run on this one"
+                data, self.content, str(self.checkpoint), "; to continue with this text, give --allow_data_change"
             )
 
     def is_finished(self, max_epochs: int | None, max_steps: int, patience: int | None) -> bool:
-        """Whether the run to resume has reached its limits.
+        """Return whether the run to resume has already reached one of its limits.
 
         Args:
-            max_epochs: Limit; None or -1 for none.
-            max_steps: Limit; -1 for none.
-            patience: Of early stopping; None for none.
+            max_epochs: Limit on epochs; None or -1 for none.
+            max_steps: Limit on optimizer steps; -1 for none.
+            patience: Patience of early stopping; None if it is off.
         """
         if self.content is None:
             return False
-        if patience is not None and not self.allow_data_change:  # on another text it starts to count again
+        if patience is not None and not self.allow_data_change:  # another text resets the count
             states = [state for name, state in self.content["callbacks"].items() if name.startswith("EarlyStop{")]
             waited = states[0].get("wait_count") if states else None
             if isinstance(waited, int) and waited >= patience:
@@ -156,24 +161,24 @@ class RunPlan:
 
 
 def plan_run(name: str, run_dir: str | None, resume: bool, allow_data_change: bool) -> RunPlan:
-    """Decide whether to start a new run or to resume one; nothing is written.
+    """Decide whether to start a new run or to resume one, without writing anything.
 
     Args:
-        name: Of the run.
-        run_dir: Its folder; None takes a number of `runs/<name>`: the next one, or with `resume` the highest.
-        resume: Whether to resume the run; where there is none, a new one starts.
+        name: Name of the run.
+        run_dir: The run folder; None for `runs/<name>/<number>`: the highest number with `resume`, else the next one.
+        resume: Whether to resume the run; if there is none, a new one starts.
         allow_data_change: See `RunPlan`.
 
     Raises:
-        InputError: `run_dir` already holds a run, or is missing where torchrun or SLURM start the processes.
+        InputError: `run_dir` already holds a run, or is not given although torchrun or SLURM start the processes.
     """
     if run_dir is None and launched_externally():
         raise InputError("--run_dir DIR is needed under torchrun and SLURM, so that all processes share it")
     if run_dir is not None:
         if not run_dir:
-            raise InputError("--run_dir is empty; name a folder")
+            raise InputError("--run_dir is empty; give a folder")
         folder: Path | None = Path(run_dir)
-        if not resume and RUN_DIR_ENV not in os.environ and is_first_process():  # else rank 0 may have just made it
+        if not resume and RUN_DIR_ENV not in os.environ and is_first_process():  # else rank 0 may have created it
             check_empty(Path(run_dir))
     else:
         folder = next(reversed(numbered_runs(name)), None)
@@ -184,5 +189,5 @@ def plan_run(name: str, run_dir: str | None, resume: bool, allow_data_change: bo
         return RunPlan(name, folder, *found, allow_data_change)
     steps = max((row["step"] for row in read_rows(Run(folder).metrics_file)), default=0)
     if steps > 0 and is_first_process():
-        warn(f"{folder}: has no checkpoint to resume from; restarting from step 0, {steps} steps are lost")
+        warn(f"{folder}: has no checkpoint to resume from; restarting from step 0 ({steps} steps are lost)")
     return RunPlan(name, folder)

@@ -1,4 +1,4 @@
-"""How many batches and optimizer steps a run has."""
+"""The number of batches and optimizer steps of a run."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Steps:
 
     Attributes:
         train_batches: Batches per epoch on each rank.
-        val_batches: Batches of an evaluation.
+        val_batches: Validation batches per evaluation.
         per_epoch: Optimizer steps of the first epoch.
-        total: Optimizer steps of the whole run; infinite without a limit.
+        total: Optimizer steps of the whole run; infinity if the run has no limit.
     """
 
     train_batches: int
@@ -34,10 +34,10 @@ def count_steps(trainer: Trainer, data: TextDataModule, optimizer: OptimizerConf
     """Count the batches and optimizer steps of a run.
 
     Args:
-        trainer: With its limits but the one on steps.
-        data: Set up.
-        optimizer: Whose schedule must fit.
-        max_steps: Limit of the whole run; -1 for none.
+        trainer: The run's Trainer, with all limits except `max_steps`.
+        data: Data module, set up.
+        optimizer: The learning-rate schedule, which must fit the number of steps.
+        max_steps: Limit on the optimizer steps of the whole run; -1 for none.
 
     Raises:
         InputError: A limit leaves no batch, or the learning-rate schedule does not fit the number of steps.
@@ -50,15 +50,17 @@ def count_steps(trainer: Trainer, data: TextDataModule, optimizer: OptimizerConf
         total = min(total, sum(steps_of_epoch(trainer, train_batches, epoch) for epoch in range(trainer.max_epochs)))
     if optimizer.warmup_steps >= total:
         raise InputError(
-            f"model.warmup_steps ({optimizer.warmup_steps}) must be below the run's {total} steps; 0 is none"
+            f"model.warmup_steps ({optimizer.warmup_steps}) must be below the run's {total} steps; 0 turns warm-up off"
         )
     if optimizer.min_learning_rate is not None and math.isinf(total):
-        raise InputError("model.min_learning_rate needs an end: set trainer.max_epochs or trainer.max_steps")
+        raise InputError(
+            "model.min_learning_rate needs a run of known length; set trainer.max_epochs or trainer.max_steps"
+        )
     return Steps(train_batches, val_batches, steps_of_epoch(trainer, train_batches, 0), total)
 
 
 def steps_of_epoch(trainer: Trainer, batches: int, epoch: int) -> int:
-    """Return the optimizer steps of an epoch; the last may accumulate fewer batches than the others."""
+    """Return the optimizer steps of an epoch, counting a last one that accumulates fewer batches."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, GradientAccumulationScheduler):
             return math.ceil(batches / callback.get_accumulate_grad_batches(epoch))
@@ -66,10 +68,15 @@ def steps_of_epoch(trainer: Trainer, batches: int, epoch: int) -> int:
 
 
 def limited(name: str, limit: float, batches: int) -> int:
-    """Return how many batches a limit of the Trainer (a number, or a share as a float) lets through.
+    """Return the number of batches within a limit of the Trainer.
+
+    Args:
+        name: Name of the limit, for the message.
+        limit: Number of batches as an int, or their share as a float.
+        batches: Number of batches without the limit.
 
     Raises:
-        InputError: None.
+        InputError: No batch is left.
     """
     count = min(limit, batches) if isinstance(limit, int) else int(batches * limit)
     if count < 1:

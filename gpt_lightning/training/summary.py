@@ -1,4 +1,4 @@
-"""The lines that are printed before and after a run."""
+"""The lines that `fit`, `check`, `validate` and `test` print about a run."""
 
 from __future__ import annotations
 
@@ -19,23 +19,27 @@ STATES_PER_WEIGHT = 3  # a full checkpoint holds the weight and AdamW's two mome
 
 
 def line(label: str, text: str) -> str:
-    """Return a line with its label in a column."""
+    """Return a line of text after its label, which is padded to a column."""
     return f"{label:<12}{text}"
 
 
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def checkpoint_bytes(config: GPTConfig) -> tuple[int, int]:
-    """Return the size of a run's checkpoints when it has ended and, at most, while it runs."""
+    """Return the bytes of a run's checkpoints after the run, and the most that they take during it."""
     best = config.weight_bytes
     last = STATES_PER_WEIGHT * best
-    return best + 2 * last, best + 3 * last  # last, prev, and the one being written
+    return best + 2 * last, best + 3 * last  # last.ckpt, prev.ckpt, and the file being written
 
 
 def describe_data(data: TextDataModule, steps: Steps, world_size: int) -> list[str]:
-    """Describe the text, its split and its windows.
+    """Describe the text, its split, its windows and its batches.
 
     Args:
-        data: Set up.
-        steps: Of the run.
+        data: Data module, set up.
+        steps: Batches and optimizer steps of the run.
         world_size: Number of processes.
     """
     assert data.source is not None
@@ -70,8 +74,8 @@ def describe_data(data: TextDataModule, steps: Steps, world_size: int) -> list[s
 def _left_out(data: TextDataModule, world_size: int, train_batches: int) -> str:
     left_out = len(data.splits["training"].windows) - train_batches * data.hparams["batch_size"] * world_size
     is_limited = train_batches < data.count_train_batches(world_size)
-    reason = "beyond trainer.limit_train_batches" if is_limited else "that fill no batch"
-    return f", {left_out} windows {reason} left out of each" if left_out else ""
+    reason = "trainer.limit_train_batches" if is_limited else "incomplete batch"
+    return f", {left_out} windows per epoch left out ({reason})" if left_out else ""
 
 
 def describe_model(config: GPTConfig) -> str:
@@ -79,37 +83,43 @@ def describe_model(config: GPTConfig) -> str:
     tied = "tied" if config.tie_weights else "untied"
     return line(
         "model",
-        f"{config.num_parameters:,} parameters: {config.n_layers} layers, {config.n_heads} heads, "
-        f"width {config.emb_dim}, context {config.context_length}, {tied} head",
+        f"{config.num_parameters:,} parameters: {_plural(config.n_layers, 'layer')}, "
+        f"{_plural(config.n_heads, 'head')}, width {config.emb_dim}, context {config.context_length}, {tied} head",
     )
 
 
 def describe_init(init_from: str | None, config: GPTConfig) -> list[str]:
-    """Describe where the weights of a new run come from, if they are not random."""
+    """Describe the origin of a new run's weights; return no line if they are random."""
     if init_from is None:
         return []
-    return [line("weights", f"{init_from}, its first {config.context_length} positions; a new optimizer")]
+    return [line("weights", f"from {init_from}, with its first {config.context_length} positions and a new optimizer")]
 
 
 def describe_device(trainer: Trainer, accelerator: str, precision_reason: str) -> str:
-    """Describe the device and the precision, and why they were chosen."""
+    """Describe the device, the precision and the reasons for them.
+
+    Args:
+        trainer: The run's Trainer.
+        accelerator: The value of `trainer.accelerator`.
+        precision_reason: Why the precision was chosen.
+    """
     device = trainer.strategy.root_device.type
     if accelerator not in ("auto", "gpu"):
-        reason = "as trainer.accelerator says"
+        reason = "as set by trainer.accelerator"
     elif device == "cpu":
         reason = "no CUDA or MPS device found"
     else:
         reason = "found on this machine"
-    threads = f", {torch.get_num_threads()} threads" if device == "cpu" else ""
+    threads = f", {_plural(torch.get_num_threads(), 'thread')}" if device == "cpu" else ""
     count = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
     text = f"{count}{device} ({reason}), precision {trainer.precision} ({precision_reason}){threads}"
     if device == "mps":
-        text += "; training on MPS had issues where this comes from: --trainer.accelerator cpu trains on the CPU"
+        text += "; the reference notes report issues with training on MPS; --trainer.accelerator cpu trains on the CPU"
     return line("device", text)
 
 
 def describe_folder(display_path: str, config: GPTConfig) -> str:
-    """Describe the run folder and what will be written to it."""
+    """Describe the run folder and the size of its checkpoints."""
     done, running = checkpoint_bytes(config)
     return line(
         "run folder",
@@ -125,16 +135,15 @@ def summarize_run(
     flops: tuple[float, float | None],
     prompt: str,
 ) -> list[str]:
-    """Describe how a run went, and the command that samples from its best checkpoint.
+    """Summarize a finished run, with the command that samples from its best checkpoint.
 
     Args:
-        run: The folder.
-        progress: What was trained on.
-        checkpoints: What was saved.
+        run: The run folder.
+        progress: Tokens and seconds.
+        checkpoints: The saved checkpoints.
         seconds: Duration of the run.
-        flops: Floating-point operations of one device for a token of the global batch, and its peak rate per second,
-            None where that is unknown.
-        prompt: For the command.
+        flops: FLOPs per token (of the global batch) on each device, and the peak FLOP/s of one device, None if unknown.
+        prompt: Prompt in the command.
     """
     speed = progress.session_tokens / max(progress.session_seconds, 1e-9)
     per_token, peak = flops
@@ -154,7 +163,7 @@ def resume_command(arguments: list[str]) -> str:
     """Return the shell command that resumes a run.
 
     Args:
-        arguments: Of the command line after `fit`.
+        arguments: The arguments after `fit` on the command line.
     """
     resuming = arguments if "--resume" in arguments else [*arguments, "--resume"]
     return f"python -m {PROGRAM} fit {shlex.join(resuming)}"
@@ -167,13 +176,13 @@ def predict_command(checkpoint: str, prompt: str) -> str:
 
 
 def describe_evaluation(name: str, loss: float, perplexity: float, tokens: int, part: Split) -> str:
-    """Describe the loss of a split in one line.
+    """Describe the loss and perplexity of a split in one line.
 
     Args:
-        name: Of the split.
-        loss: In nats per token.
-        perplexity: exp of it.
-        tokens: Over how many tokens the loss is the mean.
+        name: The split and its text.
+        loss: Mean loss, in nats per token.
+        perplexity: exp(loss).
+        tokens: Number of tokens that the loss is the mean over.
         part: The split.
     """
     windows = tokens // part.windows.context_length

@@ -365,7 +365,7 @@ SETTINGS = [
     Row("", "FIT --seed_everything=true", 2, "seed_everything must be an int, not 'True'"),
     Row("", "FIT --evaluate_every=0", 2, "evaluate_every must be an int of at least 1, got 0"),
     Row("", "FIT --save_every=0", 2, "save_every must be an int of at least 1, got 0"),
-    Row("", "FIT --run_dir=", 2, "--run_dir is empty; name a folder"),
+    Row("", "FIT --run_dir=", 2, "--run_dir is empty; give a folder"),
 ]
 
 TRAINER = [
@@ -373,16 +373,16 @@ TRAINER = [
     Row("34", "FIT --trainer.max_epochs=-5", 2, "trainer.max_epochs must be an int of at least 1, got -5"),
     Row("34a", "FIT --trainer.max_epochs=-1", 2, "trainer.max_steps and trainer.max_time must end the run"),
     Row("34b", "FIT --trainer.max_time=abc", 2, "trainer.max_time must be a duration as DD:HH:MM:SS, got 'abc'"),
-    Row("34e", "FIT --run_dir=run --trainer.max_time=00:00:00:00", 2, "nothing was trained: ", leaves=("run",)),
+    Row("34e", "FIT --run_dir=run --trainer.max_time=00:00:00:00", 2, "nothing was trained, because trainer.max_time or a callback ended the run", leaves=("run",)),
     Row("34c", "FIT --trainer.max_epoch=3", 2, "unknown setting 'trainer.max_epoch'; did you mean 'trainer.max_epochs'?"),
     Row("34d", "FIT --trainer.min_epochs=3", 2, "unknown setting 'trainer.min_epochs'; did you mean"),
     Row("36", "FIT --trainer.precision=bf61", 2, "trainer.precision must be one of auto, 32-true, 16-mixed, bf16-mixed,"),
     Row("36a", "FIT --precision=32-true", 2, "unknown setting 'precision'; did you mean 'trainer.precision'?"),
     Row("37", "FIT --trainer.accelerator=gpuu", 2, "trainer.accelerator must be one of auto, cpu,"),
-    Row("38", "FIT --trainer.accelerator=cuda", 2, "trainer.accelerator is cuda but this machine has no CUDA device"),
-    Row("38a", "FIT --trainer.accelerator=tpu", 2, "trainer.accelerator is tpu but torch_xla is not installed"),
+    Row("38", "FIT --trainer.accelerator=cuda", 2, "trainer.accelerator is cuda, but this machine has no CUDA device"),
+    Row("38a", "FIT --trainer.accelerator=tpu", 2, "trainer.accelerator is tpu, but torch_xla is not installed"),
     Row("39", "FIT --trainer.devices=0", 2, "trainer.devices must be an int of at least 1, got 0"),
-    Row("39a", "FIT --trainer.devices=9999", 2, "trainer.devices asks for 9999, this machine has "),
+    Row("39a", "FIT --trainer.devices=9999", 2, "trainer.devices (9999) must be at most "),
     Row("39b", "FIT --trainer.devices=many", 2, "trainer: `devices` selected with `CPUAccelerator` should be an int > 0."),
     Row("39c", "FIT --trainer.num_nodes=2", 2, "trainer.num_nodes (2) needs torchrun or SLURM to start the processes"),
     Row("39d", "FIT --trainer.strategy=many", 2, "trainer: You selected an invalid strategy name: `strategy='many'`."),
@@ -416,7 +416,7 @@ CLASSES = [
     bad_class("", "callbacks", "[{class_path: BatchSizeFinder}]", "trainer.callbacks: BatchSizeFinder changes data.batch_size when the steps of the run are counted; set data."),
     bad_class("", "callbacks", "[{class_path: OnExceptionCheckpoint, init_args: {dirpath: .}}]", "trainer.callbacks: OnExceptionCheckpoint saves what a run cannot go on from exactly; last.ckpt serves"),
     bad_class("", "callbacks", "[{class_path: StochasticWeightAveraging, init_args: {swa_lrs: 0.01}}]", "trainer.callbacks: StochasticWeightAveraging neither saves its averages as weights nor goes on with the same learning rates; take EMAWeightAveraging"),
-    bad_class("", "callbacks", "[{class_path: EMAWeightAveraging, init_args: {update_starting_at_epoch: 1}}]", "trainer.callbacks: EMAWeightAveraging's update_starting_at_epoch (1) averages after the evaluation at the end"),
+    bad_class("", "callbacks", "[{class_path: EMAWeightAveraging, init_args: {update_starting_at_epoch: 1}}]", "trainer.callbacks: EMAWeightAveraging's update_starting_at_epoch (1) would change the weights between an epoch's last"),
     bad_class("", "callbacks", "[{class_path: ModelPruning, init_args: {pruning_fn: l1_unstructured}}]", "trainer.callbacks: ModelPruning gives the weights other names than a checkpoint's"),
     bad_class("", "plugins", "[{class_path: lightning.pytorch.plugins.DoublePrecision}]", "trainer.plugins: DoublePrecision is chosen by the setting trainer.precision (64-true, 16-true, bf16-mixed ...), not"),
     bad_class("", "plugins", "[{class_path: lightning.fabric.plugins.XLAPrecision, init_args: {precision: 32-true}}]", "trainer.plugins: XLAPrecision is chosen by the setting trainer.precision"),
@@ -447,7 +447,7 @@ TEXTS = [
     Row("60", "FIT --data.text=a.txt", 1, "a.txt: permission denied", {"a.txt": TEXT}, situation=denied("a.txt")),
     Row("62", "VALIDATE", 2, f"{STORY}: is not the text that last.ckpt was trained on (the-lamp-at-low-water.txt, sha256", {"last.ckpt": set_in("gpt_lightning/text/sha256", "0" * 64)}),
     Row("62a", "RESUME", 2, f"{STORY}: is not the text that run/checkpoints/last.ckpt was trained on", situation=run_with(set_in("gpt_lightning/text/sha256", "0" * 64))),
-    Row("62b", "RESUME --data.text=a.txt", 2, "; --allow_data_change trains the run on this one", {"a.txt": TEXT * 10}, situation=run),
+    Row("62b", "RESUME --data.text=a.txt", 2, "; to continue with this text, give --allow_data_change", {"a.txt": TEXT * 10}, situation=run),
 ]
 
 PROMPTS = [
@@ -478,7 +478,7 @@ CHECKPOINTS = [
     Row("77", "predict --prompt=x --ckpt_path=runs/x/last.ckpt", 2, "runs/x/last.ckpt: no such file"),
     Row("79", "PREDICT --prompt=x", 2, "last.ckpt: not a complete checkpoint", {"last.ckpt": b""}),
     Row("80", "PREDICT --prompt=x", 2, "last.ckpt: not a complete checkpoint", {"last.ckpt": truncated}),
-    Row("80a", "RESUME --trainer.max_epochs=3", 0, "run/checkpoints/last.ckpt: not a complete checkpoint; resuming from prev.ckpt, the one before", situation=run_with(truncated)),
+    Row("80a", "RESUME --trainer.max_epochs=3", 0, "run/checkpoints/last.ckpt: not a complete checkpoint; resuming from the previous checkpoint, prev.ckpt", situation=run_with(truncated)),
     Row("80b", "RESUME", 2, "run/checkpoints/last.ckpt: not a complete checkpoint", situation=run_with(truncated, prev=truncated)),
     Row("81", "PREDICT --prompt=x", 2, "last.ckpt: checksum mismatch", {"last.ckpt": with_a_flipped_bit}),
     Row("83", "PREDICT --prompt=x", 2, "last.ckpt: refused, contains more than tensors", {"last.ckpt": with_code}),
@@ -517,7 +517,7 @@ MACHINE = [
     Row("101", f"FIT --data.text=a.txt --data.url=http://a.b/a.txt#sha256={'0' * 64}", 1, "a.txt: no such file; http://a.b/a.txt: checksum mismatch, file not kept", situation=another_download),
     Row("102", "FIT --run_dir=run", 1, "lower data.batch_size (56), model.context_length (64) or the model", situation=no_memory, leaves=("run",)),
     Row("102a", "FIT --model.n_layers=1000000000", 1, f"out of memory: the {WEIGHTS:,} weights of model.emb_dim (16) and model.n_layers ("),
-    Row("104", "FIT --run_dir=run --model.learning_rate=1e38", 3, "; try a lower model.learning_rate, a warm-up or trainer.gradient_clip_val", leaves=("run",)),
+    Row("104", "FIT --run_dir=run --model.learning_rate=1e38", 3, "; try a lower model.learning_rate, more model.warmup_steps or trainer.gradient_clip_val", leaves=("run",)),
     Row("105", "FIT --run_dir=run", 143, "", situation=stopped_by(signal.SIGTERM), leaves=("run",)),
     Row("105a", "FIT --run_dir=run", 130, "", situation=stopped_by(signal.SIGINT), leaves=("run",)),
 ]

@@ -14,7 +14,7 @@ from gpt_lightning.training.callbacks.exact_resume import ExactResume
 Command = Callable[..., Result]
 
 
-def test_what_a_run_prints(trained: Path, command: Command, config: Path) -> None:
+def test_a_run_prints_its_data_model_and_results(trained: Path, command: Command, config: Path) -> None:
     result = command("fit", "--config", config, "--run_dir", "run")
 
     lines = result.out.splitlines()
@@ -23,10 +23,10 @@ def test_what_a_run_prints(trained: Path, command: Command, config: Path) -> Non
         "split       18,413 / 2,046 characters, 18,413 / 2,046 tokens for training / validation",
         "windows     287 + 31 of 64 tokens, stride 64; 44 + 61 trailing tokens are unused",
     ]
-    assert lines[3].startswith("batches     5 + 1 of 56 windows; 5 optimizer steps per epoch, 7 windows that fill no")
-    assert lines[4].startswith("model       12,512 parameters: 1 layers, 2 heads, width 16, context 64, untied head")
+    assert lines[3].startswith("batches     5 + 1 of 56 windows; 5 optimizer steps per epoch, 7 windows per epoch left")
+    assert lines[4].startswith("model       12,512 parameters: 1 layer, 2 heads, width 16, context 64, untied head")
     assert lines[5].startswith(
-        "device      cpu (as trainer.accelerator says), precision 32-true (as the settings say), "
+        "device      cpu (as set by trainer.accelerator), precision 32-true (as the settings say), "
     )
     assert lines[6].startswith("run folder  run; checkpoints take 350.3 kB when done, up to 500.5 kB while it runs")
     untrained = r"Untrained \(Step 000000\): Train loss \d\.\d{3}, Val loss \d\.\d{3}; uniform baseline: ln 257 = 5.549"
@@ -44,15 +44,15 @@ def test_what_a_run_prints(trained: Path, command: Command, config: Path) -> Non
     assert "15/15" in result.err
 
 
-def test_callbacks_are_in_the_order_that_they_depend_on(
+def test_callbacks_are_in_the_order_of_their_dependencies(
     command: Command, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names: list[str] = []
 
-    def note(self: ExactResume, trainer: Trainer, *_: Any) -> None:
+    def record(self: ExactResume, trainer: Trainer, *_: Any) -> None:
         names.extend(type(callback).__name__ for callback in trainer.callbacks)  # type: ignore[attr-defined]
 
-    monkeypatch.setattr(ExactResume, "on_train_start", note)
+    monkeypatch.setattr(ExactResume, "on_train_start", record)
     users = "--trainer.callbacks=[{class_path: EMAWeightAveraging, init_args: {decay: 0.8}}]"
     arguments = ("--trainer.max_steps=1", "--early_stopping_patience=3")
     command("fit", "--config", config, "--run_dir", "run", users, *arguments)

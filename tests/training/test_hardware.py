@@ -1,4 +1,4 @@
-"""What is chosen on machines that this one is not: their devices are feigned."""
+"""Choice of device and precision on various machines, whose devices are mocked."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ def test_devices_are_checked_against_the_machine(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2 if cuda else 0)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
 
-    def fine(*asked: object) -> bool:
+    def accepted(*settings: object) -> bool:
         try:
-            check_device(*asked)
+            check_device(*settings)
         except InputError:
             return False
         return True
 
-    assert fine("auto", "auto", "32-true")
-    assert fine("cpu", 1, "bf16-mixed")
-    assert fine("cuda", 2, "16-mixed") == cuda
-    assert fine("mps", 1, "32-true") == mps
-    assert fine("gpu", "auto", "32-true") == (cuda or mps)
-    assert fine("auto", "auto", "16-mixed") == (cuda or mps)
-    assert not fine("cpu", 1, "16-mixed")
-    assert not fine("auto", 10_000, "32-true")
-    assert not fine("auto", "0", "32-true")
-    assert not fine("abacus", 1, "32-true")
+    assert accepted("auto", "auto", "32-true")
+    assert accepted("cpu", 1, "bf16-mixed")
+    assert accepted("cuda", 2, "16-mixed") == cuda
+    assert accepted("mps", 1, "32-true") == mps
+    assert accepted("gpu", "auto", "32-true") == (cuda or mps)
+    assert accepted("auto", "auto", "16-mixed") == (cuda or mps)
+    assert not accepted("cpu", 1, "16-mixed")
+    assert not accepted("auto", 10_000, "32-true")
+    assert not accepted("auto", "0", "32-true")
+    assert not accepted("abacus", 1, "32-true")
 
 
 @pytest.mark.parametrize(
@@ -44,11 +44,18 @@ def test_devices_are_checked_against_the_machine(monkeypatch: pytest.MonkeyPatch
         ("cpu", True, True, True, 0.1, ("32-true", "bf16 is not faster here")),
         ("auto", False, False, False, 4.25, ("bf16-mixed", "matrix products are 4.2 times as fast in bf16 here")),
         ("auto", False, False, False, 1.2, ("32-true", "bf16 is not faster here")),
-        ("mps", False, True, False, 0.1, ("32-true", "bf16 does not work on this MPS device")),  # not really there
-        ("tpu", False, False, False, 9.0, ("32-true", "bf16 is not looked for on tpu")),
+        (
+            "mps",
+            False,
+            True,
+            False,
+            0.1,
+            ("32-true", "bf16 does not work on this MPS device"),
+        ),  # there is no MPS device
+        ("tpu", False, False, False, 9.0, ("32-true", "bf16 is not tried on tpu")),
     ],
 )
-def test_what_auto_precision_comes_to(
+def test_precision_auto_chooses_by_hardware(
     monkeypatch: pytest.MonkeyPatch,
     accelerator: str,
     cuda: bool,
@@ -67,11 +74,11 @@ def test_what_auto_precision_comes_to(
     assert choose_precision(accelerator) == chosen
 
 
-def test_several_processes_do_not_measure_each_for_itself() -> None:
-    assert choose_precision("cpu", probe=False) == ("32-true", "bf16 is not looked for with several processes")
+def test_several_processes_do_not_measure_bf16() -> None:
+    assert choose_precision("cpu", probe=False) == ("32-true", "bf16 is not tried with several processes")
 
 
-def test_the_probe_measures() -> None:
+def test_bf16_speedup_is_plausible() -> None:
     assert 0.001 < bf16_speedup() < 100
 
 
@@ -83,7 +90,7 @@ def test_the_probe_measures() -> None:
         ("NVIDIA H100 80GB HBM3", "bf16-mixed", 989.4e12),
         ("NVIDIA L4", "16-mixed", 121e12),
         ("Tesla T4", "16-mixed", 65e12),
-        ("Tesla T4", "bf16-mixed", None),  # emulated
+        ("Tesla T4", "bf16-mixed", None),  # no bf16 instructions
         ("NVIDIA A100-SXM4-80GB", "32-true", None),
         ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "bf16-mixed", None),
         ("NVIDIA A40-24Q", "bf16-mixed", None),
@@ -91,7 +98,7 @@ def test_the_probe_measures() -> None:
         ("NVIDIA GeForce RTX 4090 Laptop GPU", "bf16-mixed", None),
     ],
 )
-def test_only_known_peak_rates_are_named(
+def test_peak_flops_are_known_for_exact_device_names_only(
     monkeypatch: pytest.MonkeyPatch, name: str, precision: str, rate: float | None
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
@@ -102,7 +109,7 @@ def test_only_known_peak_rates_are_named(
 
 
 @pytest.mark.parametrize(("device", "precision"), [("cuda", "high"), ("cpu", "highest"), ("mps", "highest")])
-def test_only_cuda_devices_round_the_factors_of_float32_products(device: str, precision: str) -> None:
+def test_tf32_is_allowed_on_cuda_devices_only(device: str, precision: str) -> None:
     before = torch.get_float32_matmul_precision()
     try:
         hardware.allow_tf32(torch.device(device))

@@ -39,7 +39,17 @@ def assert_equal_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> No
 def plain_loop(
     epochs: int = 3, accumulate: int = 1, clip: float | None = None, rate: Callable[[int], float] = lambda _: 0.01
 ) -> tuple[dict[str, Tensor], list[float]]:
-    """The documents' loop in plain PyTorch on the settings of `tiny_settings`: weights and losses."""
+    """Train with the settings of `tiny_settings` in a plain PyTorch loop, as in the reference notes.
+
+    Args:
+        epochs: Number of epochs.
+        accumulate: Batches per optimizer step.
+        clip: Largest gradient norm; None for no clipping.
+        rate: Learning rate of the next optimizer step, given the number of steps taken.
+
+    Returns:
+        The weights by their names in a checkpoint, and the loss of each batch.
+    """
     content = STORY.read_text()
     token_ids = torch.tensor(list(content[: int(0.9 * len(content))].encode()))
     starts = range(0, len(token_ids) - 64, 64)
@@ -47,7 +57,7 @@ def plain_loop(
     model = GPT(GPTConfig(257, context_length=64, emb_dim=16, n_heads=2, n_layers=1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1, fused=True)
     losses = []
-    updates = 0
+    steps = 0
     for epoch in range(epochs):
         model.train()
         order = torch.randperm(len(starts), generator=torch.Generator().manual_seed(123 * 1_000_003 + epoch)).tolist()
@@ -62,10 +72,10 @@ def plain_loop(
             if number % accumulate == 0 or number == len(batches):
                 if clip is not None:
                     torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-                optimizer.param_groups[0]["lr"] = rate(updates)
+                optimizer.param_groups[0]["lr"] = rate(steps)
                 optimizer.step()
                 optimizer.zero_grad()
-                updates += 1
+                steps += 1
     return {f"model.{key}": tensor for key, tensor in model.state_dict().items()}, losses
 
 
@@ -77,7 +87,9 @@ def test_a_plain_pytorch_loop_and_fit_end_with_equal_weights(trained: Path) -> N
     assert [row["train_loss"] for row in rows if "train_loss" in row] == losses
 
 
-def test_looking_changes_nothing(command: Command, config: Path, trained: Path) -> None:
+def test_evaluating_sampling_and_saving_do_not_change_the_weights(
+    command: Command, config: Path, trained: Path
+) -> None:
     settings = ["--evaluate_every=1", "--sample_every=1", "--save_every=1", "--sampling.temperature=1"]
     result = command("fit", "--config", config, "--run_dir", "busy", "--prompt", "a", "--prompt", "b", *settings)
 
@@ -90,17 +102,17 @@ def test_accumulation_clipping_and_schedule_equal_a_plain_loop(command: Command,
     settings += ["--model.warmup_steps=2", "--model.min_learning_rate=0.001"]
     result = command("fit", "--config", config, "--run_dir", "run", *settings)
 
-    def rate(updates: int) -> float:  # 9 updates: two of warm-up, then half a cosine to the last
-        if updates < 2:
-            return 0.01 * (updates + 1) / 2
-        return 0.001 + 0.009 * (1 + math.cos(math.pi * (updates - 1) / 7)) / 2
+    def rate(steps: int) -> float:  # 9 optimizer steps: 2 of warm-up, then half a cosine
+        if steps < 2:
+            return 0.01 * (steps + 1) / 2
+        return 0.001 + 0.009 * (1 + math.cos(math.pi * (steps - 1) / 7)) / 2
 
     assert result.code == 0
     for key, tensor in plain_loop(accumulate=2, clip=0.1, rate=rate)[0].items():
         torch.testing.assert_close(weights("run")[key], tensor, rtol=1e-4, atol=1e-6)
     rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     rates = [row["learning_rate"] for row in rows if "learning_rate" in row]
-    assert rates == pytest.approx([rate(updates) for updates in range(9)], rel=1e-12)
+    assert rates == pytest.approx([rate(steps) for steps in range(9)], rel=1e-12)
 
 
 def test_evaluation_is_the_exact_mean_over_tokens(command: Command, trained: Path) -> None:
@@ -127,15 +139,15 @@ def test_evaluation_is_the_exact_mean_over_tokens(command: Command, trained: Pat
 
 
 @pytest.mark.parametrize(
-    ("updates", "factor"),
+    ("steps", "factor"),
     [(0, 0.25), (2, 0.75), (3, 1.0), (9, 0.55), (15, 0.1), (99, 0.1)],
 )
-def test_warm_up_is_linear_and_the_cosine_ends_at_its_least(updates: int, factor: float) -> None:
-    assert learning_rate_factor(updates, warmup_steps=4, total_steps=16, least=0.1) == pytest.approx(factor)
+def test_warm_up_is_linear_and_the_cosine_ends_at_the_least_factor(steps: int, factor: float) -> None:
+    assert learning_rate_factor(steps, warmup_steps=4, total_steps=16, least=0.1) == pytest.approx(factor)
 
 
-def test_without_a_least_rate_the_rate_stays() -> None:
-    assert [learning_rate_factor(u, 2, 0, None) for u in range(5)] == [0.5, 1.0, 1.0, 1.0, 1.0]
+def test_without_a_cosine_the_rate_is_constant_after_warm_up() -> None:
+    assert [learning_rate_factor(steps, 2, 0, None) for steps in range(5)] == [0.5, 1.0, 1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -148,7 +160,7 @@ def test_without_a_least_rate_the_rate_stays() -> None:
         ({"min_learning_rate": 0.1}, r"model.min_learning_rate must be between 0 and model.learning_rate \(0.0004\)"),
     ],
 )
-def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_invalid_optimizer_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         OptimizerConfig(**settings)
 
@@ -170,7 +182,7 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(command: Command, c
     assert (result.code, result.error) == (2, "model.vocab_size (100) is smaller than the tokenizer's 257")
 
 
-def test_a_diverging_run_stops_before_the_update(command: Command, config: Path) -> None:
+def test_a_diverging_run_stops_before_the_optimizer_step(command: Command, config: Path) -> None:
     result = command("fit", "--config", config, "--run_dir", "run", "--model.learning_rate", "1e30")
 
     assert result.code == 3
@@ -178,15 +190,15 @@ def test_a_diverging_run_stops_before_the_update(command: Command, config: Path)
     assert "lower model.learning_rate" in result.error
 
 
-def test_tiny_settings_are_what_the_plain_loop_assumes() -> None:
+def test_the_plain_loop_has_the_tiny_settings() -> None:
     model, data = tiny_settings()["model"], tiny_settings()["data"]
 
     assert model == {"context_length": 64, "emb_dim": 16, "n_heads": 2, "n_layers": 1, "learning_rate": 0.01}
     assert (data["batch_size"], data["tokenizer"], data["train_ratio"]) == (56, "bytes", 0.9)
 
 
-def one_update(module: GPTModule) -> dict[str, tuple[Tensor, Tensor]]:
-    """Weights before and after one update of the module's own optimizer with gradients of 1."""
+def one_step(module: GPTModule) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return each weight before and after one step of the module's optimizer with gradients of 1."""
     module.configure_model()
     optimizer = module.configure_optimizers()
     before = {name: parameter.detach().clone() for name, parameter in module.model.named_parameters()}
@@ -198,19 +210,19 @@ def one_update(module: GPTModule) -> dict[str, tuple[Tensor, Tensor]]:
 
 @pytest.mark.parametrize("tie_weights", [False, True])
 @pytest.mark.parametrize("decay_matrices_only", [False, True])
-def test_weight_decay_takes_its_share_of_the_parameters_it_should(decay_matrices_only: bool, tie_weights: bool) -> None:
+def test_weight_decay_shrinks_all_parameters_or_only_matrices(decay_matrices_only: bool, tie_weights: bool) -> None:
     optimizer = OptimizerConfig(learning_rate=0.1, weight_decay=0.5, decay_matrices_only=decay_matrices_only)
     module = GPTModule(GPTConfig(11, 8, 12, 3, 2, tie_weights=tie_weights), optimizer)
 
-    for name, (before, after) in one_update(module).items():
+    for name, (before, after) in one_step(module).items():
         is_matrix = before.dim() == 2 and not name.endswith("emb.weight")
         decay = 0.5 if is_matrix or not decay_matrices_only else 0.0
-        # AdamW's first update with a gradient of 1 is the learning rate itself (Loshchilov and Hutter 2019).
+        # AdamW's first step with a gradient of 1 has the size of the learning rate (Loshchilov and Hutter 2019).
         torch.testing.assert_close(after, before * (1 - 0.1 * decay) - 0.1, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
-def test_a_compiled_network_computes_the_same_under_the_same_names(command: Command, config: Path) -> None:
+def test_a_compiled_network_trains_to_the_same_weights_and_names(command: Command, config: Path) -> None:
     arguments = ("--trainer.max_steps=2", "--model.drop_rate=0", "--evaluate_every=5")
     plain = command("fit", "--config", config, "--run_dir", "plain", *arguments)
     compiled = command("fit", "--config", config, "--run_dir", "compiled", "--model.compile=true", *arguments)
@@ -223,7 +235,7 @@ def test_a_compiled_network_computes_the_same_under_the_same_names(command: Comm
 
 
 @pytest.mark.parametrize("precision", ["64-true", "bf16-mixed", "bf16-true"])
-def test_other_precisions_train_with_clipping_and_are_sampled_from(
+def test_other_precisions_train_with_clipping_and_can_be_sampled(
     command: Command, config: Path, precision: str
 ) -> None:
     arguments = ("--trainer.precision", precision, "--trainer.gradient_clip_val=0.5", "--trainer.max_epochs=1")
@@ -238,16 +250,18 @@ def test_other_precisions_train_with_clipping_and_are_sampled_from(
     assert all(row["gradient_norm"] > 0 for row in rows if "gradient_norm" in row)
 
 
-def test_gradients_are_freed_with_the_update(command: Command, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_are_freed_after_the_optimizer_step(
+    command: Command, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     held = []
     forward = GPT.forward
 
-    def noting(self: GPT, token_ids: Tensor, cache: Any = None) -> Tensor:
+    def recording(self: GPT, token_ids: Tensor, cache: Any = None) -> Tensor:
         if self.training:
             held.append([parameter.grad is not None for parameter in self.parameters()])
         return forward(self, token_ids, cache)
 
-    monkeypatch.setattr(GPT, "forward", noting)
+    monkeypatch.setattr(GPT, "forward", recording)
     command("fit", "--config", config, "--trainer.max_steps=2", "--trainer.accumulate_grad_batches=2")
 
     assert [any(one) for one in held] == [False, True, False, True]
@@ -269,7 +283,7 @@ def test_two_batches_of_28_equal_one_of_56(command: Command, config: Path) -> No
 FAULTS = """
 import resource
 import torch
-from gpt_lightning.training.fit import keep_freed_memory  # with all that a run imports: the heap depends on it
+from gpt_lightning.training.fit import keep_freed_memory  # imports all of a run's modules, which affect the heap
 
 keep_freed_memory()
 for _ in range(9):
@@ -280,11 +294,11 @@ for _ in range(9):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's memory alone is kept")
-def test_a_freed_tensors_memory_serves_the_next() -> None:
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="keep_freed_memory needs glibc")
+def test_the_memory_of_a_freed_tensor_is_reused() -> None:
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
 
-    # An aligned tensor may need a little more room than the one before it left, so one or two are mapped anew.
+    # Because of alignment, a tensor may need slightly more than the freed memory; one or two are mapped again.
     assert sum(map(int, done.stdout.split()[1:])) < 8 * (64_000_000 // 4096) // 2
 
 
@@ -292,10 +306,10 @@ def test_a_freed_tensors_memory_serves_the_next() -> None:
     "gradients",
     [
         [torch.randn(4000, 768, generator=torch.Generator().manual_seed(1)), torch.ones(9, dtype=torch.float64)],
-        [torch.full((400_000, 3), 0.1)],  # each row's norm is rounded to the same side as it is added
+        [torch.full((400_000, 3), 0.1)],  # sums of equal numbers accumulate rounding errors
     ],
 )
-def test_the_norm_of_large_gradients_is_right(gradients: list[Tensor]) -> None:
-    """To the digits of float32, where summing all squares of a matrix in one go is not."""
+def test_the_norm_of_large_gradients_is_accurate(gradients: list[Tensor]) -> None:
+    """The norm is accurate to float32; a sum over all squares of a matrix at once is not."""
     exact = math.sqrt(sum(one.double().square().sum().item() for one in gradients))
     assert total_norm(gradients).item() == pytest.approx(exact, rel=1e-6)

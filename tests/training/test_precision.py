@@ -1,4 +1,4 @@
-"""`trainer.precision: auto` from the setting to the run, its checkpoint and back."""
+"""`trainer.precision: auto` in `fit`, when resuming, and in `validate`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FP32 = ("32-true", "it is not")
 
 @pytest.fixture
 def auto(in_tmp: Path) -> Path:
-    """`tiny_settings` with nothing about precision, and one step."""
+    """Write `tiny_settings` for one step, without a precision."""
     settings = tiny_settings()
     del settings["trainer"]["precision"]
     settings["trainer"]["max_steps"] = 1
@@ -31,7 +31,7 @@ def auto(in_tmp: Path) -> Path:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[tuple[str, str]], None]:
-    """What the machine comes to from now on."""
+    """Return a function that sets the precision that `auto` chooses from then on."""
 
     def become(choice: tuple[str, str]) -> None:
         monkeypatch.setattr(lightning_cli, "choose_precision", lambda *_, **__: choice)
@@ -48,7 +48,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[tuple[str, str]], None
         (["--trainer.precision=64-true"], "64-true", "as the settings say"),
     ],
 )
-def test_a_run_trains_in_what_was_chosen_and_says_why(
+def test_a_run_trains_in_the_chosen_precision_and_prints_the_reason(
     command: Command, auto: Path, machine: Any, arguments: list[str], precision: str, reason: str
 ) -> None:
     machine(BF16)
@@ -65,15 +65,15 @@ def test_a_resumed_run_keeps_its_precision(command: Command, auto: Path, machine
     fit = ("fit", "--config", auto, "--run_dir", "run", "--resume")
     command(*fit)
     machine(FP32)
-    goes_on = command(*fit, "--trainer.max_steps=2")
+    resumed = command(*fit, "--trainer.max_steps=2")
     refused = command(*fit, "--trainer.max_steps=3", "--trainer.precision=32-true")
 
-    assert "precision bf16-mixed (as the run began)" in goes_on.out
+    assert "precision bf16-mixed (as the run began)" in resumed.out
     assert refused.code == 2
     assert refused.error.endswith("last.ckpt has trainer.precision bf16-mixed, the settings say 32-true")
 
 
-def test_a_checkpoint_is_evaluated_in_what_its_machine_has(command: Command, auto: Path, machine: Any) -> None:
+def test_a_checkpoint_is_evaluated_in_the_precision_of_this_machine(command: Command, auto: Path, machine: Any) -> None:
     machine(BF16)
     command("fit", "--config", auto, "--run_dir", "run")
     validate = ("validate", "--ckpt_path", "run/checkpoints/best.ckpt")
@@ -91,11 +91,11 @@ def test_a_checkpoint_is_evaluated_in_what_its_machine_has(command: Command, aut
         (["--trainer.precision=bf61"], "trainer.precision must be one of auto, 32-true, "),
         (
             ["--trainer.precision=16-mixed"],
-            "trainer.precision 16-mixed does not run on cpu; take bf16-mixed or 32-true",
+            "trainer.precision 16-mixed does not run on cpu; use bf16-mixed or 32-true",
         ),
     ],
 )
-def test_precisions_that_are_refused(command: Command, auto: Path, arguments: list[str], error: str) -> None:
+def test_invalid_precisions_are_refused(command: Command, auto: Path, arguments: list[str], error: str) -> None:
     result = command("fit", "--config", auto, *arguments)
 
     assert result.code == 2
@@ -103,7 +103,7 @@ def test_precisions_that_are_refused(command: Command, auto: Path, arguments: li
     assert not Path("runs").exists()
 
 
-def test_auto_in_yaml_leaves_the_precision_to_the_checkpoint(command: Command, config: Path, machine: Any) -> None:
+def test_auto_in_yaml_does_not_override_the_checkpoints_precision(command: Command, config: Path, machine: Any) -> None:
     machine(BF16)
     command("fit", "--config", config, "--run_dir", "run", "--trainer.precision=64-true", "--trainer.max_steps=1")
     Path("auto.yaml").write_text("trainer: {precision: auto}\n")

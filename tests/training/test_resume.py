@@ -21,19 +21,19 @@ from gpt_lightning.training.callbacks.checkpointing import Checkpointing
 Command = Callable[..., Result]
 
 
-def test_the_validation_text_is_remembered_by_path_and_content(command: Command, config: Path, trained: Path) -> None:
+def test_a_run_keeps_its_validation_text_by_path_and_content(command: Command, config: Path, trained: Path) -> None:
     text = STORY.read_text()
     Path("val.txt").write_text(text[:3000])
     arguments = ("fit", "--config", config, "--run_dir", "run", "--data.val_text=val.txt")
     command(*arguments, "--trainer.max_epochs=1")
 
-    goes_on = command(*arguments, "--resume", "--trainer.max_epochs=2")
+    resumed = command(*arguments, "--resume", "--trainer.max_epochs=2")
     shown = command("validate", "--ckpt_path", "run/checkpoints/last.ckpt")
     limited = command("validate", "--ckpt_path", "run/checkpoints/last.ckpt", "--trainer.limit_val_batches=1")
     Path("val.txt").write_text(text[:3001])
     other = command(*arguments, "--resume", "--trainer.max_epochs=3")
 
-    assert goes_on.code == 0
+    assert resumed.code == 0
     assert shown.out.startswith("all of val.txt: loss ")
     assert "over 2,944 tokens in 46 windows of 64; 55 trailing tokens are unused\n" in shown.out
     assert "over 2,944 tokens" in limited.out  # 46 windows are one batch of 56
@@ -41,7 +41,7 @@ def test_the_validation_text_is_remembered_by_path_and_content(command: Command,
     assert "val.txt: is not the data.val_text that run/checkpoints/last.ckpt was evaluated on" in other.error
 
 
-def test_another_text_in_the_yaml_gets_a_warning_when_resumed(command: Command, config: Path) -> None:
+def test_resuming_with_another_text_in_the_yaml_warns(command: Command, config: Path) -> None:
     Path("other.txt").write_text(STORY.read_text()[:19000])
     command("fit", "--config", config, "--run_dir", "run", "--data.text=other.txt", "--trainer.max_epochs=1")
 
@@ -51,7 +51,7 @@ def test_another_text_in_the_yaml_gets_a_warning_when_resumed(command: Command, 
     assert f"warning: using {Path('other.txt').absolute()}, the text of run/checkpoints/last.ckpt" in result.err
 
 
-def test_a_run_that_its_time_ended_is_finished(command: Command, config: Path) -> None:
+def test_a_run_that_max_time_ended_is_finished(command: Command, config: Path) -> None:
     arguments = ("fit", "--config", config, "--run_dir", "run", "--trainer.max_time=00:00:00:01")
     first = command(*arguments, "--trainer.max_epochs=100000")
 
@@ -63,7 +63,7 @@ def test_a_run_that_its_time_ended_is_finished(command: Command, config: Path) -
     assert "finished; nothing to do: trainer.max_time or a callback stops it at once" in result.out
 
 
-def test_checkpoints_that_somebody_took_away_are_missed(command: Command, config: Path) -> None:
+def test_missing_checkpoints_are_reported(command: Command, config: Path) -> None:
     arguments = ("fit", "--config", config, "--run_dir", "run", "--save_every=6")
     assert "Stopped by" not in command(*arguments).out
     steps = read_rows(Path("run/metrics.jsonl"))[-1]["step"]
@@ -75,13 +75,13 @@ def test_checkpoints_that_somebody_took_away_are_missed(command: Command, config
     from_none = command(*arguments, "--resume")
 
     assert from_previous.code == from_none.code == 0
-    missing = "run/checkpoints/last.ckpt: no such file; resuming from prev.ckpt, the one before"
+    missing = "run/checkpoints/last.ckpt: no such file; resuming from the previous checkpoint, prev.ckpt"
     assert from_previous.err.startswith(f"gpt_lightning: warning: {missing}\n")
-    again = f"run: has no checkpoint to resume from; restarting from step 0, {steps // 3 * 4} steps are lost"
+    again = f"run: has no checkpoint to resume from; restarting from step 0 ({steps // 3 * 4} steps are lost)"
     assert from_none.err.startswith(f"gpt_lightning: warning: {again}\n")
 
 
-def test_a_finished_run_goes_on_when_it_is_given_more_epochs(command: Command, config: Path, trained: Path) -> None:
+def test_a_finished_run_resumes_with_more_epochs(command: Command, config: Path, trained: Path) -> None:
     command("fit", "--config", config, "--run_dir", "run", "--trainer.max_epochs", 2)
 
     result = command("fit", "--config", config, "--run_dir", "run", "--resume")
@@ -94,7 +94,7 @@ def test_a_finished_run_goes_on_when_it_is_given_more_epochs(command: Command, c
     assert "finished; nothing is left to do" in again.out
 
 
-def test_logs_after_the_checkpoint_are_cut(command: Command, config: Path, trained: Path) -> None:
+def test_logs_are_cut_back_to_the_checkpoint(command: Command, config: Path, trained: Path) -> None:
     command("fit", "--config", config, "--run_dir", "run", "--trainer.max_steps", 4)
     with open("run/metrics.jsonl", "a") as file:
         file.write('{"step": 5, "tokens_seen": 1, "train_loss": 1.0}\n{"step": 6, "tok')
@@ -112,12 +112,15 @@ def test_logs_after_the_checkpoint_are_cut(command: Command, config: Path, train
         ("--seed_everything=7", "has seed_everything 123, the settings say 7"),
         ("--trainer.accumulate_grad_batches=2", "has trainer.accumulate_grad_batches 1, the settings say 2"),
         ("--trainer.precision=bf16-mixed", "has trainer.precision 32-true, the settings say bf16-mixed"),
+        ("--init_from=other.ckpt", "has no init_from, the settings say "),
+        ("--trainer.gradient_clip_val=0.5", "has no trainer.gradient_clip_val, the settings say 0.5"),
     ],
 )
-def test_a_resumed_run_keeps_what_makes_it(
+def test_resuming_with_other_settings_is_refused(
     command: Command, config: Path, trained: Path, tmp_path: Path, setting: str, message: str
 ) -> None:
     shutil.copytree(trained, "run")
+    shutil.copy(trained / "checkpoints/best.ckpt", "other.ckpt")
 
     result = command("fit", "--config", config, "--run_dir", "run", "--resume", "--trainer.max_epochs=4", setting)
 
@@ -125,9 +128,17 @@ def test_a_resumed_run_keeps_what_makes_it(
     assert message in result.error
 
 
-def test_a_run_does_not_go_on_from_weights_alone_or_from_what_cannot_be_restored(
-    command: Command, config: Path, trained: Path
-) -> None:
+def test_resuming_without_a_setting_of_the_run_is_refused(command: Command, config: Path) -> None:
+    arguments = ("fit", "--config", config, "--run_dir", "run", "--resume")
+    command(*arguments, "--trainer.max_steps=1", "--trainer.gradient_clip_val=0.5")
+
+    result = command(*arguments, "--trainer.gradient_clip_val=null")
+
+    assert result.code == 2
+    assert result.error.endswith("last.ckpt has trainer.gradient_clip_val 0.5, the settings have none")
+
+
+def test_resuming_from_incomplete_checkpoints_is_refused(command: Command, config: Path, trained: Path) -> None:
     def forget(checkpoint: dict[str, Any]) -> None:
         checkpoint["optimizer_states"] = [{"state": {}, "param_groups": []}]
 
@@ -150,7 +161,7 @@ def test_a_run_does_not_go_on_from_weights_alone_or_from_what_cannot_be_restored
     assert "last.ckpt: a run cannot be resumed from it (ValueError: loaded state dict has a different" in unfit.error
 
 
-def test_a_resumed_run_keeps_to_its_text(command: Command, config: Path, trained: Path) -> None:
+def test_resuming_with_another_text_is_refused(command: Command, config: Path, trained: Path) -> None:
     shutil.copytree(trained, "run")
     Path("other.txt").write_text("another text " * 2000)
 
@@ -161,7 +172,9 @@ def test_a_resumed_run_keeps_to_its_text(command: Command, config: Path, trained
     assert "is not the text that run/checkpoints/last.ckpt was trained on" in result.error
 
 
-def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(command: Command, config: Path, trained: Path) -> None:
+def test_a_run_resumes_from_the_previous_checkpoint_if_the_newest_is_damaged(
+    command: Command, config: Path, trained: Path
+) -> None:
     arguments = ("fit", "--config", config, "--run_dir", "run", "--save_every=4")
     command(*arguments, "--trainer.max_steps=8")
     steps = [torch.load(f"run/checkpoints/{name}.ckpt")["global_step"] for name in ("prev", "last")]
@@ -174,13 +187,13 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(command: Comman
     assert "resumed     after step 4" in result.out
     warning = "warning: run/checkpoints/last.ckpt: checksum mismatch"
     assert [warning in line for line in result.err.splitlines()].count(True) == 1
-    assert "resuming from prev.ckpt, the one before" in result.err
+    assert "resuming from the previous checkpoint, prev.ckpt" in result.err
     assert_equal_weights(trained, Path("run"))
     assert sorted(os.listdir("run/checkpoints")) == ["best.ckpt", "last.ckpt", "last.damaged", "prev.ckpt"]
     assert torch.load("run/checkpoints/prev.ckpt")["global_step"] == 12
 
 
-def test_a_run_all_of_whose_checkpoints_are_damaged_is_not_begun_anew(command: Command, config: Path) -> None:
+def test_a_run_with_only_damaged_checkpoints_does_not_restart(command: Command, config: Path) -> None:
     arguments = ("fit", "--config", config, "--run_dir", "run", "--save_every=4")
     command(*arguments, "--trainer.max_steps=8")
     for name in ("last", "prev"):
@@ -193,7 +206,7 @@ def test_a_run_all_of_whose_checkpoints_are_damaged_is_not_begun_anew(command: C
 
 
 @pytest.mark.parametrize("part", ["state_dict", "optimizer_states"])
-def test_a_newest_checkpoint_with_no_numbers_gives_way_to_the_one_before(
+def test_a_run_resumes_from_the_previous_checkpoint_if_the_newest_is_not_finite(
     command: Command, config: Path, trained: Path, part: str
 ) -> None:
     arguments = ("fit", "--config", config, "--run_dir", "run", "--save_every=4")
@@ -214,12 +227,12 @@ def test_a_newest_checkpoint_with_no_numbers_gives_way_to_the_one_before(
     (warning,) = [line for line in result.err.splitlines() if "warning" in line]
     assert warning == (
         f"gpt_lightning: warning: run/checkpoints/last.ckpt: {name} is not finite, so a run cannot be resumed from it; "
-        "resuming from prev.ckpt, the one before"
+        "resuming from the previous checkpoint, prev.ckpt"
     )
     assert_equal_weights(trained, Path("run"))
 
 
-def test_a_run_that_lost_its_last_checkpoints_keeps_its_best(command: Command, config: Path) -> None:
+def test_a_run_that_restarts_without_last_ckpt_keeps_the_old_best_ckpt(command: Command, config: Path) -> None:
     command("fit", "--config", config, "--run_dir", "run", "--trainer.max_steps=2")
     folder = Path("run/checkpoints")
     lost = (folder / "best.ckpt").read_bytes()
@@ -232,7 +245,7 @@ def test_a_run_that_lost_its_last_checkpoints_keeps_its_best(command: Command, c
     assert (folder / "best.kept").read_bytes() == lost
 
 
-def test_lost_metrics_are_said(command: Command, config: Path) -> None:
+def test_missing_metrics_are_reported(command: Command, config: Path) -> None:
     command("fit", "--config", config, "--run_dir", "run", "--trainer.max_steps=2")
     Path("run/metrics.jsonl").unlink()
 
@@ -242,7 +255,7 @@ def test_lost_metrics_are_said(command: Command, config: Path) -> None:
     assert "metrics.jsonl: has no row up to step 2; the curves start there" in result.err
 
 
-def test_another_text_is_trained_on_only_when_that_is_typed(command: Command, config: Path) -> None:
+def test_resuming_with_another_text_needs_allow_data_change(command: Command, config: Path) -> None:
     Path("other.txt").write_text(STORY.read_text()[:15000])
     command("fit", "--config", config, "--run_dir", "run", "--trainer.max_epochs=1", "--save_every=2")
     other = ("--resume", "--trainer.max_epochs=2", "--data.text", "other.txt")
@@ -252,17 +265,17 @@ def test_another_text_is_trained_on_only_when_that_is_typed(command: Command, co
     again = command("validate", "--ckpt_path", "run/checkpoints/last.ckpt")
 
     assert refused.code == 2
-    assert refused.error.endswith("; --allow_data_change trains the run on this one")
+    assert refused.error.endswith("; to continue with this text, give --allow_data_change")
     assert result.code == 0, result.err
     assert torch.load("run/checkpoints/last.ckpt")["gpt_lightning"]["text"]["characters"] == 15000
     assert "validation split of other.txt" in again.out
     command("fit", "--config", config, "--run_dir", "inside", "--trainer.max_steps=2")
     inside = command("fit", "--config", config, "--run_dir", "inside", *other, "--allow_data_change")
     assert inside.code == 2
-    assert "is 2 batches into an epoch; --allow_data_change resumes from the end of an epoch only" in inside.error
+    assert "was saved 2 batches into an epoch; --allow_data_change needs one from the end of an epoch" in inside.error
 
 
-def test_losses_of_another_text_are_forgotten(command: Command, config: Path) -> None:
+def test_a_text_change_resets_the_best_loss_and_early_stopping(command: Command, config: Path) -> None:
     noise = random.Random(1)
     Path("noise.txt").write_text("".join(chr(noise.randrange(33, 127)) for _ in range(15000)))
     fit = ("fit", "--config", config, "--run_dir", "run", "--early_stopping_patience=3")
@@ -277,26 +290,24 @@ def test_losses_of_another_text_are_forgotten(command: Command, config: Path) ->
     assert read_checkpoint("run/checkpoints/best.ckpt")["gpt_lightning"]["text"]["name"].endswith("noise.txt")
 
 
-def test_a_resumed_run_lets_go_of_the_file_it_went_on_from(
+def test_a_resumed_run_does_not_keep_its_checkpoint_mapped(
     command: Command, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command("fit", "--config", config, "--run_dir", "run", "--trainer.max_steps=2")
     save, maps = Checkpointing._save, []
 
-    def noting(self: Checkpointing, trainer: Trainer) -> None:
+    def recording(self: Checkpointing, trainer: Trainer) -> None:
         gc.collect()
         maps.append([line for line in Path("/proc/self/maps").read_text().splitlines() if "run/checkpoints" in line])
         save(self, trainer)
 
-    monkeypatch.setattr(Checkpointing, "_save", noting)
+    monkeypatch.setattr(Checkpointing, "_save", recording)
     command("fit", "--config", config, "--run_dir", "run", "--resume", "--trainer.max_steps=4", "--save_every=1")
 
     assert maps == [[], []]
 
 
-def test_a_finished_run_that_was_killed_before_its_figures_gets_them(
-    command: Command, config: Path, trained: Path
-) -> None:
+def test_resuming_a_finished_run_draws_missing_figures(command: Command, config: Path, trained: Path) -> None:
     shutil.copytree(trained, "run")
     for name in ("loss.pdf", "loss.png"):
         Path("run", name).unlink()
@@ -312,9 +323,7 @@ def test_a_finished_run_that_was_killed_before_its_figures_gets_them(
     assert Path("run/loss.png").read_bytes() == (trained / "loss.png").read_bytes()
 
 
-def test_a_finished_run_without_its_best_weights_does_not_end_with_0(
-    command: Command, config: Path, trained: Path
-) -> None:
+def test_resuming_a_finished_run_without_a_valid_best_ckpt_fails(command: Command, config: Path, trained: Path) -> None:
     shutil.copytree(trained, "run")
     best = Path("run/checkpoints/best.ckpt")
     flip_a_bit(best)

@@ -16,7 +16,7 @@ from gpt_lightning.training.summary import describe_device, predict_command
 @pytest.mark.parametrize(
     ("folder", "prompt"), [("runs/a", "Every effort"), ("a b/\u00fc", "it's"), ("x", '"$HOME" `ls` \\ !')]
 )
-def test_the_command_that_samples_can_be_pasted(folder: str, prompt: str) -> None:
+def test_the_printed_predict_command_is_quoted_for_the_shell(folder: str, prompt: str) -> None:
     words = shlex.split(predict_command(f"{folder}/best.ckpt", prompt))
 
     assert words == [
@@ -38,14 +38,16 @@ def test_the_command_that_samples_can_be_pasted(folder: str, prompt: str) -> Non
         (
             "auto",
             "mps",
-            "device      mps (found on this machine), precision bf16-mixed (it is fast); training on MPS had "
-            "issues where this comes from: --trainer.accelerator cpu trains on the CPU",
+            "device      mps (found on this machine), precision bf16-mixed (it is fast); the reference "
+            "notes report issues with training on MPS; --trainer.accelerator cpu trains on the CPU",
         ),
-        ("cpu", "cpu", "device      cpu (as trainer.accelerator says), precision bf16-mixed (it is fast), 1 threads"),
-        ("auto", "cpu", "device      cpu (no CUDA or MPS device found), precision bf16-mixed (it is fast), 1 threads"),
+        ("cpu", "cpu", "device      cpu (as set by trainer.accelerator), precision bf16-mixed (it is fast), 1 thread"),
+        ("auto", "cpu", "device      cpu (no CUDA or MPS device found), precision bf16-mixed (it is fast), 1 thread"),
     ],
 )
-def test_the_device_and_why(monkeypatch: pytest.MonkeyPatch, asked: str, device: str, line: str) -> None:
+def test_the_device_is_described_with_reasons(
+    monkeypatch: pytest.MonkeyPatch, asked: str, device: str, line: str
+) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     strategy = SimpleNamespace(root_device=torch.device(device))
     trainer = SimpleNamespace(strategy=strategy, world_size=1, precision="bf16-mixed")
@@ -54,8 +56,10 @@ def test_the_device_and_why(monkeypatch: pytest.MonkeyPatch, asked: str, device:
 
 
 @pytest.mark.parametrize(("cuda", "mps", "chosen"), [(1, 0, "cuda"), (0, 1, "mps"), (0, 0, "cpu")])
-def test_which_device_is_chosen(monkeypatch: pytest.MonkeyPatch, cuda: int, mps: int, chosen: str) -> None:
-    """Lightning's own choice under `auto`, on machines that have CUDA, MPS or neither."""
+def test_accelerator_auto_chooses_the_available_device(
+    monkeypatch: pytest.MonkeyPatch, cuda: int, mps: int, chosen: str
+) -> None:
+    """Check Lightning's choice on machines with CUDA, MPS or neither."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(cuda))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: bool(mps))

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: when they are saved, and what they say about it. Their files: `checkpoints/io.py`."""
+"""Saving of checkpoints during a run: when, and with which description. `checkpoints/io.py` writes the files."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from gpt_lightning.training.callbacks.signals import StopOnSignal
 from gpt_lightning.training.callbacks.step_end import StepEnd
 from gpt_lightning.training.module import GPTModule
 
-TIME_BETWEEN_SAVES = 40  # times as long as a save takes; the run's last step is saved besides
+TIME_BETWEEN_SAVES = 40  # in durations of a save; the last step of a run is always saved
 FIRST_SAVE_SECONDS = 60
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Writes and reads checkpoints through `checkpoints/io.py`: atomically, and verified."""
+    """Writes checkpoints atomically and verifies them when reading, by `checkpoints/io.py`."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
     ) -> None:
-        """Write a checkpoint.
+        """Write a checkpoint, replacing the file if it exists.
 
         Args:
             checkpoint: Tensors and plain data.
-            path: The file; it is replaced if it exists.
-            storage_options: {"previous": path} to keep the replaced file there.
+            path: The file to write.
+            storage_options: {"previous": path} to move a replaced file there.
         """
         previous = None if storage_options is None else Path(storage_options["previous"])
         write_checkpoint(checkpoint, Path(path), previous)
@@ -53,7 +53,7 @@ class AtomicCheckpointIO(CheckpointIO):
         map_location: Callable[..., Any] | None = None,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        return read_checkpoint(path, mmap=False)  # the optimizer keeps its tensors
+        return read_checkpoint(path, mmap=False)  # the optimizer keeps the tensors
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         Path(path).unlink(missing_ok=True)
@@ -62,73 +62,76 @@ class AtomicCheckpointIO(CheckpointIO):
 class BestWeights:
     """The weights with the lowest validation loss, held in memory until they are written.
 
-    The lowest validation loss, not the last: a model that sees the same text again and again memorizes it. Its
-    training loss keeps falling, but the validation loss, on text that it is never trained on, turns and rises.
+    The lowest validation loss is seldom the last one: over many epochs a model memorizes its training text, so that
+    the training loss keeps falling while the validation loss, on text that it is not trained on, starts to rise.
 
     Args:
         run: The run whose best.ckpt is written.
 
     Attributes:
-        val_loss: The lowest validation loss; infinite before the first evaluation.
-        step: Its optimizer step; -1 before the first evaluation.
+        val_loss: The lowest validation loss; infinity before the first evaluation.
+        step: Optimizer step of that loss; -1 before the first evaluation.
     """
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self.val_loss = math.inf
         self.step = -1
-        self._content: dict[str, Any] | None = None  # not yet written
+        self._content: dict[str, Any] | None = None  # what best.ckpt does not have yet
 
     def keep(self, val_loss: float, content: dict[str, Any]) -> None:
-        """Keep a checkpoint's content in place of the best so far."""
+        """Replace the best weights by those in a checkpoint's content."""
         self.val_loss, self.step, self._content = val_loss, content["global_step"], content
 
     def write(self, strategy: Strategy) -> None:
-        """Write best.ckpt if there are better weights than it has; only rank 0 does."""
+        """Write best.ckpt on rank 0 if weights have been kept since the last call."""
         if self._content is not None and strategy.is_global_zero:
             strategy.checkpoint_io.save_checkpoint(self._content, self.run.best)
         self._content = None
 
     def check(self, hyper_parameters: dict[str, Any]) -> None:
-        """Forget the best loss, with a warning, if best.ckpt is missing, damaged or of another run."""
+        """Reset the best loss, with a warning, if best.ckpt is missing, damaged or from another run.
+
+        Args:
+            hyper_parameters: Settings of the model that best.ckpt must have.
+        """
         problem = None
         path = f"{self.run.display_path}/checkpoints/{self.run.best.name}"
         try:
             content = read_checkpoint(self.run.best)
             # A kill between the two files leaves a best.ckpt that is newer than last.ckpt.
             if content["global_step"] < self.step or content["hyper_parameters"] != hyper_parameters:
-                problem = f"{path}: is not the best.ckpt of this run"
+                problem = f"{path}: is outdated or from another run"
         except InputError as error:
             problem = str(error).replace(str(self.run.best), path)
         if problem is not None:
-            warn(f"{problem}; the next evaluation's weights replace it")
+            warn(f"{problem}; the weights of the next evaluation will replace it")
             self.val_loss, self.step = math.inf, -1
 
 
 class Checkpointing(StepEnd, Checkpoint):
-    """Saves `best.ckpt` (weights only), `last.ckpt` (everything) and the one before it, `prev.ckpt`.
+    """Saves `best.ckpt` (weights only), `last.ckpt` (everything) and its predecessor `prev.ckpt`.
 
-    Saves at the end of an optimizer step, after its evaluation. The best weights are written just before
-    `last.ckpt`, so that `best.ckpt` is the best of what the run had evaluated by then. It has to come after the
-    callbacks whose results belong to the step (samples, final metrics): a run that is killed after its last
-    save is finished.
+    Saves at the end of an optimizer step, after its evaluation. `best.ckpt` is written just before `last.ckpt`, so that
+    it has the best weights evaluated so far. This callback must come after those whose output belongs to the step
+    (samples, final metrics): if the run is killed right after its last save, nothing is missing.
 
     Args:
-        run: Where the checkpoints are.
-        progress: Counts the tokens.
-        stop: Knows whether the run was asked to stop.
+        run: The run folder; checkpoints are written there.
+        progress: Counter of tokens.
+        stop: Signals received.
         save_every: Optimizer steps between saves.
-        save_minutes: Minutes between saves. If both are None, saves take 1/40 of the time. The last step of
-            the run, or before it stops, is always saved.
-        resume_settings: The settings outside `model` and `data` that a resumed run keeps.
+        save_minutes: Minutes between saves. If both are None, saving takes about 1/40 of the time. The last step before
+            the run ends or stops is always saved.
+        resume_settings: Settings outside `model` and `data` that a resumed run must keep.
 
     Attributes:
         best: The weights with the lowest validation loss.
         saved_step: Optimizer step of the newest last.ckpt; -1 if there is none.
-        saving_seconds: Time spent on saving.
+        saving_seconds: Seconds spent on saving.
 
     Raises:
-        Stopped: A signal asked the run to stop; the last step is saved.
+        Stopped: A signal requested a stop; the last step is saved.
         DivergedError: Weights or optimizer state are not finite; they are not saved.
     """
 
@@ -162,12 +165,12 @@ class Checkpointing(StepEnd, Checkpoint):
         checkpoint["gpt_lightning"] = self._describe(trainer, pl_module).to_dict()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self.saved_step = checkpoint["global_step"] or -1  # 0: of a LearningRateFinder, which has removed it
+        self.saved_step = checkpoint["global_step"] or -1  # 0: the temporary file of a LearningRateFinder
         if text_changed(trainer, checkpoint):
             checkpoint["callbacks"].pop(self.state_key, None)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.best.step >= 0:  # of a resumed run
+        if self.best.step >= 0:  # restored from a checkpoint
             if trainer.is_global_zero:
                 self.best.check(dict(pl_module.hparams))
             self.best.val_loss, self.best.step = trainer.strategy.broadcast((self.best.val_loss, self.best.step))
@@ -193,8 +196,8 @@ class Checkpointing(StepEnd, Checkpoint):
         start = time.monotonic()
         values = [*trainer.lightning_module.parameters(), *(list(one.state.values()) for one in trainer.optimizers)]
         is_finite = find_non_finite(values, "") is None
-        if not trainer.strategy.reduce_boolean_decision(is_finite, all=True):  # a rank may hold a part of them
-            raise DivergedError(f"non-finite weights or optimizer state after step {trainer.global_step}, not saved")
+        if not trainer.strategy.reduce_boolean_decision(is_finite, all=True):  # ranks may hold parts
+            raise DivergedError(f"non-finite weights or optimizer state after step {trainer.global_step}")
         self.best.write(trainer.strategy)
         trainer.save_checkpoint(self.run.last, storage_options={"previous": self.run.previous})
         self.saved_step = trainer.global_step
@@ -203,21 +206,21 @@ class Checkpointing(StepEnd, Checkpoint):
         self._save_at = self._next_save(TIME_BETWEEN_SAVES * seconds)
 
     def _next_save(self, automatic: float) -> float:
-        """Return when the next save is due by time.
+        """Return the time of the next save on the monotonic clock; infinity if saves are counted in steps only.
 
         Args:
-            automatic: Seconds until then if there is neither a save_minutes nor a save_every.
+            automatic: Seconds until the next save if both save_minutes and save_every are None.
         """
         if self.save_minutes is not None:
             return time.monotonic() + 60 * self.save_minutes
         return time.monotonic() + automatic if self.save_every is None else math.inf
 
     def _snapshot(self, trainer: Trainer, module: GPTModule) -> dict[str, Any]:
-        """Return a copy of the weights that were evaluated, with everything that `predict` and `validate` need."""
+        """Return a copy of the evaluated weights, with the settings that `predict` and `validate` need."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         content = {"state_dict": trainer.strategy.lightning_module_state_dict()}
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, WeightAveraging):  # has taken its averages out of the module again
+            if isinstance(callback, WeightAveraging):  # evaluation is over: the module no longer has the averages
                 callback.on_save_checkpoint(trainer, module, content)
         return {
             "epoch": trainer.current_epoch,

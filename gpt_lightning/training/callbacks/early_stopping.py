@@ -1,4 +1,4 @@
-"""Early stopping that survives a resume."""
+"""Early stopping that can be resumed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from gpt_lightning.console import say
 
 
 class EarlyStop(EarlyStopping):
-    """Ends the run when the validation loss has not reached a new minimum for some evaluations.
+    """Ends the run after a number of evaluations without a new lowest validation loss.
 
     Args:
-        patience: Number of these evaluations.
+        patience: Number of evaluations to wait.
     """
 
     def __init__(self, patience: int) -> None:
@@ -26,7 +26,7 @@ class EarlyStop(EarlyStopping):
 
 
 def has_triggered(callback: EarlyStopping) -> bool:
-    """Return whether early stopping has already triggered, given the current patience, or by a threshold."""
+    """Return whether early stopping has triggered: by a threshold, or by its current patience."""
     by_threshold = callback.stopping_reason not in (
         EarlyStoppingReason.NOT_STOPPED,
         EarlyStoppingReason.PATIENCE_EXHAUSTED,

@@ -1,4 +1,4 @@
-"""When a run is evaluated, and when it ends."""
+"""Evaluation during a run, and the end of the run."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from gpt_lightning.training.module import GPTModule
 
 
 class Evaluation(Callback):
-    """Evaluates before the first optimizer step, every N steps and after the last; prints the losses.
+    """Evaluates before the first optimizer step, every N steps and after the last one, and prints the losses.
 
-    Lightning counts batches between validations; here its counter is set so that it validates after the current
-    batch, or not at all. This callback also ends the run: at max_steps, and if another callback requests it (such
-    as max_time's) at the end of the optimizer step. So it has to come after these callbacks.
+    Lightning counts batches between validations; this callback sets its interval after each batch so that Lightning
+    validates now or not at all. It also ends the run at the end of an optimizer step: at `max_steps`, or if another
+    callback, such as that of `max_time`, has requested it. It must come after these callbacks.
 
     Args:
-        run: Where the metrics go.
-        progress: Counts tokens.
+        run: The run folder; metrics are written there.
+        progress: Counter of tokens.
         every: Optimizer steps between evaluations.
-        max_steps: Optimizer steps of the whole run; -1 for no limit. (Lightning's own limit takes the epoch for
-            unfinished if a run is resumed at its end.)
-        is_pretrained: Whether the run starts from the weights of another one.
+        max_steps: Limit on the optimizer steps of the whole run; -1 for none. (A run resumed with Lightning's own limit
+            treats a finished epoch as unfinished.)
+        is_pretrained: Whether the run starts from pretrained weights.
 
     Raises:
-        DivergedError: A loss is infinite or not a number.
+        DivergedError: A loss is infinite or NaN.
     """
 
     def __init__(self, run: Run, progress: Progress, every: int, max_steps: int, is_pretrained: bool) -> None:
@@ -56,11 +56,7 @@ class Evaluation(Callback):
             return
         losses = pl_module.evaluated
         train_loss, val_loss = losses["train_eval_loss"], losses["val_loss"]
-        if not math.isfinite(train_loss + val_loss):
-            raise DivergedError(
-                f"non-finite loss in the evaluation at step {trainer.global_step} "
-                f"(Train loss {train_loss:.3f}, Val loss {val_loss:.3f})"
-            )
+        require_finite_losses(losses, trainer.global_step)
         if not trainer.is_global_zero:
             return
         if trainer.sanity_checking:
@@ -74,3 +70,12 @@ class Evaluation(Callback):
                 f"Train loss {train_loss:.3f}, Val loss {val_loss:.3f}"
             )
         log(trainer, self.run, self.progress, {name: losses[name] for name in sorted(losses)})
+
+
+def require_finite_losses(losses: dict[str, float], step: int) -> None:
+    """Raise `DivergedError` if a loss of the evaluation at this step is infinite or NaN."""
+    train_loss, val_loss = losses["train_eval_loss"], losses["val_loss"]
+    if not math.isfinite(train_loss + val_loss):
+        raise DivergedError(
+            f"non-finite loss in the evaluation at step {step} (Train loss {train_loss:.3f}, Val loss {val_loss:.3f})"
+        )

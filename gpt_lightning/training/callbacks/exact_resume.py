@@ -1,4 +1,4 @@
-"""Exact resume: restores what Lightning leaves out, so that a resumed run equals an uninterrupted one bit for bit."""
+"""Exact resume: restore what Lightning does not, so that a resumed run equals an uninterrupted one bit for bit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gpt_lightning.training.callbacks.early_stopping import has_triggered
 class ExactResume(Callback):
     """Saves and restores random states, Lightning's step count, gradient accumulation and early stopping.
 
-    It has to come after all callbacks that may draw random numbers when training starts.
+    It must come after all callbacks that may draw random numbers when training starts.
     """
 
     def __init__(self) -> None:
@@ -26,8 +26,8 @@ class ExactResume(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["rng_states"] = get_rng_states()
-        # Lightning counts the step, for its monitors' axes, after the hooks that most saves are made in. A resumed
-        # run counts it if the batch was not completed.
+        # Lightning's monitors use this count as their x-axis. Most saves are made in hooks that run before it is
+        # incremented; if the batch is not completed, a resumed run increments it.
         loops = checkpoint["loops"]["fit_loop"]
         batches = loops["epoch_loop.batch_progress"]["total"]
         if batches["completed"] == batches["processed"]:
@@ -48,15 +48,15 @@ class ExactResume(Callback):
             return
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, GradientAccumulationScheduler):
-                callback.on_train_epoch_start(trainer)  # which Lightning does not call in the middle of an epoch
+                callback.on_train_epoch_start(trainer)  # Lightning does not call it within an epoch
             elif isinstance(callback, EarlyStopping) and has_triggered(callback):
-                trainer.should_stop = True  # as when the run was saved
+                trainer.should_stop = True  # a checkpoint does not store it
         set_rng_states(self._rng_states)
         self._rng_states = None
 
 
 def text_changed(trainer: Trainer, checkpoint: dict[str, Any]) -> bool:
-    """Return whether a run has another text than its checkpoint; losses of the two cannot be compared."""
+    """Return whether the text differs from the checkpoint's, so that their losses cannot be compared."""
     data = trainer.datamodule  # type: ignore[attr-defined]
     assert isinstance(data, TextDataModule)
     assert data.source is not None
@@ -65,7 +65,7 @@ def text_changed(trainer: Trainer, checkpoint: dict[str, Any]) -> bool:
 
 
 def get_rng_states() -> dict[str, Any]:
-    """Return the states of all global random generators, as tensors, ints and lists."""
+    """Return the states of all global random generators as tensors, numbers and lists."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     assert isinstance(keys, np.ndarray)
@@ -73,7 +73,7 @@ def get_rng_states() -> dict[str, Any]:
         "torch": torch.get_rng_state(),
         "python": [version, list(words), gauss],
         "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
-        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],  # of this process's device
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],  # this process's device
     }
 
 
@@ -81,7 +81,7 @@ def set_rng_states(states: dict[str, Any]) -> None:
     """Restore the states that `get_rng_states` returned.
 
     Args:
-        states: Those of rank 0; the generators of the other ranks are in the same states.
+        states: States of rank 0; those of the other ranks are the same.
     """
     version, words, gauss = states["python"]
     name, keys, position, has_gauss, cached = states["numpy"]

@@ -1,4 +1,4 @@
-"""The learning rate that a LearningRateFinder found."""
+"""Reporting of the learning rate that a LearningRateFinder found."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from gpt_lightning.errors import InputError
 
 
 class FoundRate(Callback):
-    """Prints the learning rate that a LearningRateFinder found, which has to come before it.
+    """Prints the learning rate that a LearningRateFinder found; must come after it.
 
     Raises:
-        InputError: The rate is below model.min_learning_rate, in which the schedule ends.
+        InputError: The rate is below model.min_learning_rate, where the schedule ends.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""The metrics table, the loggers, the final losses and the loss figure."""
+"""Logging of metrics to metrics.jsonl and the loggers, and the loss figure."""
 
 from __future__ import annotations
 
@@ -25,7 +25,13 @@ from gpt_lightning.training.module import GPTModule
 def log(trainer: Trainer, run: Run, progress: Progress, values: dict[str, float]) -> None:
     """Write values of the current optimizer step to metrics.jsonl and to every logger.
 
-    TensorBoard gets losses against tokens seen as well.
+    TensorBoard also gets each loss with tokens_seen as its x-axis.
+
+    Args:
+        trainer: The run's Trainer.
+        run: The run folder.
+        progress: Counter of tokens and epochs.
+        values: Value of each metric by name.
     """
     step, tokens_seen = trainer.global_step, progress.tokens_seen
     append_row(run.metrics_file, {"step": step, "epoch": progress.epochs, "tokens_seen": tokens_seen, **values})
@@ -40,9 +46,9 @@ class Metrics(Callback):
     """Logs loss, perplexity, learning rate, gradient norm, tokens and speed of each optimizer step.
 
     Args:
-        run: Where the metrics go.
-        progress: Counts tokens.
-        peak_flops: Peak FLOP/s of one device, to log the share that is used; None if unknown.
+        run: The run folder; metrics are written there.
+        progress: Counter of tokens.
+        peak_flops: Peak FLOP/s of one device, to log its utilization; None if unknown.
     """
 
     def __init__(self, run: Run, progress: Progress, peak_flops: float | None) -> None:
@@ -84,8 +90,8 @@ class Summary(StepEnd):
     """Logs the settings and the final losses before the last save, and draws the loss figure after it.
 
     Args:
-        run: Where the figure goes.
-        settings: The settings of the model and the data.
+        run: The run folder; the figure is written there.
+        settings: Settings of the model and the data.
     """
 
     def __init__(self, run: Run, settings: dict[str, Any]) -> None:
@@ -107,7 +113,7 @@ class Summary(StepEnd):
         }
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                found = {"learning_rate": module.hparams["learning_rate"]}  # perhaps by a LearningRateFinder
+                found = {"learning_rate": module.hparams["learning_rate"]}  # a LearningRateFinder may have changed it
                 logger.log_hyperparams(self.settings | found, final, step)
                 logger.save()
             else:
@@ -115,13 +121,13 @@ class Summary(StepEnd):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            curve = self._curve or find_curve(self.run)  # not yet read if a resumed run had nothing left to do
+            curve = self._curve or find_curve(self.run)  # None if a resumed run had no step left
             if curve is not None:
                 draw_losses(self.run, trainer, curve)
 
 
 def find_curve(run: Run) -> Curve | None:
-    """Return the losses of a run's evaluations, or None if a callback ended it before the first one."""
+    """Return the losses of a run's evaluations, or None if it ended before the first one."""
     try:
         return read_curve(run.path)
     except InputError:
@@ -129,7 +135,7 @@ def find_curve(run: Run) -> Curve | None:
 
 
 def draw_losses(run: Run, trainer: Trainer, curve: Curve) -> None:
-    """Draw the loss figure of a run, in its folder and in TensorBoard."""
+    """Draw the loss figure of a run and save it in the run folder and in TensorBoard."""
     figure = loss_figure([curve])
     save_figure(figure, run.path / "loss")
     for logger in trainer.loggers:

@@ -1,4 +1,4 @@
-"""Tokens, time and the progress bar of a run."""
+"""Token and time counters, and the progress bar."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from gpt_lightning.training.callbacks.step_end import at_step_boundary
 
 
 class Progress(Callback):
-    """Counts tokens and seconds, and tells the data module its position in the epoch.
+    """Counts tokens and seconds, and records the position in the epoch in the data module.
 
-    It has to come before the callbacks that log or save these numbers.
+    It must come before the callbacks that log or save these numbers.
 
     Attributes:
-        tokens_seen: Tokens trained on in the whole run, over all ranks.
-        epochs: Epochs trained, as a fraction; 1.5 is half-way through the second.
-        started: Whether a batch was trained on; until then a checkpoint may be being restored.
-        tokens_per_second: Speed of the last optimizer step, without evaluation and saving.
+        tokens_seen: Tokens trained on in the whole run, summed over all ranks.
+        epochs: Epochs trained, with a fraction: 1.5 is halfway through the second.
+        started: Whether the first batch has started; before that, a checkpoint may be restored.
+        tokens_per_second: Speed of the last optimizer step, excluding evaluation and saving.
         session_tokens: Tokens trained on since this process started.
-        session_seconds: Seconds in training steps since this process started.
+        session_seconds: Seconds spent in training steps since this process started.
     """
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class StepBar(ProgressBar):
     """Shows one progress bar for the whole run, in optimizer steps, on stderr.
 
     Args:
-        total_steps: Optimizer steps of the whole run; infinite without a limit.
+        total_steps: Optimizer steps of the whole run; infinity if the run has no limit.
     """
 
     def __init__(self, total_steps: float) -> None:
@@ -98,7 +98,7 @@ class StepBar(ProgressBar):
             desc="training",
             unit="step",
             dynamic_ncols=True,
-            mininterval=0.1 if sys.stderr.isatty() else 30,  # a log file needs no animation
+            mininterval=0.1 if sys.stderr.isatty() else 30,  # seconds; a log file needs few lines
             miniters=1,
             file=sys.stderr,
             disable=not self._enabled or not trainer.is_global_zero,

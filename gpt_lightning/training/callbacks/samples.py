@@ -1,4 +1,4 @@
-"""A completion of each prompt after each epoch."""
+"""Completions of the prompts during training."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from gpt_lightning.runs.folder import Run
 from gpt_lightning.training.callbacks.step_end import StepEnd, averages_in
 from gpt_lightning.training.module import GPTModule
 
-ROWS_SHOWN = 200  # of samples in TensorBoard
+ROWS_SHOWN = 200  # samples in TensorBoard's table, the newest
 
 
 class Samples(StepEnd):
     """Prints a completion of each prompt after each epoch, every N optimizer steps and at the end of the run.
 
-    Newlines are printed as spaces. It is the text that `predict` writes from a checkpoint of that step: it has to
-    come after the callbacks that average weights and before the one that saves them.
+    Newlines are printed as spaces. `predict` writes the same text from the checkpoint of that step: this callback must
+    come after those that average weights and before the one that saves them.
 
     Args:
-        run: Where samples.jsonl is.
+        run: The run folder; samples.jsonl is written there.
         tokenizer: The run's tokenizer.
         prompts: Texts to complete.
         sampling: How the next token is chosen.
-        every: Optimizer steps between samples; None samples after each epoch only.
+        every: Optimizer steps between samples; None for samples after each epoch only.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Samples(StepEnd):
 
 
 def samples_table(rows: list[dict[str, Any]]) -> str:
-    """Return rows of samples.jsonl as a Markdown table."""
+    """Return rows of samples.jsonl as a Markdown table, with special characters escaped."""
 
     def cell(text: object) -> str:
         return html.escape(" ".join(str(text).split())).replace("|", "&#124;")

@@ -1,8 +1,8 @@
-"""Stopping a run by a signal without losing a step: Ctrl-C, SIGTERM, SLURM's preemption.
+"""Stopping on a signal without losing a step: Ctrl-C, SIGTERM, SLURM's preemption.
 
-A signal only sets a flag. The current optimizer step is finished, with the evaluation and the samples that are due
-after it; then `Checkpointing` saves and raises `errors.Stopped`. The resumed run equals an uninterrupted one, bit for
-bit. A second Ctrl-C or SIGTERM stops at once.
+A signal only sets a flag. The current optimizer step is completed, with the evaluation and the samples due after it;
+then `Checkpointing` saves and raises `errors.Stopped`. The resumed run equals an uninterrupted one bit for bit. A
+second Ctrl-C or SIGTERM stops immediately.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ SLURM_JOB = "SLURM_JOB_ID"
 
 
 class StopOnSignal(Callback):
-    """Records a signal that asks the run to stop, and shares it with all ranks.
+    """Records a signal that asks the run to stop, and shares the request with all ranks.
 
     Attributes:
-        signal_number: The signal; 0 if there was none.
+        signal_number: Number of the signal; 0 if there was none.
     """
 
     def __init__(self) -> None:
@@ -39,12 +39,12 @@ class StopOnSignal(Callback):
         self._install()
 
     def _install(self) -> None:
-        """Replace Lightning's signal handlers, which it has just installed."""
+        """Install our signal handlers; called after Lightning has installed its own."""
         if self._replaced or threading.current_thread() is not threading.main_thread():
             return
         signals = [signal.SIGINT, signal.SIGTERM]
         if SLURM_JOB in os.environ:
-            signals.append(signal.SIGUSR1)  # sbatch --signal=USR1@90: the job will be preempted
+            signals.append(signal.SIGUSR1)  # sent before the time limit by sbatch --signal=USR1@90
         for number in signals:
             self._replaced[number] = signal.signal(number, self._record)
 
@@ -68,17 +68,17 @@ class StopOnSignal(Callback):
         self.signal_number = number
 
     def stop_requested(self, trainer: Trainer) -> bool:
-        """Return whether any rank was asked to stop; all ranks have to call it at the same step."""
+        """Return whether any rank was asked to stop; all ranks must call it at the same step."""
         if trainer.world_size == 1:
             return self.signal_number != 0
         requested = trainer.strategy.reduce_boolean_decision(self.signal_number != 0, all=False)
         if requested and not self.signal_number:
             self.signal_number = int(signal.SIGTERM)
-        return requested  # the same on all ranks; a signal that has just arrived waits for the next step
+        return requested  # not signal_number: a signal may have arrived on this rank only
 
 
 def requeue() -> None:
-    """Ask SLURM to start this job again; warn if it refuses."""
+    """Requeue this SLURM job; warn if SLURM refuses."""
     job = os.environ[SLURM_JOB]
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
@@ -86,4 +86,4 @@ def requeue() -> None:
         subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:
         reason = getattr(error, "stderr", None) or str(error)
-        warn(f"SLURM does not start job {job} again ({' '.join(reason.split())})")
+        warn(f"SLURM did not requeue job {job} ({' '.join(reason.split())})")

@@ -412,7 +412,7 @@ def test_fit_starts_from_the_weights(command: Command, start: Path) -> None:
     first = read_rows(Path("run/metrics.jsonl"))[0]
     assert (first["step"], first["val_loss"]) == (0, pytest.approx(loss, abs=1e-5))
     lines = result.out.splitlines()
-    assert f"weights     {start.absolute()}, its first 20 positions; a new optimizer" in lines
+    assert f"weights     from {start.absolute()}, with its first 20 positions and a new optimizer" in lines
     assert any(line.startswith("Pretrained (Step 000000): Train loss ") for line in lines)
     last = read_checkpoint("run/checkpoints/last.ckpt")
     own = last["hyper_parameters"]
@@ -455,7 +455,7 @@ def test_check_looks_at_the_weights(command: Command, start: Path) -> None:
     result = command("check", "--config", write_config())
 
     assert result.code == 0, result.err
-    assert f"weights     {start.absolute()}, its first 20 positions; a new optimizer\n" in result.out
+    assert f"weights     from {start.absolute()}, with its first 20 positions and a new optimizer\n" in result.out
     assert "\npretrained  Train loss " in result.out
     assert "from the uniform baseline" not in result.out
 

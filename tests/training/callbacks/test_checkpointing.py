@@ -23,7 +23,7 @@ from gpt_lightning.training.module import GPTModule
 
 Command = Callable[..., Result]
 
-# The names under which weights are stored: whoever changes one breaks every checkpoint there is.
+# Names of the stored weights; changing one would break all existing checkpoints.
 WEIGHTS = {
     "model.tok_emb.weight": (257, 16),
     "model.pos_emb.weight": (64, 16),
@@ -63,7 +63,7 @@ EVERYTHING = DESCRIPTION | {
 }
 
 
-def test_the_contract_of_a_checkpoint(trained: Path) -> None:
+def test_checkpoints_have_the_documented_content(trained: Path) -> None:
     best, last = (torch.load(trained / f"checkpoints/{name}.ckpt", weights_only=True) for name in ("best", "last"))
 
     assert set(best) == DESCRIPTION
@@ -82,7 +82,7 @@ def test_the_contract_of_a_checkpoint(trained: Path) -> None:
     assert last["TextDataModule"] == {"epoch": 3, "batches": 0}
 
 
-def test_a_finished_run_keeps_best_and_last_only(trained: Path) -> None:
+def test_a_short_run_has_no_prev_ckpt(trained: Path) -> None:
     assert sorted(path.name for path in (trained / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
 
 
@@ -98,7 +98,7 @@ def changed(trained: Path, target: Path, change: Callable[[dict[str, Any]], None
     return target
 
 
-def test_weights_that_are_not_finite_or_do_not_fit_are_refused(trained: Path, tmp_path: Path) -> None:
+def test_non_finite_or_misshapen_weights_are_refused(trained: Path, tmp_path: Path) -> None:
     def spoil(checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"]["model.final_norm.bias"][0] = torch.nan
 
@@ -118,15 +118,17 @@ def test_weights_that_are_not_finite_or_do_not_fit_are_refused(trained: Path, tm
             check_weights(checkpoint, "a.ckpt")
 
 
-def test_saves_come_by_minutes_too(command: Command, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_are_saved_by_minutes_and_by_steps(
+    command: Command, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     saved: list[int] = []
     save = Checkpointing._save
 
-    def noting(self: Checkpointing, trainer: Trainer) -> None:
+    def recording(self: Checkpointing, trainer: Trainer) -> None:
         saved.append(trainer.global_step)
         save(self, trainer)
 
-    monkeypatch.setattr(Checkpointing, "_save", noting)
+    monkeypatch.setattr(Checkpointing, "_save", recording)
     command("fit", "--config", config, "--run_dir", "always", "--save_minutes=1e-9")
     command("fit", "--config", config, "--run_dir", "both", "--save_minutes=60", "--save_every=6")
 
@@ -144,7 +146,7 @@ def test_a_pipe_is_neither_checkpoint_nor_config(command: Command, in_tmp: Path,
     assert (result.code, result.error) == (2, "pipe: must be a regular file")
 
 
-def test_a_kill_between_the_two_names_of_a_save_changes_nothing(
+def test_a_kill_between_the_two_renames_of_a_save_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     io, last, previous = AtomicCheckpointIO(), tmp_path / "last.ckpt", tmp_path / "prev.ckpt"
@@ -160,7 +162,7 @@ def test_a_kill_between_the_two_names_of_a_save_changes_nothing(
     with pytest.raises(KeyboardInterrupt):
         io.save_checkpoint({"step": 2}, last, names)
     monkeypatch.setattr(os, "replace", replace)
-    assert torch.load(previous) == {"step": 1}  # what a run goes on from
+    assert torch.load(previous) == {"step": 1}  # a run would resume from it
     for step in (2, 3, 4):
         io.save_checkpoint({"step": step}, last, names)
 
@@ -168,7 +170,7 @@ def test_a_kill_between_the_two_names_of_a_save_changes_nothing(
     assert sorted(os.listdir(tmp_path)) == ["last.ckpt", "prev.ckpt"]
 
 
-def test_a_run_whose_checkpoint_cannot_be_read_back_does_not_end_with_0(
+def test_a_run_whose_checkpoint_cannot_be_read_fails(
     command: Command, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save = AtomicCheckpointIO.save_checkpoint
@@ -184,11 +186,11 @@ def test_a_run_whose_checkpoint_cannot_be_read_back_does_not_end_with_0(
     result = command("fit", "--config", config, "--run_dir", "run", "--trainer.max_steps=1")
 
     assert result.code == 1
-    assert re.search(r"best.ckpt: checksum mismatch in data/\d+, though it was just written$", result.error)
+    assert re.search(r"best.ckpt: checksum mismatch in data/\d+, although it was just written$", result.error)
     assert "Training completed" not in result.out
 
 
-def test_a_best_checkpoint_that_is_not_the_runs_is_replaced(command: Command, config: Path) -> None:
+def test_a_foreign_damaged_or_missing_best_ckpt_is_replaced(command: Command, config: Path) -> None:
     command("fit", "--config", config, "--run_dir", "other", "--model.learning_rate=0.02", "--trainer.max_steps=5")
     command("fit", "--config", config, "--run_dir", "run", "--trainer.max_steps=5")
     best = Path("run/checkpoints/best.ckpt")
@@ -208,20 +210,20 @@ def test_a_best_checkpoint_that_is_not_the_runs_is_replaced(command: Command, co
         assert read_checkpoint(best)["hyper_parameters"]["learning_rate"] == 0.01
 
 
-# ---- numbers that are none
+# ---- divergence
 
 
 @pytest.mark.parametrize("setting", ["--save_every=1", "--trainer.max_steps=1"])
-def test_a_run_that_left_the_numbers_saves_none_of_them(command: Command, config: Path, setting: str) -> None:
+def test_a_diverged_run_saves_no_non_finite_checkpoint(command: Command, config: Path, setting: str) -> None:
     result = command("fit", "--config", config, "--run_dir", "run", "--model.learning_rate=1e38", setting)
 
     assert result.code == 3
     assert result.error.startswith("non-finite ")
-    assert ", none was saved; try a lower model.learning_rate, a warm-up or " in result.error
+    assert "; no checkpoint was saved; try a lower model.learning_rate, " in result.error
     assert not list(Path("run/checkpoints").glob("*.ckpt"))
 
 
-def test_the_step_of_the_kept_checkpoint_is_said(
+def test_a_divergence_error_names_the_step_of_last_ckpt(
     command: Command, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = GPTModule.training_step
@@ -235,12 +237,12 @@ def test_the_step_of_the_kept_checkpoint_is_said(
     monkeypatch.setattr(GPTModule, "training_step", spoil)
     result = command("fit", "--config", config, "--run_dir", "run", "--save_every=3")
 
-    advice = "try a lower model.learning_rate, a warm-up or trainer.gradient_clip_val"
-    what = "non-finite gradient at step 5; stopped before the update, last.ckpt is of step 3"
+    advice = "try a lower model.learning_rate, more model.warmup_steps or trainer.gradient_clip_val"
+    what = "non-finite gradient at step 5; the weights were not changed; last.ckpt is of step 3"
     assert (result.code, result.error) == (3, f"{what}; {advice}")
 
 
-def test_weights_that_no_evaluation_has_seen_are_not_saved_either(
+def test_non_finite_weights_are_not_saved_if_the_evaluation_misses_them(
     command: Command, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluated: dict[str, float] = {"train_eval_loss": 1.0, "val_loss": 1.0}
@@ -250,10 +252,10 @@ def test_weights_that_no_evaluation_has_seen_are_not_saved_either(
     result = command("fit", "--config", config, "--run_dir", "run", *arguments)
 
     assert result.code == 3
-    assert "non-finite weights or optimizer state after step 1, not saved, none was saved; " in result.error
+    assert "non-finite weights or optimizer state after step 1; no checkpoint was saved; " in result.error
 
 
-def test_the_best_weights_are_those_that_were_evaluated(command: Command, config: Path) -> None:
+def test_best_ckpt_has_the_averaged_weights_that_were_evaluated(command: Command, config: Path) -> None:
     averaging = "--trainer.callbacks=[{class_path: EMAWeightAveraging, init_args: {decay: 0.8}}]"
     command("fit", "--config", config, "--run_dir", "run", "--trainer.max_epochs=1", averaging)
 
@@ -264,11 +266,11 @@ def test_the_best_weights_are_those_that_were_evaluated(command: Command, config
 
 
 @pytest.mark.parametrize("ending", ["--trainer.max_steps=3", "--early_stopping_patience=1"])
-def test_a_run_that_ends_inside_an_epoch_has_its_sample_and_summary_when_it_is_saved(
+def test_the_last_save_of_a_run_comes_after_its_sample_and_final_metrics(
     command: Command, config: Path, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
     save = AtomicCheckpointIO.save_checkpoint
-    sampled, summed_up = [], []  # when last.ckpt is intact: a kill then leaves a finished run
+    sampled, summed_up = [], []  # at each save: a run that is killed after its last save must be complete
 
     def recording(self: AtomicCheckpointIO, content: dict[str, Any], *rest: Any, **named: Any) -> None:
         save(self, content, *rest, **named)

@@ -11,20 +11,20 @@ from gpt_lightning.files import read_rows
 Command = Callable[..., Result]
 
 
-def test_early_stopping_waits_and_can_be_given_more_patience(command: Command, config: Path) -> None:
+def test_early_stopping_waits_and_resumes_with_more_patience(command: Command, config: Path) -> None:
     arguments = ("fit", "--config", config, "--run_dir", "run", "--model.learning_rate=1e-30")  # changes no weight
 
     stopped = command(*arguments, "--early_stopping_patience=2")
     finished = command(*arguments, "--early_stopping_patience=2", "--resume")
-    goes_on = command(*arguments, "--early_stopping_patience=50", "--resume")
+    resumed = command(*arguments, "--early_stopping_patience=50", "--resume")
 
     losses = [row["val_loss"] for row in read_rows(Path("run/metrics.jsonl")) if "val_loss" in row]
-    evaluated = stopped.out.count("Val loss") - 2  # the first and the farewell name it too
-    assert (stopped.code, finished.code, goes_on.code) == (0, 0, 0)
+    evaluated = stopped.out.count("Val loss") - 2  # in the lines of the untrained model and of the summary
+    assert (stopped.code, finished.code, resumed.code) == (0, 0, 0)
     assert "Stopping early: the validation loss has not fallen for 2 evaluations." in stopped.out
     assert evaluated == 3
     assert "finished; nothing is left to do" in finished.out
-    assert "resumed     after step" in goes_on.out
+    assert "resumed     after step" in resumed.out
     assert len(losses) > evaluated + 1
 
 
@@ -45,11 +45,9 @@ def test_a_run_that_a_callback_ended_is_finished(command: Command, config: Path,
     assert Path("run/checkpoints/last.ckpt").read_bytes() == before
 
 
-def test_a_run_that_a_callback_ended_goes_on_with_more_patience_and_on_another_text(
-    command: Command, config: Path
-) -> None:
+def test_a_run_that_a_callback_ended_resumes_with_more_patience_or_another_text(command: Command, config: Path) -> None:
     def fit(patience: int, *arguments: str) -> int:
-        """The step at which it ends."""
+        """Return the step at which the run ends."""
         ending = f"monitor: val_loss, patience: {patience}, min_delta: 99"
         stopping = f"--trainer.callbacks=[{{class_path: EarlyStopping, init_args: {{{ending}}}}}]"
         always = ("--run_dir=run", stopping, "--evaluate_every=5", "--trainer.max_epochs=9")

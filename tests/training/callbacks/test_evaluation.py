@@ -15,7 +15,7 @@ LINE = re.compile(r"Ep (\d+) \(Step (\d{6})\): Train loss (\d+\.\d{3}), Val loss
 
 
 def evaluated_steps(result: Result) -> list[tuple[int, int]]:
-    """(epoch, step) of each printed line."""
+    """Return (epoch, step) of each printed evaluation."""
     return [(int(found[1]), int(found[2])) for found in LINE.finditer(result.out)]
 
 
@@ -52,7 +52,7 @@ def test_a_stop_by_time_waits_for_the_optimizer_step(command: Command, config: P
     assert rows("run")[-1]["tokens_seen"] == step * 5 * 56 * 64
 
 
-def test_a_limited_evaluation_says_over_how_much(command: Command, trained: Path) -> None:
+def test_a_limited_evaluation_prints_how_many_windows_are_left_out(command: Command, trained: Path) -> None:
     arguments = ("--data.batch_size=4", "--trainer.limit_val_batches=2")
 
     shown = command("validate", "--ckpt_path", trained / "checkpoints/last.ckpt", *arguments)

@@ -18,7 +18,7 @@ from gpt_lightning.training.optimizers import learning_rate_factor
 Command = Callable[..., Result]
 
 
-def test_random_states_come_back_from_plain_data(tmp_path: Path) -> None:
+def test_random_states_are_restored_from_a_file(tmp_path: Path) -> None:
 
     import numpy as np
 
@@ -31,7 +31,9 @@ def test_random_states_come_back_from_plain_data(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stops", [[5], [1, 2, 4, 5, 6, 9, 10, 14]])
-def test_a_run_in_pieces_equals_the_run_in_one(command: Command, config: Path, trained: Path, stops: list[int]) -> None:
+def test_a_run_stopped_and_resumed_equals_an_uninterrupted_run(
+    command: Command, config: Path, trained: Path, stops: list[int]
+) -> None:
     for number, step in enumerate([*stops, -1]):
         arguments = ["--resume"] if number else []
         result = command("fit", "--config", config, "--run_dir", "run", "--trainer.max_steps", step, *arguments)
@@ -46,7 +48,7 @@ def test_a_run_in_pieces_equals_the_run_in_one(command: Command, config: Path, t
     assert pieces["gpt_lightning"]["progress"] == whole["gpt_lightning"]["progress"]
 
 
-def test_a_run_in_pieces_keeps_to_its_schedule_of_accumulation(command: Command, config: Path) -> None:
+def test_a_resumed_run_keeps_its_accumulation_schedule(command: Command, config: Path) -> None:
     schedule = "--trainer.callbacks=[{class_path: GradientAccumulationScheduler, init_args: {scheduling: {1: 2}}}]"
     command("fit", "--config", config, "--run_dir", "whole", schedule, "--trainer.max_epochs=2")
     for steps in (4, 5, 6, 7, 8):  # of 5 in the first epoch and 3 in the second
@@ -57,7 +59,7 @@ def test_a_run_in_pieces_keeps_to_its_schedule_of_accumulation(command: Command,
 
 
 @pytest.mark.parametrize("steps", [2, 3])
-def test_monitors_of_lightning_keep_to_the_steps(command: Command, config: Path, steps: int) -> None:
+def test_lightnings_monitors_log_at_the_right_steps_after_a_resume(command: Command, config: Path, steps: int) -> None:
     arguments = ("fit", "--config", config, "--run_dir", "run", "--evaluate_every=3", "--save_every=1")
     monitor = "--trainer.callbacks=[{class_path: LearningRateMonitor, init_args: {logging_interval: step}}]"
     command(*arguments, f"--trainer.max_steps={steps + 1}")
@@ -69,7 +71,7 @@ def test_monitors_of_lightning_keep_to_the_steps(command: Command, config: Path,
     assert [one.step for one in rates] == list(range(steps, 10))
 
 
-def test_a_run_with_more_epochs_follows_the_longer_schedule(command: Command, config: Path) -> None:
+def test_a_run_resumed_with_more_epochs_follows_the_longer_schedule(command: Command, config: Path) -> None:
     schedule = ("--model.warmup_steps=2", "--model.min_learning_rate=0.001")
     command("fit", "--config", config, "--run_dir", "run", "--trainer.max_epochs=1", *schedule)
     result = command("fit", "--config", config, "--run_dir", "run", "--resume", *schedule)

@@ -22,7 +22,7 @@ FINDER = (
 )
 
 
-def test_a_run_goes_on_with_the_learning_rate_that_was_found(command: Command, config: Path) -> None:
+def test_a_resumed_run_keeps_the_learning_rate_that_was_found(command: Command, config: Path) -> None:
     whole = command("fit", "--config", config, "--run_dir", "whole", *FINDER)
     first = command("fit", "--config", config, "--run_dir", "pieces", *FINDER, "--trainer.max_steps=7")
     second = command("fit", "--config", config, "--run_dir", "pieces", *FINDER, "--resume")
@@ -36,12 +36,14 @@ def test_a_run_goes_on_with_the_learning_rate_that_was_found(command: Command, c
     assert rates == pytest.approx(expected, rel=1e-12)
     resumed = torch.load("pieces/checkpoints/last.ckpt")
     assert resumed["hyper_parameters"]["learning_rate"] == rate
-    typed = command("fit", "--config", config, "--run_dir", "pieces", *FINDER, "--resume", "--model.learning_rate=0.5")
-    assert f"has model.learning_rate {rate}, the settings say 0.5" in typed.error
+    refused = command(
+        "fit", "--config", config, "--run_dir", "pieces", *FINDER, "--resume", "--model.learning_rate=0.5"
+    )
+    assert f"has model.learning_rate {rate}, the settings say 0.5" in refused.error
     assert sorted(os.listdir()) == ["pieces", "tiny.yaml", "whole"]
 
 
-def test_check_does_not_look_for_a_learning_rate(command: Command, config: Path) -> None:
+def test_check_does_not_run_the_learning_rate_finder(command: Command, config: Path) -> None:
     result = command("check", "--config", config, *FINDER)
 
     assert (result.code, os.listdir()) == (0, ["tiny.yaml"]), result.err

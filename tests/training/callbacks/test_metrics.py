@@ -58,7 +58,7 @@ def test_perplexity_is_exp_of_the_mean_loss(trained: Path) -> None:
                 assert row[f"{name}_perplexity"] == pytest.approx(math.exp(row[f"{name}_loss"]), rel=1e-12)
 
 
-def test_log_every_n_steps_thins_the_table(command: Command, config: Path) -> None:
+def test_metrics_are_logged_every_n_steps(command: Command, config: Path) -> None:
     command("fit", "--config", config, "--run_dir", "run", "--trainer.log_every_n_steps=4")
 
     assert [row["step"] for row in rows("run") if "train_loss" in row] == [4, 8, 12]
@@ -82,8 +82,8 @@ def test_tensorboard_shows_losses_by_tokens_final_losses_and_samples(trained: Pa
     assert len(samples.splitlines()) == 2 + 3  # a row for each epoch
 
 
-def test_a_resumed_run_shows_every_step_once(command: Command, config: Path, trained: Path) -> None:
-    # The events of the whole run with the checkpoint of step 6: as after a kill.
+def test_tensorboard_shows_each_step_of_a_resumed_run_once(command: Command, config: Path, trained: Path) -> None:
+    # As after a kill: events of all steps, but a checkpoint of step 6.
     command("fit", "--config", config, "--run_dir", "part", "--trainer.max_steps=6")
     shutil.copytree(trained, "run")
     shutil.copy("part/checkpoints/last.ckpt", "run/checkpoints/last.ckpt")
@@ -117,7 +117,7 @@ def test_lightnings_loggers_work_beside_tensorboard(command: Command, config: Pa
     assert list(Path("run").glob("events.*"))
 
 
-def test_a_disk_that_is_full_for_tensorboard_is_said_in_one_line(
+def test_a_full_disk_during_tensorboard_logging_is_reported_in_one_line(
     command: Command, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tensorboard.summary.writer.record_writer import RecordWriter
@@ -138,6 +138,7 @@ def test_a_disk_that_is_full_for_tensorboard_is_said_in_one_line(
 
 
 def tensorboard(run: Path) -> EventAccumulator:
+    """Return all TensorBoard events of a run."""
     events = EventAccumulator(str(run), size_guidance={"scalars": 0})
     events.Reload()
     return events

@@ -8,7 +8,7 @@ from conftest import Result
 Command = Callable[..., Result]
 
 
-def test_a_bar_can_be_turned_off(command: Command, config: Path) -> None:
+def test_the_progress_bar_can_be_turned_off(command: Command, config: Path) -> None:
     result = command("fit", "--config", config, "--run_dir", "run", "--trainer.enable_progress_bar=false")
 
     assert result.err == ""

@@ -28,7 +28,7 @@ def test_samples_are_what_predict_writes(command: Command, config: Path) -> None
 
 
 @pytest.mark.parametrize("limit", ["--trainer.max_epochs=1", "--trainer.max_steps=4"])
-def test_samples_are_of_the_averages_that_are_saved(command: Command, config: Path, limit: str) -> None:
+def test_samples_use_the_averaged_weights_that_are_saved(command: Command, config: Path, limit: str) -> None:
     averaging = "--trainer.callbacks=[{class_path: EMAWeightAveraging, init_args: {decay: 0.8}}]"
     sampling = ("--sampling.max_new_tokens=40", "--sampling.temperature=1")
     prompt = "Every effort"
@@ -42,7 +42,7 @@ def test_samples_are_of_the_averages_that_are_saved(command: Command, config: Pa
     assert sample["completion"] != rows("plain", "samples")[-1]["completion"]
 
 
-def test_sampling_from_averages_leaves_the_weights(command: Command, config: Path) -> None:
+def test_sampling_from_averaged_weights_does_not_change_the_weights(command: Command, config: Path) -> None:
     averaging = "--trainer.callbacks=[{class_path: EMAWeightAveraging, init_args: {decay: 0.8}}]"
     command("fit", "--config", config, "--run_dir", "plain")
     command("fit", "--config", config, "--run_dir", "averaged", averaging, "--sample_every=1")
@@ -52,7 +52,7 @@ def test_sampling_from_averages_leaves_the_weights(command: Command, config: Pat
     assert first_difference(plain["state_dict"], averaged["state_dict"], "weights") is not None
 
 
-def test_samples_also_come_every_n_steps_once(command: Command, config: Path) -> None:
+def test_samples_every_n_steps_and_after_each_epoch_are_not_repeated(command: Command, config: Path) -> None:
     for every, steps in ((5, [5, 10]), (3, [3, 5, 6, 9, 10])):
         folder = f"run{every}"
         command("fit", "--config", config, "--run_dir", folder, "--sample_every", every, "--trainer.max_epochs=2")
@@ -60,7 +60,7 @@ def test_samples_also_come_every_n_steps_once(command: Command, config: Path) ->
         assert [row["step"] for row in rows(folder, "samples")] == steps
 
 
-def test_samples_are_a_table_in_which_nothing_is_markup() -> None:
+def test_the_table_of_samples_escapes_markup() -> None:
     rows = [{"step": 5, "epoch": 1, "prompt": "a|b", "completion": " <b>\nc  "}]
 
     assert samples_table(rows).splitlines() == [

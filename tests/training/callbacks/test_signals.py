@@ -1,4 +1,4 @@
-"""A run that is stopped by a signal and goes on equals the run that nobody stopped."""
+"""A run that is stopped by a signal and resumed equals an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Command = Callable[..., Result]
 
 @pytest.fixture
 def raise_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Has signals arrive inside the forward pass of a batch, counted from 0 in each process."""
+    """Return a function that raises signals at the start of a batch, counted from 0."""
 
     def at(batch: int, *numbers: int) -> None:
         seen = iter(range(10_000))
@@ -48,10 +48,10 @@ def raise_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     ("number", "batch", "step"),
     [(signal.SIGTERM, 0, 1), (signal.SIGINT, 1, 2), (signal.SIGTERM, 4, 5), (signal.SIGINT, 12, 13)],
 )
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_run(
     command: Command, config: Path, trained: Path, raise_at: Callable[..., None], number: int, batch: int, step: int
 ) -> None:
-    """Before, at and after an evaluation, and at the end of an epoch."""
+    """Stop before, at and after an evaluation, and at the end of an epoch."""
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     raise_at(batch, number)
 
@@ -59,15 +59,15 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
 
     assert stopped.code == 128 + number
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
-    goes_on = f"python -m gpt_lightning fit --config {config} --run_dir run --resume"
-    assert stopped.out.endswith(f"Stopped after step {step}, which is saved. To resume:\n  {goes_on}\n")
+    resume = f"python -m gpt_lightning fit --config {config} --run_dir run --resume"
+    assert stopped.out.endswith(f"Stopped after step {step}, which is saved. To resume:\n  {resume}\n")
     assert torch.load("run/checkpoints/last.ckpt")["global_step"] == step
     again = command("fit", "--config", config, "--run_dir", "run", "--resume")
     assert again.code == 0, again.err
     assert compare_runs(Path("run"), trained) is None
 
 
-def test_a_signal_inside_an_accumulation_window_waits_for_its_step(
+def test_a_signal_between_accumulated_batches_waits_for_the_optimizer_step(
     command: Command, config: Path, raise_at: Callable[..., None]
 ) -> None:
     arguments = ("fit", "--config", config, "--data.batch_size=28", "--trainer.accumulate_grad_batches=3")
@@ -81,7 +81,7 @@ def test_a_signal_inside_an_accumulation_window_waits_for_its_step(
     assert compare_runs(Path("run"), Path("whole")) is None
 
 
-def test_a_signal_to_the_whole_group_leaves_the_workers_at_work(
+def test_a_signal_to_the_process_group_does_not_stop_the_data_workers(
     command: Command, config: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workers: set[int] = set()
@@ -117,7 +117,7 @@ def test_a_signal_in_the_last_step_lets_the_run_finish(
     assert compare_runs(Path("run"), trained) is None
 
 
-def test_a_second_ctrl_c_stops_at_once(command: Command, config: Path, raise_at: Callable[..., None]) -> None:
+def test_a_second_ctrl_c_stops_immediately(command: Command, config: Path, raise_at: Callable[..., None]) -> None:
     raise_at(3, signal.SIGINT, signal.SIGINT)
 
     result = command("fit", "--config", config, "--run_dir", "run", "--save_every=2")
@@ -126,7 +126,7 @@ def test_a_second_ctrl_c_stops_at_once(command: Command, config: Path, raise_at:
     assert torch.load("run/checkpoints/last.ckpt")["global_step"] == 2
 
 
-def test_slurms_preemption_saves_and_asks_for_the_job_again(
+def test_slurm_preemption_saves_and_requeues_the_job(
     command: Command, config: Path, raise_at: Callable[..., None], monkeypatch: pytest.MonkeyPatch, in_tmp: Path
 ) -> None:
     scontrol = in_tmp / "bin" / "scontrol"
@@ -148,11 +148,11 @@ def test_slurms_preemption_saves_and_asks_for_the_job_again(
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
     refused = command("fit", "--config", config, "--run_dir", "run", "--resume")
     assert refused.code == 128 + signal.SIGUSR1
-    assert "warning: SLURM does not start job 5_2 again (no such job)" in refused.err
+    assert "warning: SLURM did not requeue job 5_2 (no such job)" in refused.err
 
 
 @pytest.mark.parametrize(("own", "others", "expected"), [(0, False, 0), (2, True, 2), (0, True, 15)])
-def test_all_ranks_stop_when_one_stop_requested(own: int, others: bool, expected: int) -> None:
+def test_all_ranks_stop_if_one_was_asked_to(own: int, others: bool, expected: int) -> None:
     decided: list[tuple[bool, bool]] = []
 
     def decide(decision: bool, all: bool = True) -> bool:  # noqa: A002  Lightning's name
@@ -179,9 +179,11 @@ def test_a_signal_while_the_ranks_decide_waits_for_the_next_step() -> None:
     assert [stop.stop_requested(trainer), stop.stop_requested(trainer)] == [False, True]
 
 
-@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")  # Lightning's, as it puts the weights back
+@pytest.mark.filterwarnings(
+    "ignore:Be aware that when using `ckpt_path`"
+)  # Lightning warns when it restores the weights
 @pytest.mark.parametrize(("number", "word"), [(signal.SIGTERM, "terminated"), (signal.SIGINT, "interrupted")])
-def test_a_signal_while_the_learning_rate_is_looked_for_leaves_nothing_behind(
+def test_a_signal_during_the_learning_rate_search_leaves_no_files(
     command: Command, config: Path, monkeypatch: pytest.MonkeyPatch, number: int, word: str
 ) -> None:
     finder = "--trainer.callbacks=[{class_path: LearningRateFinder, init_args: {num_training_steps: 8}}]"
@@ -195,17 +197,17 @@ def test_a_signal_while_the_learning_rate_is_looked_for_leaves_nothing_behind(
 
     monkeypatch.setattr(GPTModule, "training_step", signalling)
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background jobs
     result = command("fit", "--config", config, "--run_dir", "run", finder)
     signal.signal(signal.SIGINT, before)
 
     assert result.code == 128 + number
-    assert result.err.endswith(f"gpt_lightning: error: {word}\n")  # after Lightning's bar
+    assert result.err.endswith(f"gpt_lightning: error: {word}\n")  # after Lightning's progress bar
     assert kept == [["run"]] * 3
     assert os.listdir() == ["tiny.yaml"]
 
 
-def test_what_a_killed_search_for_the_learning_rate_left_is_cleared_away(command: Command, config: Path) -> None:
+def test_files_of_a_killed_learning_rate_search_are_deleted(command: Command, config: Path) -> None:
     Path("run").mkdir()
     for name in (".lr_find_ab-12.ckpt", ".lr_find_ab-12.ckpt.tmp-99"):
         Path("run", name).write_bytes(b"half")
@@ -214,7 +216,7 @@ def test_what_a_killed_search_for_the_learning_rate_left_is_cleared_away(command
     assert list(Path("run").glob(".lr_find*")) == []
 
 
-def test_a_sigterm_while_documents_are_encoded_leaves_nothing_behind(
+def test_sigterm_while_documents_are_encoded_leaves_no_files(
     command: Command, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_tokens = token_cache._write_tokens

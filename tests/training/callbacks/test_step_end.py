@@ -15,11 +15,11 @@ Command = Callable[..., Result]
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool, bool]]:
-    """Step, epoch_ended and run_ends of each call; an evaluation that is due must have come before."""
+    """Record step, epoch_ended and run_ends of each `after_step`; an evaluation that is due must come before."""
     called: list[tuple[int, bool, bool]] = []
     after_step = Summary.after_step
 
-    def note(self: Summary, trainer: Trainer, module: LightningModule, *, epoch_ended: bool, run_ends: bool) -> None:
+    def record(self: Summary, trainer: Trainer, module: LightningModule, *, epoch_ended: bool, run_ends: bool) -> None:
         step = trainer.global_step
         called.append((step, epoch_ended, run_ends))
         evaluated = [row["step"] for row in read_rows(self.run.metrics_file) if "val_loss" in row]
@@ -27,7 +27,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool, bool]]:
             assert evaluated[-1] == step
         after_step(self, trainer, module, epoch_ended=epoch_ended, run_ends=run_ends)
 
-    monkeypatch.setattr(Summary, "after_step", note)
+    monkeypatch.setattr(Summary, "after_step", record)
     return called
 
 
@@ -63,10 +63,10 @@ def test_every_optimizer_step_ends_once_after_its_evaluation(
 
 
 @pytest.mark.parametrize("stops", [[2], [3], [5], [2, 3, 5, 6, 10]])
-def test_a_resumed_run_repeats_no_end_of_a_step(
+def test_a_resumed_run_ends_each_step_once(
     command: Command, config: Path, steps: list[tuple[int, bool, bool]], stops: list[int]
 ) -> None:
-    """After an evaluation, between two, and at the end of an epoch."""
+    """Stop after an evaluation, between two evaluations, and at the end of an epoch."""
     for step in [*stops, 15]:
         command("fit", "--config", config, "--run_dir", "run", "--resume", f"--trainer.max_steps={step}")
 
