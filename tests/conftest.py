@@ -1,10 +1,10 @@
-"""What the tests share: tiny settings, the command line in this process, The Verdict where it can be had."""
+"""Shared fixtures: tiny settings, a trained run, the command line in this process, and The Verdict if available."""
 
 from __future__ import annotations
 
 import os
 
-# Two workers, a thread each; before torch is imported.
+# One thread for each of two pytest workers; must be set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ import yaml
 
 from gpt_lightning.cli.main import main
 
-# The same examples every time, and no timings: the machine may be shared.
+# The same examples in every run, and no deadlines, because the machine may be shared.
 hypothesis.settings.register_profile(
     "suite",
     deadline=None,
@@ -34,7 +34,7 @@ STORY = ROOT / "data" / "the-lamp-at-low-water.txt"
 
 @dataclass
 class Result:
-    """What a command printed and how it ended."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -42,7 +42,7 @@ class Result:
 
     @property
     def error(self) -> str:
-        """The one error line, without its prefix."""
+        """The only error line, without its prefix."""
         lines = [line for line in self.err.splitlines() if line.startswith("gpt_lightning: error: ")]
         assert len(lines) == 1, self.err
         return lines[0].removeprefix("gpt_lightning: error: ")
@@ -50,7 +50,7 @@ class Result:
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """Runs `python -m gpt_lightning ARGUMENTS` in this process."""
+    """Return a function that runs `python -m gpt_lightning ARGUMENTS` in this process."""
 
     def run(*arguments: object) -> Result:
         capsys.readouterr()
@@ -67,7 +67,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
 
 @pytest.fixture
 def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty current directory, no data folder in the environment."""
+    """Change to an empty directory, without GPT_LIGHTNING_DATA in the environment, and return it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("GPT_LIGHTNING_DATA", raising=False)
     return tmp_path
@@ -75,12 +75,12 @@ def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def _without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing is half of the time of a tiny run; `trained` and the real command lines draw."""
+    """Skip loss figures, which take half of the time of a tiny run; `trained` and subprocesses do draw them."""
     monkeypatch.setattr("gpt_lightning.training.callbacks.metrics.draw_losses", lambda *_: None)
 
 
 def tiny_settings() -> dict[str, Any]:
-    """A run of 3 epochs of 5 updates in about a second: bytes, 1 layer, dropout on."""
+    """Return settings of a run of about a second: 3 epochs of 5 optimizer steps, bytes, 1 layer, with dropout."""
     return {
         "seed_everything": 123,
         "data": {"text": str(STORY), "tokenizer": "bytes", "train_ratio": 0.9, "batch_size": 56},
@@ -94,7 +94,7 @@ def tiny_settings() -> dict[str, Any]:
 
 @pytest.fixture
 def config(in_tmp: Path) -> Path:
-    """A file with `tiny_settings`, in the current directory."""
+    """Write `tiny_settings` to tiny.yaml in the current directory."""
     path = in_tmp / "tiny.yaml"
     path.write_text(yaml.safe_dump(tiny_settings()))
     return path
@@ -102,7 +102,7 @@ def config(in_tmp: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of one finished tiny run."""
+    """Train with `tiny_settings` once per session and return the run folder."""
     folder = tmp_path_factory.mktemp("trained")
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(tiny_settings()))
@@ -112,10 +112,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def verdict() -> Path:
-    """The Verdict's file; where it is not, the test is reported as not run."""
+    """Return the path of The Verdict, or skip the test if it is not available."""
     folders = [os.environ.get("GPT_LIGHTNING_DATA") or ROOT / "data", ROOT / "data"]
     for folder in folders:
         path = Path(folder) / "the-verdict.txt"
         if path.is_file():
             return path
-    pytest.skip("needs the-verdict.txt in data/ or in the folder that GPT_LIGHTNING_DATA names")
+    pytest.skip("needs the-verdict.txt in data/ or in the folder GPT_LIGHTNING_DATA")

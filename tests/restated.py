@@ -1,4 +1,4 @@
-"""Other people's GPTs, in our own words: what the files of test_weights.py and test_export.py are held against."""
+"""Independent GPT implementations, against which tests check imported and exported weights."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from torch import Tensor, nn
 
 
 def gelu(x: Tensor) -> Tensor:
-    """The approximation with tanh (Hendrycks and Gimpel 2016), written out."""
+    """GELU with the tanh approximation (Hendrycks and Gimpel 2016)."""
     return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
 def exact_gelu(x: Tensor) -> Tensor:
-    """x times the normal distribution's cumulative function."""
+    """GELU without approximation: x times the cumulative distribution function of the normal distribution."""
     return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
 
 
 def norm(x: Tensor, scale: Tensor, shift: Tensor | float) -> Tensor:
-    """Mean 0 and variance 1, then scaled and shifted."""
+    """LayerNorm: normalize to mean 0 and variance 1, then scale and shift."""
     centred = x - x.mean(-1, keepdim=True)
     return centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + 1e-5) * scale + shift
 
 
 def attention(queries: Tensor, keys: Tensor, values: Tensor, n_heads: int) -> Tensor:
-    """(T, D), three times -> (T, D), a head and a token at a time."""
+    """Causal attention, one head and token at a time: queries, keys, values (T, D) -> (T, D)."""
     T, D = queries.shape
     size = D // n_heads
     out = torch.zeros(T, D, dtype=queries.dtype)
@@ -38,7 +38,7 @@ def attention(queries: Tensor, keys: Tensor, values: Tensor, n_heads: int) -> Te
 
 
 def hugging_face_logits(w: dict[str, Tensor], token_ids: Tensor, n_heads: int) -> Tensor:
-    """GPT-2's forward pass on the names and shapes of Hugging Face's file, in float64: (T,) -> (T, V)."""
+    """Forward pass of GPT-2 in float64 on the names and shapes of a Hugging Face checkpoint: (T,) -> (T, V)."""
     w = {name.removeprefix("transformer."): tensor.double() for name, tensor in w.items()}
     x = w["wte.weight"][token_ids] + w["wpe.weight"][: len(token_ids)]
     for i in range(len([name for name in w if name.endswith("ln_1.weight")])):
@@ -54,7 +54,7 @@ def hugging_face_logits(w: dict[str, Tensor], token_ids: Tensor, n_heads: int) -
 
 
 def nanogpt_logits(w: dict[str, Tensor], token_ids: Tensor, n_heads: int) -> Tensor:
-    """nanoGPT's, whose projections are (out, in), whose GELU is exact and whose biases may be missing."""
+    """Forward pass of nanoGPT: projections are (out, in), GELU is exact, biases may be missing; (T,) -> (T, V)."""
     w = {name.removeprefix("_orig_mod.").removeprefix("transformer."): one.double() for name, one in w.items()}
     zero = torch.zeros((), dtype=torch.float64)
     linear = lambda x, name: x @ w[f"{name}.weight"].T + w.get(f"{name}.bias", zero)  # noqa: E731
@@ -102,7 +102,7 @@ class Attention(nn.Module):
 
 
 class GELU(nn.Module):
-    """The book's, with tanh."""
+    """The book's GELU, with tanh."""
 
     def forward(self, x: Tensor) -> Tensor:
         return gelu(x)

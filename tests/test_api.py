@@ -1,4 +1,4 @@
-"""What a notebook calls gives what the commands give."""
+"""The Python API returns the same results as the commands."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from gpt_lightning.inference.pretrained import load
 Command = Callable[..., Result]
 
 
-def test_completions_are_those_of_predict(command: Command, trained: Path) -> None:
+def test_complete_returns_what_predict_prints(command: Command, trained: Path) -> None:
     checkpoint = trained / "checkpoints/best.ckpt"
 
     completion = load(checkpoint).complete("The", max_new_tokens=9, temperature=1.0, top_k=5, seed=7)
 
-    typed = ("--sampling.max_new_tokens=9", "--sampling.temperature=1", "--sampling.top_k=5", "--sampling.seed=7")
-    assert "The" + completion + "\n" == command("predict", "--ckpt_path", checkpoint, "--prompt=The", *typed).out
+    options = ("--sampling.max_new_tokens=9", "--sampling.temperature=1", "--sampling.top_k=5", "--sampling.seed=7")
+    assert "The" + completion + "\n" == command("predict", "--ckpt_path", checkpoint, "--prompt=The", *options).out
 
 
 def test_the_loss_is_the_mean_over_all_tokens_but_the_first(trained: Path) -> None:
     gpt = load(trained / "checkpoints/best.ckpt")
-    text = STORY.read_text()[:150]  # two windows of 64 and a rest of 21
+    text = STORY.read_text()[:150]  # two windows of 64 tokens and one of 21
 
     token_ids = torch.tensor(list(text.encode()))
     total = 0.0
@@ -41,7 +41,7 @@ def test_the_loss_is_the_mean_over_all_tokens_but_the_first(trained: Path) -> No
     assert not math.isclose(gpt.loss(text), gpt.loss(text.upper()))
 
 
-def test_training_returns_the_run_folder(config: Path) -> None:
+def test_train_returns_the_run_folder(config: Path) -> None:
     run = train(config, "--trainer.max_steps=2", "--trainer.enable_progress_bar=false")
 
     assert run == Path("runs/tiny/1").absolute()
@@ -50,7 +50,7 @@ def test_training_returns_the_run_folder(config: Path) -> None:
     assert train(config, "--trainer.max_steps=3", "--resume", f"--run_dir={run}") == run  # finished
 
 
-def test_mistakes_are_exceptions(config: Path, trained: Path) -> None:
+def test_invalid_arguments_raise_input_errors(config: Path, trained: Path) -> None:
     gpt = load(trained / "checkpoints/best.ckpt")
 
     with pytest.raises(

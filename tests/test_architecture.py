@@ -1,4 +1,4 @@
-"""The layout: who imports whom, what is public, which private names of libraries are used."""
+"""The layout of the package: imports, docstrings, and private names of libraries."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def source(module: str) -> str:
 
 
 def imports(module: str) -> set[str]:
-    """The modules that a module imports anywhere in its code."""
+    """Return the modules that a module imports, also inside functions."""
     found = set()
     for node in ast.walk(ast.parse(source(module))):
         if isinstance(node, ast.Import):
@@ -35,7 +35,7 @@ def imports(module: str) -> set[str]:
     return found
 
 
-# Who stands where: each may import what stands on a line above it, and its own room.
+# Layers: a module may import its own room (subpackage) and the rooms in lines above.
 ROOMS = (
     ("__init__",),
     ("console",),
@@ -70,7 +70,7 @@ def test_imports_go_downward_only() -> None:
     assert upward == []
 
 
-def test_imports_form_no_circle() -> None:
+def test_imports_have_no_cycle() -> None:
     done: set[str] = set()
     while ready := {name for name in MODULES if name not in done and imports(name) & set(MODULES) <= done}:
         done |= ready
@@ -78,12 +78,12 @@ def test_imports_form_no_circle() -> None:
     assert done == set(MODULES)
 
 
-def test_rooms_are_empty_packages() -> None:
+def test_package_init_files_are_empty() -> None:
     assert sorted(PACKAGES)
     assert all(not source(f"{name}.__init__") for name in PACKAGES)
 
 
-def test_lightning_is_known_to_training_only() -> None:
+def test_lightning_is_imported_only_by_training_and_its_cli() -> None:
     users = {name for name in MODULES if any(one.split(".")[0] == "lightning" for one in imports(name))}
 
     assert users
@@ -91,7 +91,7 @@ def test_lightning_is_known_to_training_only() -> None:
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if not name.endswith("__main__")])
-def test_everything_public_says_what_it_does(module: str) -> None:
+def test_public_names_have_docstrings(module: str) -> None:
     loaded = importlib.import_module(module)
 
     assert loaded.__doc__
@@ -101,8 +101,8 @@ def test_everything_public_says_what_it_does(module: str) -> None:
             assert item.__doc__, f"{module}.{name}"
 
 
-def test_private_names_of_libraries_that_are_relied_on() -> None:
-    """Where nothing public serves; each use is in one place."""
+def test_private_names_of_libraries_exist_and_are_used_in_one_place() -> None:
+    """Private names are used only if a library has no public one."""
     from jsonargparse import ArgumentParser
     from lightning.pytorch import Trainer
     from lightning.pytorch.cli import LightningCLI

@@ -33,7 +33,7 @@ def test_every_file_in_the_table_exists() -> None:
         assert list(ROOT.glob(path)), path
 
 
-# The documents' headings, and the functions that they define or call.
+# Headings of the reference notes A and B, and the functions that they define or call.
 A = """5.1 Evaluating generative text models|5.1.1 Using GPT to generate text|5.1.2 Calculating the text generation loss
 5.1.3 Calculating the training and validation set losses|5.2 Training an LLM
 5.3 Decoding strategies to control randomness|5.3.1 Temperature scaling|5.3.2 Top-k sampling
@@ -47,7 +47,7 @@ text_to_tensor tensor_to_text build_tokenizer clean_text_remove_empty_lines loss
 generate_text_simple"""
 
 
-def test_every_heading_and_function_of_the_documents_is_in_the_table() -> None:
+def test_every_heading_and_function_of_the_notes_is_in_the_table() -> None:
     rows = [row.split("|")[1] for row in PAGE.splitlines() if row.startswith("| ") and "---" not in row]
 
     for document, headings in (("A", A), ("B", B)):
@@ -59,7 +59,7 @@ def test_every_heading_and_function_of_the_documents_is_in_the_table() -> None:
         assert any(f"`{name}`" in row for row in rows), name
 
 
-def test_every_figure_of_the_documents_is_in_the_table() -> None:
+def test_every_figure_of_the_notes_is_in_the_table() -> None:
     for what in (
         "the opening figure",
         "the figure of steps 1 to 3",

@@ -1,4 +1,4 @@
-"""The benchmark that kills runs, with few of them."""
+"""benchmarks/chaos.py, which kills and stops runs, with few runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from conftest import ROOT
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("what", "runs"), [("kills", 2), ("signals", 4)])
-def test_runs_that_are_killed_or_stopped_end_as_the_others(what: str, runs: int) -> None:
+def test_killed_and_stopped_runs_end_identically(what: str, runs: int) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "chaos.py"), what, "--runs", str(runs)]
 
     done = subprocess.run(command, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Every shipped config is a whole run, and its header is its manual."""
+"""Every config trains, and its header documents it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Command = Callable[..., Result]
 ALL = sorted((ROOT / "configs").glob("*.yaml"))
 OVERLAYS = [path for path in ALL if path.stem.startswith("gpt2_")]
 CONFIGS = [path for path in ALL if path not in OVERLAYS]
-# Texts that the user brings.
-BROUGHT = ("own_text", "world_war")
+# Configs whose text the user provides.
+USER_TEXTS = ("own_text", "world_war")
 
 
-def test_there_are_configs() -> None:
+def test_the_configs_are_complete() -> None:
     names = ["classroom", "debug", "finetune_gpt2", "own_text", "verdict", "wikitext2", "world_war"]
     assert [path.stem for path in CONFIGS] == names
 
@@ -41,8 +41,8 @@ def test_an_overlay_has_the_sizes_of_a_published_gpt2(name: str, parameters: int
     assert config.num_parameters == parameters
 
 
-@pytest.mark.parametrize("name", BROUGHT)
-def test_a_text_that_the_user_brings_is_asked_for(command: Command, in_tmp: Path, name: str) -> None:
+@pytest.mark.parametrize("name", USER_TEXTS)
+def test_a_missing_user_text_is_reported(command: Command, in_tmp: Path, name: str) -> None:
     result = command("fit", "--config", ROOT / "configs" / f"{name}.yaml")
 
     config = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
@@ -50,7 +50,9 @@ def test_a_text_that_the_user_brings_is_asked_for(command: Command, in_tmp: Path
     assert os.listdir() == []
 
 
-def test_wikitext2_asks_for_its_extra(command: Command, in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wikitext2_names_the_extra_that_it_needs(
+    command: Command, in_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
 
     result = command("fit", "--config", ROOT / "configs" / "wikitext2.yaml")
@@ -61,7 +63,7 @@ def test_wikitext2_asks_for_its_extra(command: Command, in_tmp: Path, monkeypatc
     assert os.listdir() == []
 
 
-def test_world_war_has_the_second_documents_settings() -> None:
+def test_world_war_has_the_settings_of_note_b() -> None:
     config = yaml.safe_load((ROOT / "configs" / "world_war.yaml").read_text())
 
     assert (config["data"]["train_ratio"], config["data"]["clean"]) == (0.8, "remove_empty_lines")
@@ -71,7 +73,7 @@ def test_world_war_has_the_second_documents_settings() -> None:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_the_header_is_a_manual(path: Path) -> None:
+def test_the_header_documents_the_config(path: Path) -> None:
     header = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
 
     assert f"python -m gpt_lightning fit --config configs/{path.name}" in header
@@ -80,21 +82,21 @@ def test_the_header_is_a_manual(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_a_config_trains_a_step_at_a_small_size(
+def test_a_config_trains_one_step_of_a_small_model(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: Path
 ) -> None:
     monkeypatch.chdir(ROOT)
     small = ["--model.emb_dim=12", "--model.n_layers=1", "--model.warmup_steps=0"]
     small += ["--model.n_heads=4", "--trainer.max_steps=1"]
-    if path.stem in BROUGHT:
+    if path.stem in USER_TEXTS:
         small.append(f"--data.text={STORY}")
     elif path.stem == "wikitext2":
         small += [f"--data.text={STORY}", f"--data.val_text={STORY}", "--data.test_text=null"]
     elif "url:" in path.read_text():
         small.append("--data.url=null")
-    if path.stem != "wikitext2":  # which has a text for each split
+    if path.stem != "wikitext2":  # it has a text for each split
         small.append("--data.train_ratio=0.8")
-    if path.stem == "finetune_gpt2":  # whose weights test_readme.py and test_weights.py bring
+    if path.stem == "finetune_gpt2":  # needs weights; test_readme.py runs it with them
         small.append("--init_from=null")
 
     result = command("fit", "--config", path, "--run_dir", tmp_path / "run", *small)
@@ -103,7 +105,7 @@ def test_a_config_trains_a_step_at_a_small_size(
     assert "Ep 1 (Step 000001): " in result.out
 
 
-def test_debug_does_what_its_header_says(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_debug_matches_its_header(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
     result = command("fit", "--config", "configs/debug.yaml", "--run_dir", tmp_path / "run")
@@ -112,14 +114,14 @@ def test_debug_does_what_its_header_says(command: Command, tmp_path: Path, monke
     assert "batches     35 + 4 of 8 windows; 18 optimizer steps per epoch" in result.out
     losses = [float(loss) for loss in re.findall(r"Val loss (\d+\.\d+)", result.out)]
     assert losses[0] == pytest.approx(5.75, abs=0.1)
-    assert losses[-2] == pytest.approx(2.2, abs=0.1)  # the last is repeated in the closing words
+    assert losses[-2] == pytest.approx(2.2, abs=0.1)  # the last one is repeated in the summary
     files = (tmp_path / "run").rglob("*")
-    size = sum(path.stat().st_size for path in files if path.name != "prev.ckpt")  # of runs above a minute only
+    size = sum(path.stat().st_size for path in files if path.name != "prev.ckpt")  # only runs above a minute have one
     assert 5e6 < size < 7e6
     assert torch.load(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == 108
 
 
-def test_verdict_has_the_documents_settings() -> None:
+def test_verdict_has_the_settings_of_note_a() -> None:
     config = yaml.safe_load((ROOT / "configs" / "verdict.yaml").read_text())
 
     assert config["model"] == {
@@ -143,7 +145,7 @@ def test_verdict_has_the_documents_settings() -> None:
     assert config["sampling"] == {"max_new_tokens": 50, "temperature": 0.0, "top_k": None}
 
 
-def test_the_own_story_is_as_described() -> None:
+def test_the_bundled_story_has_its_documented_properties() -> None:
     story = (ROOT / "data" / "the-lamp-at-low-water.txt").read_text()
 
     assert 20_000 <= len(story) <= 21_000

@@ -19,7 +19,7 @@ from gpt_lightning.files import find_os_error
 from gpt_lightning.validation import require, require_integer
 
 
-class MisconfigurationException(Exception):  # Lightning's is known by this name
+class MisconfigurationException(Exception):  # recognized by its name, as Lightning's is
     pass
 
 
@@ -42,7 +42,7 @@ class MisconfigurationException(Exception):  # Lightning's is known by this name
         ),
     ],
 )
-def test_errors_become_one_line_and_a_code(
+def test_errors_become_one_line_and_an_exit_code(
     error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended, report_errors():
@@ -52,12 +52,12 @@ def test_errors_become_one_line_and_a_code(
     assert capsys.readouterr().err == f"gpt_lightning: error: {line}\n"
 
 
-@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="compares with what Linux says of its memory")
-def test_a_cpu_without_memory_is_the_machines_fault(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="compares with /proc/meminfo of Linux")
+def test_running_out_of_memory_on_a_cpu_is_a_machine_error(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended, report_errors():
         torch.empty(10**18, dtype=torch.int8)
 
-    kilobytes = int(Path("/proc/meminfo").read_text().split()[1])  # of memory in all, as Linux says it
+    kilobytes = int(Path("/proc/meminfo").read_text().split()[1])  # MemTotal
     assert ended.value.code == 1
     assert capsys.readouterr().err == (
         "gpt_lightning: error: out of memory (tried to allocate 1000000000.0 GB, "
@@ -65,26 +65,26 @@ def test_a_cpu_without_memory_is_the_machines_fault(capsys: pytest.CaptureFixtur
     )
 
 
-def test_no_memory_and_no_words() -> None:
+def test_a_memory_error_without_message_names_the_machines_memory() -> None:
     assert re.fullmatch(r"this machine has [\d.]+ GB", why_out_of_memory(MemoryError()) or "")
     assert why_out_of_memory(RuntimeError("other")) is None
 
 
-def test_a_full_disk_is_found_behind_torchs_error() -> None:
+def test_a_full_disk_is_found_in_the_context_of_torchs_error() -> None:
     full = OSError(errno.ENOSPC, "No space left on device")
-    behind = RuntimeError("unexpected pos")
-    behind.__context__ = full
+    raised = RuntimeError("unexpected pos")
+    raised.__context__ = full
 
-    assert find_os_error(behind) is full
+    assert find_os_error(raised) is full
     assert find_os_error(RuntimeError("other")) is None
 
 
-def test_os_errors_are_named_by_their_file() -> None:
+def test_os_errors_name_their_file() -> None:
     assert describe_os_error(IsADirectoryError(errno.EISDIR, "Is a directory", "x")) == ("x: is a directory", 2)
     assert describe_os_error(OSError("strange")) == ("strange", 1)
 
 
-def test_requirements() -> None:
+def test_require_names_the_setting_and_its_value() -> None:
     require(True, "a", "be 1", 1)
     require_integer("a", 3, 1, 3)
     with pytest.raises(InputError, match="^a must be one, got 'b'$"):

@@ -1,7 +1,7 @@
-"""The numbers that the two source documents print, and those of the book that they follow.
+"""The numbers printed in the reference notes A and B, and in the book that they follow.
 
-Section names are those of chapter 5 of "Build a Large Language Model From Scratch". The documents ran on
-a laptop's GPU; their probabilities are met within a relative 5e-4, everything else exactly.
+Sections are those of chapter 5 of "Build a Large Language Model From Scratch". The notes were computed on a laptop's
+GPU: their probabilities are reproduced within a relative 5e-4, everything else exactly.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TARGETS = torch.tensor([[3626, 6100, 345], [1107, 588, 11311]])  # " effort move
 
 @pytest.fixture(scope="module")
 def untrained() -> GPT:
-    """GPT-2 small with context 256, as it is right after seed 123."""
+    """Return GPT-2 small with context 256, untrained, initialized with seed 123."""
     torch.manual_seed(123)
     return GPT(GPTConfig(50257, context_length=256)).eval()
 
@@ -59,7 +59,7 @@ def logits(untrained: GPT) -> torch.Tensor:
         ("a<|endoftext|>b", [64, 50256, 65]),
     ],
 )
-def test_text_becomes_the_documents_token_ids_and_back(text: str, token_ids: list[int]) -> None:
+def test_text_is_encoded_and_decoded_as_in_the_notes(text: str, token_ids: list[int]) -> None:
     encoded = text_to_token_ids(text, GPT2)
 
     assert encoded.shape == (1, len(token_ids))
@@ -81,7 +81,7 @@ def test_text_becomes_the_documents_token_ids_and_back(text: str, token_ids: lis
         ([4141], " French"),
     ],
 )
-def test_token_ids_become_the_documents_text(token_ids: list[int], text: str) -> None:
+def test_token_ids_are_decoded_as_in_the_notes(token_ids: list[int], text: str) -> None:
     assert token_ids_to_text(torch.tensor(token_ids), GPT2) == text
 
 
@@ -90,7 +90,7 @@ def test_the_vocabulary_ends_with_endoftext() -> None:
     assert GPT2.encode("<|endoftext|>") == [50256]
 
 
-def test_the_untrained_model_continues_hello_as_document_a_prints(untrained: GPT) -> None:
+def test_the_untrained_model_continues_hello_as_in_note_a(untrained: GPT) -> None:
     prompt_ids = text_to_token_ids("Hello, I am", GPT2)
 
     (completion,) = generated_ids(untrained, prompt_ids.tolist(), SamplingConfig(max_new_tokens=10))
@@ -100,7 +100,7 @@ def test_the_untrained_model_continues_hello_as_document_a_prints(untrained: GPT
     assert GPT2.decode(completion) == " Laur inhab DistrinetalkQueue bear confidentlyggyenium"
 
 
-def test_the_untrained_model_continues_every_effort_as_document_a_prints(untrained: GPT) -> None:
+def test_the_untrained_model_continues_every_effort_as_in_note_a(untrained: GPT) -> None:
     (completion,) = generated_ids(untrained, [GPT2.encode("Every effort moves you")], SamplingConfig(max_new_tokens=10))
 
     assert GPT2.decode(completion) == " rentingetic wasnم refres RexMeCHicular stren"
@@ -146,23 +146,23 @@ def test_parameter_counts_of_the_published_gpt2(emb_dim: int, n_layers: int, n_h
 # ---- 5.1.2 the loss
 
 
-def test_the_untrained_models_most_likely_tokens(logits: torch.Tensor) -> None:
+def test_most_likely_tokens_of_the_untrained_model(logits: torch.Tensor) -> None:
     assert logits.shape == (2, 3, 50257)
     assert logits.argmax(-1).tolist() == [[16657, 339, 42826], [49906, 29669, 41751]]
 
 
-def test_the_untrained_models_target_probabilities(logits: torch.Tensor) -> None:
+def test_target_probabilities_of_the_untrained_model(logits: torch.Tensor) -> None:
     probs = torch.softmax(logits, dim=-1).gather(-1, TARGETS[..., None]).squeeze(-1)
 
-    document = torch.tensor([[7.4534e-05, 3.1060e-05, 1.1564e-05], [1.0337e-05, 5.6776e-05, 4.7559e-06]])
-    torch.testing.assert_close(probs, document, rtol=5e-4, atol=0)
+    expected = torch.tensor([[7.4534e-05, 3.1060e-05, 1.1564e-05], [1.0337e-05, 5.6776e-05, 4.7559e-06]])
+    torch.testing.assert_close(probs, expected, rtol=5e-4, atol=0)
     cpu = torch.tensor([7.4540e-05, 3.1061e-05, 1.1563e-05])
     torch.testing.assert_close(probs[0], cpu, rtol=2e-5, atol=0)
     log_probs = torch.tensor([-9.5042, -10.3796, -11.3677, -11.4798, -9.7764, -12.2561])
     torch.testing.assert_close(probs.log().flatten(), log_probs, rtol=0, atol=2e-4)
 
 
-def test_the_untrained_models_loss_and_perplexity(logits: torch.Tensor) -> None:
+def test_loss_and_perplexity_of_the_untrained_model(logits: torch.Tensor) -> None:
     loss = cross_entropy(logits, TARGETS).mean().item()
 
     assert loss == pytest.approx(10.793964385986328, abs=2e-6)
@@ -174,20 +174,20 @@ def test_the_untrained_models_loss_and_perplexity(logits: torch.Tensor) -> None:
     assert perplexity(loss) == pytest.approx(48726.6094, rel=2e-5)
 
 
-def test_document_as_log_probabilities_average_to_its_loss() -> None:
+def test_log_probabilities_of_note_a_average_to_its_loss() -> None:
     log_probs = [-9.5043, -10.3796, -11.3676, -11.4798, -9.7765, -12.2561]
 
     assert sum(log_probs) / 6 == pytest.approx(-10.793983, abs=1e-6)
 
 
-def test_document_bs_target_probabilities_give_its_loss_and_perplexity() -> None:
+def test_target_probabilities_of_note_b_give_its_loss_and_perplexity() -> None:
     probs = torch.tensor(
         [[9.9453e-06, 1.9495e-05, 1.4662e-05, 1.8303e-05], [1.6926e-05, 2.1331e-05, 1.0184e-05, 1.8939e-05]]
     ).double()
     losses = -probs.log()
 
-    document = torch.tensor([[11.5184, 10.8454, 11.1303, 10.9084], [10.9867, 10.7553, 11.4947, 10.8743]]).double()
-    torch.testing.assert_close(losses, document, rtol=0, atol=6e-5)
+    expected = torch.tensor([[11.5184, 10.8454, 11.1303, 10.9084], [10.9867, 10.7553, 11.4947, 10.8743]]).double()
+    torch.testing.assert_close(losses, expected, rtol=0, atol=6e-5)
     assert losses.mean().item() == pytest.approx(11.064181, abs=1e-6)
     assert perplexity(losses.mean().item()) == pytest.approx(63842.93, abs=0.01)
 
@@ -240,7 +240,7 @@ def test_windows_and_batches_at_other_settings(
     assert (data.count_train_batches(), data.val_batches) == batches
 
 
-def test_context_1024_leaves_the_verdict_no_validation_window(verdict: Path) -> None:
+def test_the_verdict_has_no_validation_window_of_context_1024(verdict: Path) -> None:
     with pytest.raises(ValueError, match=r"validation split \(534 tokens\) is shorter than one window \(1025 tokens\)"):
         verdict_data(verdict, context_length=1024)
 
@@ -258,7 +258,7 @@ def test_losses_of_the_untrained_model_on_the_verdict(verdict: Path, untrained: 
     assert losses == pytest.approx([10.987584, 10.981107], abs=1e-5)
 
 
-def test_document_bs_splits_and_steps() -> None:
+def test_splits_and_steps_of_note_b() -> None:
     assert len(split_text("x" * 88775, 0.8)[0]) == 71020
     assert len(split_text("x" * 88775, 0.8)[1]) == 17755
     # Context 1024: about 14,507 and 3,627 tokens give 7 training batches and 2 validation batches.
@@ -269,7 +269,7 @@ def test_document_bs_splits_and_steps() -> None:
     assert 560 * 256 == 143_360
 
 
-def test_document_bs_first_batch_at_stride_1() -> None:
+def test_first_batch_of_note_b_with_stride_1() -> None:
     windows = Windows(torch.tensor(GPT2.encode("World War I or the First")), 4, 1)
 
     inputs, targets = zip(*(windows[i] for i in range(len(windows))), strict=True)
@@ -278,11 +278,11 @@ def test_document_bs_first_batch_at_stride_1() -> None:
     assert torch.stack(targets).tolist() == [[1810, 314, 393, 262], [314, 393, 262, 3274]]
 
 
-def test_document_bs_cleaning() -> None:
+def test_cleaning_of_note_b() -> None:
     assert remove_empty_lines("  a \n\n\n b\n") == "a\nb"
 
 
-def test_document_as_optimizer() -> None:
+def test_optimizer_of_note_a() -> None:
     module = GPTModule(GPTConfig(vocab_size=5, context_length=4, emb_dim=4, n_heads=1, n_layers=1))
     module.configure_model()
 
@@ -296,13 +296,13 @@ def test_document_as_optimizer() -> None:
 
 # ---- 5.3 decoding
 
-# closer every effort forward inches moves pizza toward you
+# tokens: closer every effort forward inches moves pizza toward you
 TOY = torch.tensor([[4.51, 0.89, -1.90, 6.75, 1.63, -1.62, -1.89, 6.28, 1.79]])
 FORWARD, PIZZA = 3, 6
 
 
 def draws(logits: torch.Tensor, times: int, **settings: object) -> list[int]:
-    """How often each token is drawn, from one generator seeded with 123."""
+    """Return how often each token is drawn by one generator seeded with 123."""
     sampling = SamplingConfig(**{"temperature": 1.0, **settings})  # type: ignore[arg-type]
     generators = [sampling.generator()]
     sampled = [sample_next_token(logits, sampling, generators).item() for _ in range(times)]
@@ -310,10 +310,10 @@ def draws(logits: torch.Tensor, times: int, **settings: object) -> list[int]:
 
 
 def test_probabilities_of_the_toy_logits() -> None:
-    document = [6.0907e-02, 1.6313e-03, 1.0019e-04, 5.7212e-01, 3.4190e-03]
-    document += [1.3257e-04, 1.0120e-04, 3.5758e-01, 4.0122e-03]
+    expected = [6.0907e-02, 1.6313e-03, 1.0019e-04, 5.7212e-01, 3.4190e-03]
+    expected += [1.3257e-04, 1.0120e-04, 3.5758e-01, 4.0122e-03]
 
-    assert next_token_probs(TOY, SamplingConfig(temperature=1.0))[0].tolist() == pytest.approx(document, rel=5e-5)
+    assert next_token_probs(TOY, SamplingConfig(temperature=1.0))[0].tolist() == pytest.approx(expected, rel=5e-5)
     assert draws(TOY, 1, temperature=0.0).index(1) == FORWARD
     assert draws(TOY, 1).index(1) == FORWARD
 
@@ -326,7 +326,7 @@ def test_probabilities_of_the_toy_logits() -> None:
         (5.0, [165, 75, 42, 239, 71, 46, 32, 227, 103]),
     ],
 )
-def test_a_thousand_draws_at_three_temperatures(temperature: float, counts: list[int]) -> None:
+def test_counts_of_a_thousand_draws_at_three_temperatures(temperature: float, counts: list[int]) -> None:
     assert draws(TOY, 1000, temperature=temperature) == counts
 
 
@@ -345,13 +345,13 @@ def test_top_3_of_the_toy_logits() -> None:
     assert draws(TOY, 1000, top_k=3) == [73, 0, 0, 583, 0, 0, 0, 344, 0]
 
 
-def test_document_bs_toy_logits() -> None:
-    # war battle revolution novel experiment day journey movement
+def test_toy_logits_of_note_b() -> None:
+    # tokens: war battle revolution novel experiment day journey movement
     torch.manual_seed(123)
     logits = torch.normal(0.0, 4.0, (1, 8))
 
-    document = [-0.4459, 0.4815, -1.4785, -0.9617, -4.7877, 0.8371, -3.8894, -3.0202]
-    assert logits[0].tolist() == pytest.approx(document, abs=5e-5)
+    expected = [-0.4459, 0.4815, -1.4785, -0.9617, -4.7877, 0.8371, -3.8894, -3.0202]
+    assert logits[0].tolist() == pytest.approx(expected, abs=5e-5)
     assert draws(logits, 1, temperature=0.0).index(1) == 5
     assert draws(logits, 100) == [11, 31, 7, 4, 0, 46, 1, 0]
     top_3 = [0.1402, 0.3543, 0, 0, 0, 0.5056, 0, 0]
@@ -365,7 +365,7 @@ def test_document_bs_toy_logits() -> None:
     assert next_token_probs(logits, SamplingConfig(temperature=1.5))[0].tolist() == pytest.approx(hot, abs=6e-5)
 
 
-def test_exercise_5_3_temperature_0_is_top_k_1(untrained: GPT) -> None:
+def test_exercise_5_3_temperature_0_equals_top_k_1(untrained: GPT) -> None:
     prompt_ids = text_to_token_ids("Every effort moves you", GPT2)
 
     greedy = generated_ids(untrained, prompt_ids.tolist(), SamplingConfig(max_new_tokens=5))

@@ -1,4 +1,4 @@
-"""A wheel holds the whole package, and works where the repository is not."""
+"""A wheel contains every module, and works without the repository."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ trainer: {accelerator: cpu, precision: 32-true, max_steps: 2}
 
 
 def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command where only `folder`/site is on the path besides what is installed."""
+    """Run a command in a folder, with only its `site` on the import path besides the installed packages."""
     environment = {**os.environ, "PYTHONPATH": str(folder / "site"), "PYTHONSAFEPATH": "1"}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=100)
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy: a build writes into its sources."""
+    """Build a wheel from a copy of the sources, because a build writes to them."""
     folder = tmp_path_factory.mktemp("wheel")
     shutil.copytree(ROOT / "gpt_lightning", folder / "gpt_lightning", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -41,7 +41,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_wheel_holds_every_module(wheel: Path) -> None:
+def test_a_wheel_contains_every_module(wheel: Path) -> None:
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "gpt_lightning").rglob("*.py")}
 
     with zipfile.ZipFile(wheel) as archive:

@@ -1,4 +1,4 @@
-"""What several tests of the data write and read: files, documents, tokenizers."""
+"""Helpers for tests of the data: files, documents, tokenizers."""
 
 from __future__ import annotations
 
@@ -16,21 +16,28 @@ STORIES = ["The lamp burned low.\n\n\n It's 12 o'clock", "Zwölf Uhr … 日本�
 
 
 def write(path: Path, content: str | bytes) -> Path:
+    """Write a file, creating its folder, and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
 
 
 def to_lines(texts: list[str]) -> str:
+    """Return texts as JSON lines."""
     return "".join(json.dumps({"id": 1, "text": text}) + "\n" for text in texts)
 
 
 def names(folder: Path) -> list[str]:
+    """Return the sorted names in a folder, or an empty list if it does not exist."""
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
 def make_tokenizers() -> list[Tokenizer]:
-    """bytes, gpt2, and the patterns of newer encodings over merges that join whatever a pattern lets them."""
+    """Return bytes, gpt2, and tokenizers with the patterns of newer encodings.
+
+    Their vocabularies are not available offline. GPT-2's merges and all pairs of ASCII characters replace them, so that
+    two characters stay apart only if the pattern separates them.
+    """
     gpt2 = load_tokenizer("gpt2")
     assert isinstance(gpt2, TiktokenTokenizer)
     ranks = dict(gpt2._encoding._mergeable_ranks)
