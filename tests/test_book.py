@@ -1,4 +1,4 @@
-"""What docs/book.md points to exists."""
+"""docs/book.md covers both reference notes, and every name and file in it exists."""
 
 from __future__ import annotations
 
