@@ -210,7 +210,7 @@ def describe_cost(
 
 
 def peak_bytes(trainer: Trainer, model: GPTConfig) -> int:
-    """Return the estimated peak memory in bytes: the probe's, plus, in main memory, a copy of the best weights."""
+    """Return the estimated peak memory of the run in bytes, on a CPU with the copy of the best weights."""
     device = trainer.strategy.root_device
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

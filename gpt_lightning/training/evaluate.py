@@ -26,7 +26,7 @@ def evaluate(
     stage: str,
     *,
     is_whole: bool,
-    compile: bool,  # noqa: A002  torch's word
+    compile: bool,  # noqa: A002  as in torch.compile
 ) -> None:
     """Print the loss and perplexity of a checkpoint.
 

@@ -1,4 +1,4 @@
-"""Whether `fit` starts a new run or resumes one, and from which checkpoint."""
+"""The decision whether `fit` starts a new run or resumes one, and from which checkpoint."""
 
 from __future__ import annotations
 
