@@ -1,4 +1,4 @@
-"""The first difference between two checkpoints or two runs."""
+"""Find the first difference between two checkpoints or two runs."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import torch
 
 from gpt_lightning.files import read_rows
 
-TIMES = ("tokens_per_second", "flops_utilization")  # what no two runs have in common
+TIMES = ("tokens_per_second", "flops_utilization")  # differ between any two runs
 
 
 def first_difference(one: Any, other: Any, name: str) -> str | None:
-    """Where two nested values differ first, in words; None where they are equal to the bit.
+    """Describe the first difference between two nested values, or return None if they are bit-identical.
 
     Args:
         one: Tensors, plain data, and dicts and lists of them.
-        other: Likewise.
-        name: Of the values.
+        other: The value to compare it with.
+        name: Name of the values, which starts the description.
     """
     if type(one) is not type(other):
-        return f"{name}: {type(one).__name__} and {type(other).__name__}"
+        return f"{name}: types {type(one).__name__} and {type(other).__name__}"
     if isinstance(one, dict):
         if one.keys() != other.keys():
-            return f"{name}: has {sorted(map(str, one.keys() ^ other.keys()))[0]} in one run only"
+            return f"{name}: only one has {sorted(map(str, one.keys() ^ other.keys()))[0]}"
         pairs = [(f"{name}.{key}", one[key], other[key]) for key in one]
     elif isinstance(one, (list, tuple)):
         if len(one) != len(other):
-            return f"{name}: {len(one)} and {len(other)} of them"
+            return f"{name}: lengths {len(one)} and {len(other)}"
         pairs = [(f"{name}[{i}]", *values) for i, values in enumerate(zip(one, other, strict=True))]
     elif isinstance(one, torch.Tensor):
         if one.shape != other.shape or one.dtype != other.dtype:
@@ -44,7 +44,7 @@ def first_difference(one: Any, other: Any, name: str) -> str | None:
 
 
 def compare_runs(one: Path, other: Path) -> str | None:
-    """The first difference between two finished run folders; None where there is none but times."""
+    """Describe the first difference between two finished run folders except timings, or return None."""
     for name in ("last.ckpt", "best.ckpt"):
         left, right = (torch.load(run / "checkpoints" / name, weights_only=True, mmap=True) for run in (one, other))
         if found := first_difference(left, right, name):

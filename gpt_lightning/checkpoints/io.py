@@ -1,4 +1,4 @@
-"""Checkpoint files: verified when they are read, written atomically.
+"""Read checkpoints with verified checksums, and write them atomically.
 
 A checkpoint is a file of `torch.save`: a zip archive with a CRC32 of each record, loaded with `weights_only=True`.
 A flipped bit is either detected or has no effect.
@@ -21,37 +21,39 @@ from gpt_lightning.checkpoints.metadata import FORMAT, PLAIN, SCHEMA, check_sche
 from gpt_lightning.errors import InputError, MachineError
 from gpt_lightning.files import find_os_error
 
-FOLDER_ATTRIBUTE = 0x10  # of a record in a zip file's directory, as DOS has it
+FOLDER_ATTRIBUTE = 0x10  # the MS-DOS directory flag in a zip record's external_attr
+ZIP_START = b"PK\x03\x04"
+IMPORTABLE = (".safetensors", ".pth", ".pt", ".bin")  # endings of other programs' weights
 
 
 def read_checkpoint(path: str | os.PathLike[str], *, mmap: bool = True) -> dict[str, Any]:
-    """Read a checkpoint of this program after verifying its checksums.
+    """Verify the checksums of a checkpoint of this program and read it.
 
     Args:
         path: The file.
         mmap: Whether tensors are memory-mapped from the file instead of copied into memory.
 
     Returns:
-        The whole content, on the CPU.
+        The content of the file, on the CPU.
 
     Raises:
         InputError: The file does not exist, is damaged, contains more than tensors and plain data, was not
-            written by this program, or has another format number.
+            written by this program, or has another format version.
     """
     name = os.fspath(path)
     if "://" in name:
-        raise InputError(f"{name}: checkpoints are local files only")
+        raise InputError(f"{name}: must be a local file")
     if not os.path.exists(name):
         raise InputError(f"{name}: no such file")
     if os.path.isdir(name):
         found = [*sorted(Path(name).glob("checkpoints/*.ckpt")), *sorted(Path(name).glob("*.ckpt"))]
-        hint = f"; it holds {found[0]}" if found else ""
+        hint = f"; it contains {found[0]}" if found else _import_hint(name)
         raise InputError(f"{name}: is a folder, not a checkpoint{hint}")
-    if not os.path.isfile(name):  # a pipe or a device, which may never end
+    if not os.path.isfile(name):  # reading a pipe or a device may never end
         raise InputError(f"{name}: must be a regular file")
-    checkpoint = load_plain(name, "a checkpoint", mmap)
+    checkpoint = load_plain(name, f"a checkpoint{_import_hint(name)}", mmap)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("gpt_lightning"), dict):
-        raise InputError(f"{name}: not a checkpoint of gpt_lightning")
+        raise InputError(f"{name}: is not a checkpoint of gpt_lightning{_import_hint(name)}")
     content = checkpoint["gpt_lightning"]
     number = content.get("format")
     if not isinstance(number, int) or number != FORMAT:
@@ -68,39 +70,46 @@ def read_checkpoint(path: str | os.PathLike[str], *, mmap: bool = True) -> dict[
     return checkpoint
 
 
+def _import_hint(name: str) -> str:
+    """Return the end of a message about a file or folder that looks like another program's weights, else nothing."""
+    is_importable = name.endswith(IMPORTABLE) or os.path.isfile(os.path.join(name, "config.json"))
+    return f"; convert it with `import --from {name}`" if is_importable else ""
+
+
 def load_plain(name: str, kind: str, mmap: bool) -> Any:
     """Load tensors and plain data from a file of `torch.save`, on the CPU.
 
     Args:
         name: Name of the file.
-        kind: What the file should be, for the error message.
+        kind: What the file should be (and what to do if it is not), for the error message.
         mmap: Whether tensors are memory-mapped from the file instead of copied into memory.
 
     Raises:
-        InputError: The file is damaged, contains more than tensors and plain data, or is something else.
+        InputError: The file is damaged, contains more than tensors and plain data, or is not a file of `torch.save`.
     """
-    verify_checksums(name)
+    verify_checksums(name, kind)
     try:
         return torch.load(name, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError:
-        raise InputError(f"{name}: refused, contains more than tensors and plain data") from None
+        raise InputError(f"{name}: refused, because it contains more than tensors and plain data") from None
     except (OSError, MemoryError):
         raise
     except Exception:  # unpickling arbitrary bytes can raise anything
-        raise InputError(f"{name}: not {kind}") from None
+        raise InputError(f"{name}: is not {kind}") from None
 
 
-def verify_checksums(name: str) -> None:
-    """Check a file of `torch.save` against the CRC32 that it has of each record.
+def verify_checksums(name: str, kind: str) -> None:
+    """Verify the CRC32 of each record in a file of `torch.save`.
 
-    A flipped bit outside of the records makes the file unreadable or has no effect, but for one: PyTorch does not
-    read a record that is marked as a folder and leaves its memory uninitialized.
+    A flipped bit outside the records makes the file unreadable or has no effect, with one exception, which is checked
+    here: PyTorch does not read a record that is marked as a folder and leaves its memory uninitialized.
 
     Args:
         name: Name of the file.
+        kind: See `load_plain`.
 
     Raises:
-        InputError: The file is truncated or damaged.
+        InputError: The file is truncated or damaged, or is not a zip archive.
     """
     try:
         with zipfile.ZipFile(name) as archive:
@@ -108,16 +117,18 @@ def verify_checksums(name: str) -> None:
                 raise zipfile.BadZipFile
             damaged = archive.testzip()
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, OSError) as error:
-        # RuntimeError: marked as encrypted; EINVAL: a negative offset. Other OSErrors are the disk's.
+        # RuntimeError: a record marked as encrypted. EINVAL: a negative offset; other OSErrors come from the disk.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
-        raise InputError(f"{name}: not a complete checkpoint") from None
+        with open(name, "rb") as file:
+            was_zip = ZIP_START.startswith(file.read(len(ZIP_START)))  # an empty file may be a truncated one
+        raise InputError(f"{name}: is {'not a complete checkpoint' if was_zip else f'not {kind}'}") from None
     if damaged is not None:
         raise InputError(f"{name}: checksum mismatch in {damaged.split('/', 1)[-1]}")
 
 
 def write_checkpoint(content: dict[str, Any], path: Path, previous: Path | None = None) -> None:
-    """Write a checkpoint atomically: to a temporary file in the same folder, which is synced, then renamed.
+    """Write a checkpoint atomically: write a temporary file in the same folder, sync it, then rename it.
 
     Args:
         content: Tensors and plain data.
@@ -135,7 +146,7 @@ def write_checkpoint(content: dict[str, Any], path: Path, previous: Path | None 
             file.flush()
             os.fsync(file.fileno())
         if previous is not None and path.exists():
-            os.replace(path, previous)  # a run killed here resumes from `previous`
+            os.replace(path, previous)  # if killed here, the run resumes from `previous`
         os.replace(temporary, path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -144,7 +155,7 @@ def write_checkpoint(content: dict[str, Any], path: Path, previous: Path | None 
             os.close(folder)
     except Exception as error:
         if (cause := find_os_error(error)) is not None:
-            kept = f"; {path.name} of before is intact" if path.exists() else ""
+            kept = f"; the previous {path.name} is intact" if path.exists() else ""
             reason = (cause.strerror or str(cause)).lower()
             raise MachineError(f"{path}: {reason} while saving{kept}") from error
         raise

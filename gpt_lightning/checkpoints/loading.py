@@ -1,4 +1,4 @@
-"""From a checkpoint's file to a network: the one way that every command takes."""
+"""Load a checkpoint, check its weights, and build its network."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class LoadedCheckpoint:
     """A checkpoint whose weights were checked against its settings.
 
     Attributes:
-        name: Its file, which is the memory of its tensors.
-        config: The architecture of its network.
-        tokenizer: Name of the tokenizer that it was trained with.
+        name: Path of the file, which the tensors are memory-mapped from.
+        config: Architecture of the network.
+        tokenizer: Name of the tokenizer that the network was trained with.
         state: Weights by their names in `GPT`.
-        content: Everything in the file.
+        content: The whole content of the file.
     """
 
     name: str
@@ -36,14 +36,14 @@ class LoadedCheckpoint:
     content: dict[str, Any]
 
     def build(self) -> GPT:
-        """Return the network in evaluation mode; its float32 weights stay memory-mapped."""
+        """Build the network in evaluation mode; its float32 weights stay memory-mapped."""
         return _assign(self.config, self.state).eval()
 
     def build_for_training(self, config: GPTConfig, *, activation_checkpointing: bool) -> GPT:
-        """Return a network of another run with copies of the weights, of its positions the first `context_length`.
+        """Build a network for a new run, with copies of the weights and the first context_length position embeddings.
 
         Args:
-            config: The checkpoint's, but for drop_rate, init and a context_length that is at most the checkpoint's.
+            config: The checkpoint's architecture; only drop_rate, init and a shorter context_length may differ.
             activation_checkpointing: See `GPT`.
         """
         state = self.state | {POSITIONS: self.state[POSITIONS][: config.context_length]}
@@ -51,7 +51,7 @@ class LoadedCheckpoint:
 
 
 def _assign(config: GPTConfig, state: dict[str, Tensor], activation_checkpointing: bool = False) -> GPT:
-    """Build a network on the meta device and make these tensors its weights."""
+    """Build a network on the meta device and assign these tensors as its weights."""
     with on_meta_device():
         model = GPT(config, activation_checkpointing=activation_checkpointing)
     model.load_state_dict({key: tensor.float() for key, tensor in state.items()}, assign=True)
@@ -64,14 +64,14 @@ def open_checkpoint(path: str) -> LoadedCheckpoint:
     """Read a checkpoint and check its weights.
 
     Raises:
-        InputError: See `checkpoints.io.read_checkpoint`; or a weight is missing, left over, of another shape than its
-            settings say, or not finite.
+        InputError: See `checkpoints.io.read_checkpoint`; or a weight is missing, unexpected, not finite, or not of
+            the shape that the settings imply.
     """
     return check_weights(read_checkpoint(path), path)
 
 
 def check_weights(content: dict[str, Any], name: str) -> LoadedCheckpoint:
-    """Check the weights in a checkpoint's content against its settings.
+    """Check the weights in the content of a checkpoint against its settings.
 
     Raises:
         InputError: See `open_checkpoint`.
@@ -79,7 +79,7 @@ def check_weights(content: dict[str, Any], name: str) -> LoadedCheckpoint:
     settings = content["hyper_parameters"]
     state = {key.removeprefix(WEIGHTS_PREFIX): tensor for key, tensor in content["state_dict"].items()}
     layers = len({key.split(".")[1] for key in state if key.startswith("trf_blocks.")})
-    if settings.get("n_layers") != layers:  # before a network of any number of layers is built
+    if settings.get("n_layers") != layers:  # checked first: a damaged number could ask for a billion layers
         raise InputError(f"{name}: has weights of {layers} layers, its settings say {settings.get('n_layers')}")
     try:
         config = GPTConfig(**{field.name: settings.get(field.name) for field in fields(GPTConfig)})
@@ -101,7 +101,7 @@ def find_non_finite(value: Any, name: str) -> str | None:
 
     Args:
         value: Tensors, plain data, and dicts and lists of them.
-        name: Of the value.
+        name: Name of the value.
     """
     if isinstance(value, torch.Tensor):
         return None if torch.isfinite(value).all() else name

@@ -1,4 +1,4 @@
-"""What a checkpoint contains besides tensors: its description, the weights' prefix and the schema."""
+"""The metadata of a checkpoint, and the schema that its content is checked against."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class TextInfo:
 
 @dataclass(frozen=True)
 class ProgressInfo:
-    """How far a run was when it was saved.
+    """The progress of a run when its checkpoint was saved.
 
     Attributes:
         epochs: Finished epochs.
@@ -55,23 +55,23 @@ def _versions() -> dict[str, str]:
     return {
         "gpt_lightning": gpt_lightning.__version__,
         "torch": str(torch.__version__),
-        "lightning": version("lightning"),  # without importing it
+        "lightning": version("lightning"),  # from the installed metadata, because importing it takes seconds
     }
 
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """The description of a checkpoint, stored under the key "gpt_lightning".
+    """The metadata of a checkpoint, stored under the key "gpt_lightning".
 
-    Beside it, `hyper_parameters` holds the settings `model.*`, `datamodule_hyper_parameters` the settings `data.*`.
+    The settings `model.*` are stored under `hyper_parameters`, `data.*` under `datamodule_hyper_parameters`.
 
     Attributes:
         text: The text that the model was trained on.
-        progress: How far the run was.
+        progress: Progress of the run.
         evaluated: Losses and perplexities of the last evaluation.
         fit: The settings outside `model.*` and `data.*` that a resumed run keeps.
-        imported: Where imported weights are from; None for a checkpoint of a run.
-        format: Number of the file format; a program that does not know it refuses the file.
+        imported: Source and format of imported weights; None for a checkpoint of a run.
+        format: Version of the file format; a file of another version is refused.
         versions: Versions of this package, torch and lightning.
     """
 
@@ -85,16 +85,16 @@ class CheckpointInfo:
 
     @classmethod
     def parse(cls, checkpoint: dict[str, Any]) -> CheckpointInfo:
-        """Return the description of a checkpoint that `checkpoints.io.read_checkpoint` has checked."""
+        """Return the metadata of a checkpoint that `checkpoints.io.read_checkpoint` has checked."""
         return _build(cls, checkpoint["gpt_lightning"])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data, as it is stored."""
+        """Return the metadata as the plain data that the file stores."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def _build(record: Any, content: dict[str, Any]) -> Any:
-    """Build a dataclass and those inside of it from nested dicts; unknown keys are ignored."""
+    """Build a dataclass and its nested dataclasses from nested dicts, ignoring unknown keys."""
     hints = get_type_hints(record).items()
     return record(
         **{
@@ -106,7 +106,7 @@ def _build(record: Any, content: dict[str, Any]) -> Any:
 
 
 def _schema_of(record: Any) -> dict[str, Any]:
-    """Return the type of each field of a dataclass that a file must have."""
+    """Return the type of each required field of a dataclass, with a dict for each nested dataclass."""
     hints = get_type_hints(record)
     required = {one.name: hints[one.name] for one in fields(record) if one.default is not None}
     return {
@@ -130,8 +130,8 @@ def check_schema(content: dict[str, Any], schema: dict[str, Any], name: str, pre
     Args:
         content: Nested dicts.
         schema: The same keys, each with its type or the schema of the dict under it.
-        name: Name of the file, for the error.
-        prefix: Where `content` is in the file, for the error.
+        name: Name of the file, for the error message.
+        prefix: Path of `content` inside the file, for the error message.
     """
     for key, expected in schema.items():
         if key not in content or not isinstance(content[key], dict if isinstance(expected, dict) else expected):

@@ -67,7 +67,7 @@ def test_a_flipped_bit_in_the_directory_is_refused(tmp_path: Path, offset: int, 
         damaged[place + offset] ^= bit
         (tmp_path / "a.ckpt").write_bytes(damaged)
 
-        with pytest.raises(InputError, match="a.ckpt: (not a complete checkpoint|checksum mismatch in )"):
+        with pytest.raises(InputError, match="a.ckpt: (is not a complete checkpoint|checksum mismatch in )"):
             load_plain(str(tmp_path / "a.ckpt"), "a checkpoint", mmap)
     assert len(places) > 4
 
@@ -79,7 +79,7 @@ def test_a_flipped_bit_in_the_directorys_own_offset_is_refused(tmp_path: Path) -
     content[content.index(b"PK\x06\x06") + 48] ^= 1
     (tmp_path / "a.ckpt").write_bytes(content)
 
-    with pytest.raises(InputError, match="a.ckpt: not a complete checkpoint"):
+    with pytest.raises(InputError, match="a.ckpt: is not a complete checkpoint"):
         read_checkpoint(tmp_path / "a.ckpt")
 
 
@@ -88,8 +88,30 @@ def test_truncated_files_are_refused(trained: Path, tmp_path: Path, share: float
     good = (trained / "checkpoints/last.ckpt").read_bytes()
     (tmp_path / "a.ckpt").write_bytes(good[: int(share * len(good))])
 
-    with pytest.raises(InputError, match="a.ckpt: not a complete checkpoint"):
+    with pytest.raises(InputError, match="a.ckpt: is not a complete checkpoint"):
         read_checkpoint(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("a.ckpt", ""),
+        ("model.pth", "; convert it with `import --from model.pth`"),
+        ("ckpt.pt", "; convert it with `import --from ckpt.pt`"),
+        ("pytorch_model.bin", "; convert it with `import --from pytorch_model.bin`"),
+        ("model.safetensors", "; convert it with `import --from model.safetensors`"),
+    ],
+)
+def test_weights_of_other_programs_are_refused_with_the_command_that_converts_them(
+    in_tmp: Path, name: str, hint: str
+) -> None:
+    Path(name).write_bytes(b"not a zip archive")
+    with pytest.raises(InputError, match=f"^{name}: is not a checkpoint{hint}$"):
+        read_checkpoint(name)
+
+    torch.save({"tok_emb.weight": torch.ones(2)}, name)
+    with pytest.raises(InputError, match=f"^{name}: is not a checkpoint( of gpt_lightning)?{hint}$"):
+        read_checkpoint(name)
 
 
 class Bomb:
@@ -101,9 +123,9 @@ def test_code_in_a_checkpoint_does_not_run(in_tmp: Path) -> None:
     torch.save({"gpt_lightning": {"format": 1}, "bomb": Bomb()}, "bomb.ckpt")
     Path("raw.ckpt").write_bytes(pickle.dumps(Bomb()))
 
-    with pytest.raises(InputError, match="bomb.ckpt: refused, contains more than tensors and plain data"):
+    with pytest.raises(InputError, match="bomb.ckpt: refused, because it contains more than tensors and plain data"):
         read_checkpoint("bomb.ckpt")
-    with pytest.raises(InputError, match="raw.ckpt: not a complete checkpoint"):
+    with pytest.raises(InputError, match="raw.ckpt: is not a checkpoint$"):
         read_checkpoint("raw.ckpt")
     assert not Path("exploded").exists()
 
@@ -119,7 +141,7 @@ def changed(trained: Path, target: Path, change: Callable[[dict[str, Any]], None
     ("change", "message"),
     [
         (lambda c: c["gpt_lightning"].update(format=2), "has checkpoint format 2; this program reads format 1"),
-        (lambda c: c.pop("gpt_lightning"), "not a checkpoint of gpt_lightning"),
+        (lambda c: c.pop("gpt_lightning"), "a.ckpt: is not a checkpoint of gpt_lightning$"),
         (lambda c: c["gpt_lightning"].update(format=torch.ones(2)), "has checkpoint format"),
         (lambda c: c.pop("state_dict"), "state_dict is missing or of the wrong type"),
         (lambda c: c["gpt_lightning"].pop("fit"), "gpt_lightning.fit is missing or of the wrong type"),
@@ -148,7 +170,7 @@ def test_other_formats_are_refused(
     ("path", "message"),
     [
         ("nope.ckpt", "nope.ckpt: no such file"),
-        ("https://example.org/a.ckpt", "checkpoints are local files only"),
+        ("https://example.org/a.ckpt", "a.ckpt: must be a local file"),
         (".", "is a folder, not a checkpoint"),
     ],
 )
@@ -160,7 +182,7 @@ def test_what_is_no_file_is_refused(in_tmp: Path, path: str, message: str) -> No
 def test_a_run_folder_is_refused_with_the_checkpoint_that_it_holds(trained: Path) -> None:
     best = trained / "checkpoints/best.ckpt"
     for folder in (trained, trained / "checkpoints"):
-        with pytest.raises(InputError, match=f"is a folder, not a checkpoint; it holds {best}$"):
+        with pytest.raises(InputError, match=f"is a folder, not a checkpoint; it contains {best}$"):
             read_checkpoint(folder)
 
 
@@ -183,7 +205,7 @@ def test_a_full_disk_leaves_the_previous_file_and_no_other(tmp_path: Path, monke
             raise RuntimeError("unexpected pos") from None
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(MachineError, match="no space left on device while saving; last.ckpt of before is intact"):
+    with pytest.raises(MachineError, match="no space left on device while saving; the previous last.ckpt is intact"):
         write_checkpoint({"step": 2}, tmp_path / "last.ckpt")
 
     assert torch.load(tmp_path / "last.ckpt") == {"step": 1}
@@ -206,7 +228,7 @@ def test_what_the_disk_says_while_saving(
     write_checkpoint({"step": 1}, tmp_path / "last.ckpt")
     monkeypatch.setattr(os, "fsync", mock.Mock(side_effect=OSError(number, os.strerror(number))))
 
-    with pytest.raises(MachineError, match=f"last.ckpt: {reason} while saving; last.ckpt of before is intact$"):
+    with pytest.raises(MachineError, match=f"last.ckpt: {reason} while saving; the previous last.ckpt is intact$"):
         write_checkpoint({"step": 2}, tmp_path / "last.ckpt")
 
     assert torch.load(tmp_path / "last.ckpt") == {"step": 1}

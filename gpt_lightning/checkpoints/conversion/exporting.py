@@ -1,4 +1,4 @@
-"""Export a checkpoint to another program's format, and check that what was written has the same logits."""
+"""Export a checkpoint to another program's format, and check that the exported model has the same logits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.models.gpt import GPT, on_meta_device
 
 PROBE_TOKENS = 16
-TOLERANCE = 1e-5  # of the largest logit
+TOLERANCE = 1e-5  # relative to the largest logit
 
 
 def probe_logits(state: dict[str, Tensor], config: GPTConfig) -> Tensor:
@@ -38,11 +38,11 @@ def probe_logits(state: dict[str, Tensor], config: GPTConfig) -> Tensor:
 
 @dataclass(frozen=True)
 class Format:
-    """How to write one format and read it back.
+    """The writer and the reader of one format.
 
     Attributes:
-        write: Write the file or folder; yields messages.
-        read: Open it.
+        write: Writes a checkpoint to a file or folder and yields the lines of a report.
+        read: Opens the written file or folder.
         suffix: Required ending of a file's name; empty for a folder.
         has_vocabulary: Whether the format includes the vocabulary, which must be GPT-2's.
     """
@@ -62,14 +62,14 @@ FORMATS = {
 
 
 def check_format(name: str, checkpoint: LoadedCheckpoint, output: Path) -> None:
-    """Raise `InputError` if a format cannot hold the model, needs an extra, or requires another file name."""
+    """Raise `InputError` if the format cannot store the model, needs an extra, or requires another file name."""
     chosen = FORMATS[name]
     if chosen.suffix and output.suffix != chosen.suffix:
         raise InputError(f"--output ({output}) must end with {chosen.suffix}, because --format is {name}")
     if chosen.has_vocabulary and checkpoint.tokenizer != "gpt2":
         raise InputError(
-            f"{checkpoint.name}: --format {name} holds the vocabulary of gpt2, and this model was trained on "
-            f"{checkpoint.tokenizer}; --format safetensors and --format book hold weights alone"
+            f"{checkpoint.name}: --format {name} needs the tokenizer gpt2, but the model's is {checkpoint.tokenizer}; "
+            "use --format safetensors or book"
         )
     if name == "gguf":
         try:
@@ -84,7 +84,7 @@ def export_weights(checkpoint: LoadedCheckpoint, name: str, output: Path) -> Ite
 
     Raises:
         InputError: See `check_format`.
-        MachineError: The file cannot be written, or what is read back is another model.
+        MachineError: The file cannot be written, or the exported model has other logits.
     """
     check_format(name, checkpoint, output)
     expected = probe_logits(checkpoint.state, checkpoint.config)
@@ -108,10 +108,10 @@ def export_weights(checkpoint: LoadedCheckpoint, name: str, output: Path) -> Ite
 
 
 def read_back(read: Callable[[], WeightReader], checkpoint: LoadedCheckpoint, expected: Tensor) -> float:
-    """Return the largest difference between the logits of what was written and those of the checkpoint.
+    """Return the largest difference between the logits of the exported model and the checkpoint's.
 
     Raises:
-        MachineError: They are not the same model.
+        MachineError: The exported file cannot be read, or the difference exceeds the tolerance.
     """
     try:
         reader = read()
@@ -122,5 +122,5 @@ def read_back(read: Callable[[], WeightReader], checkpoint: LoadedCheckpoint, ex
     largest = expected.abs().max().item()
     difference = (logits - expected).abs().max().item() if logits.shape == expected.shape else float("inf")
     if not difference <= TOLERANCE * max(largest, 1):
-        raise MachineError(f"{reader.name}: read back, its logits differ by {difference:.1e}; nothing is kept")
+        raise MachineError(f"{reader.name}: exported logits differ by {difference:.1e}; the export is discarded")
     return difference

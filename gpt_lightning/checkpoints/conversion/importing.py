@@ -32,12 +32,12 @@ DROP_RATE = 0.1  # GPT-2's, used if the file states none
 
 @dataclass(frozen=True)
 class ImportedModel:
-    """Imported weights under our names.
+    """A model with imported weights under our names.
 
     Attributes:
-        state: Name -> float32 weight; a tied head is the token embedding's tensor.
+        state: Name -> float32 weight; a tied head is the same tensor as the token embedding.
         config: The architecture.
-        report: One line per kind of weight: its names, its shape and how it was converted.
+        report: One line per kind of weight: its names, its shape and its conversion.
     """
 
     state: dict[str, Tensor]
@@ -46,11 +46,11 @@ class ImportedModel:
 
 
 def read_config(reader: WeightReader, n_heads: int | None = None) -> GPTConfig:
-    """Return the architecture of a file's weights, from its settings and the shapes.
+    """Return the architecture of a model from the settings in its file and the shapes of its weights.
 
     Args:
         reader: The file.
-        n_heads: Attention heads, needed if the file does not state them and it is not a published GPT-2.
+        n_heads: Attention heads; required if the file does not state them and the model is not a published GPT-2.
 
     Raises:
         InputError: The number of heads is unknown, or settings and shapes contradict each other.
@@ -61,19 +61,19 @@ def read_config(reader: WeightReader, n_heads: int | None = None) -> GPTConfig:
         if key not in shapes:
             raise InputError(f"{reader.name}: {key} is missing")
         if len(shapes[key]) != 2:
-            raise InputError(f"{reader.name}: {key} is {_size(shapes[key])}, must be a matrix")
+            raise InputError(f"{reader.name}: {key} must be a matrix, got shape {_size(shapes[key])}")
     (vocab_size, emb_dim), context_length = shapes[embedding], shapes[positions][0]
     numbers = {int(found[1]) for key in shapes if (found := re.match(rf"{key_map.blocks}\.(\d+)\.", key))}
     n_layers = len(numbers)
     if numbers != set(range(n_layers)):
-        raise InputError(f"{reader.name}: has weights of {n_layers} layers, one of which is number {max(numbers)}")
-    if said.get("n_layers", n_layers) != n_layers:  # before a network of any number of layers is built
+        raise InputError(f"{reader.name}: has weights of {n_layers} layers, but the last has index {max(numbers)}")
+    if said.get("n_layers", n_layers) != n_layers:  # checked first: a wrong number could ask for a billion layers
         raise InputError(f"{reader.name}: has weights of {n_layers} layers, its settings say {said['n_layers']}")
     heads = said.get("n_heads", n_heads if n_heads is not None else PUBLISHED_HEADS.get((emb_dim, n_layers)))
     if heads is None:
-        raise InputError(f"{reader.name}: does not say its number of attention heads; give --n_heads")
+        raise InputError(f"{reader.name}: does not state its number of attention heads; give --n_heads")
     if n_heads is not None and n_heads != heads:
-        raise InputError(f"--n_heads ({n_heads}) must be {heads}, because {reader.name} says so")
+        raise InputError(f"--n_heads ({n_heads}) must be {heads}, as stated by {reader.name}")
     found_settings = {
         "vocab_size": vocab_size,
         "context_length": context_length,
@@ -115,8 +115,8 @@ def convert(reader: WeightReader, config: GPTConfig, context_length: int | None 
         context_length: Number of positions to keep; None keeps all.
 
     Raises:
-        InputError: A weight is missing, unexpected, of another shape, not of floats or not finite; or
-            context_length exceeds the file's.
+        InputError: A weight is missing, unexpected, not finite, or of the wrong shape or type; or context_length
+            exceeds the file's.
     """
     key_map, full = reader.key_map, config.context_length
     if context_length is not None:
@@ -150,9 +150,9 @@ def convert(reader: WeightReader, config: GPTConfig, context_length: int | None 
         _count(lines, line)
     for key in reader.shapes:
         if re.fullmatch(key_map.ignored, key):
-            _count(lines, f"{key} left out, the causal mask")
+            _count(lines, f"{key} skipped: the causal mask")
         elif key not in seen:
-            raise InputError(f"{reader.name}: {key} is no weight of a GPT-2 as {key_map.title} names them")
+            raise InputError(f"{reader.name}: {key} is not a weight of a GPT-2 in the format of {key_map.title}")
     report = [line + (f", {count} layers" if ".N." in line else "") for line, count in lines.items()]
     if context_length is not None:
         config = replace(config, context_length=context_length)
@@ -160,14 +160,14 @@ def convert(reader: WeightReader, config: GPTConfig, context_length: int | None 
 
 
 def _read(reader: WeightReader, ours: str, shape: tuple[int, ...]) -> tuple[Tensor, list[str]]:
-    """Return one weight in our shape, checked, and notes on its conversion."""
+    """Read and check one weight; return it in our shape, and notes on its conversion."""
     theirs, notes, tensors = reader.key_map.names(ours), [], []
     for key, must in zip(theirs, reader.key_map.shapes(ours, shape), strict=True):
         if reader.shapes[key] != must:
-            raise InputError(f"{reader.name}: {key} is {_size(reader.shapes[key])}, must be {_size(must)}")
+            raise InputError(f"{reader.name}: {key} must have shape {_size(must)}, got {_size(reader.shapes[key])}")
         tensor = reader.read(key)
         if not tensor.is_floating_point():
-            raise InputError(f"{reader.name}: {key} is of {_type(tensor)}, must be of floats")
+            raise InputError(f"{reader.name}: {key} must be of a floating-point type, got {_type(tensor)}")
         tensors.append(tensor)
     if reader.key_map.is_transposed(ours):
         notes.append("transposed")
@@ -182,13 +182,13 @@ def _read(reader: WeightReader, ours: str, shape: tuple[int, ...]) -> tuple[Tens
 
 
 def _count(lines: dict[str, int], line: str) -> None:
-    """Count a line of the report, with the block's number replaced by N."""
+    """Count a line of the report, with the block index replaced by N."""
     general = re.sub(r"\b(h|trf_blocks|blk)\.\d+\.", r"\1.N.", line)
     lines[general] = lines.get(general, 0) + 1
 
 
 def _size(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape)) or "a number"
+    return " x ".join(map(str, shape)) or "()"
 
 
 def _type(tensor: Tensor) -> str:
@@ -196,7 +196,7 @@ def _type(tensor: Tensor) -> str:
 
 
 def describe(model: ImportedModel, reader: WeightReader, tokenizer: str) -> dict[str, Any]:
-    """The content of a checkpoint that holds a model and knows of no training."""
+    """Return the content of a checkpoint with an imported model and no training state."""
     return {
         "epoch": 0,
         "global_step": 0,
@@ -235,10 +235,10 @@ def import_weights(
     if ids < needed:
         raise InputError(
             f"{reader.name}: has {ids} token ids, fewer than the {needed} of the tokenizer {name}; "
-            "--tokenizer names another"
+            "choose another with --tokenizer"
         )
     model = convert(reader, config, context_length)
-    yield f"{reader.name}: as {reader.key_map.title} names them"
+    yield f"{reader.name}: weights in the format of {reader.key_map.title}"
     yield from model.report
     write_checkpoint(describe(model, reader, name), output)
     try:
@@ -248,5 +248,5 @@ def import_weights(
     shown = {key: value for key, value in asdict(model.config).items() if key not in ("init", "drop_rate")}
     yield f"{output}: " + ", ".join(f"{key} {value}" for key, value in shown.items()) + f", tokenizer {name}"
     if reader.key_map is NANOGPT:
-        yield "nanoGPT computes GELU exactly, GPT-2 and this program with tanh: logits differ by some thousandths"
+        yield "nanoGPT uses the exact GELU, this program GPT-2's tanh approximation: logits differ by some thousandths"
     yield f'To sample: python -m {PROGRAM} predict --ckpt_path {shlex.quote(str(output))} --prompt "Hello, I am"'

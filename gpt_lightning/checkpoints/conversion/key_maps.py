@@ -1,7 +1,7 @@
 """Names and shapes of a GPT's weights and settings in other programs.
 
-ours          trf_blocks.0.att.qkv.weight    (3 D, D)    queries, keys and values in one, as nn.Linear has it
-Hugging Face  h.0.attn.c_attn.weight         (D, 3 D)    as OpenAI's code has it: every projection transposed
+ours          trf_blocks.0.att.qkv.weight    (3 D, D)    queries, keys and values in one nn.Linear
+Hugging Face  h.0.attn.c_attn.weight         (D, 3 D)    as in OpenAI's code, with every projection transposed
 nanoGPT       h.0.attn.c_attn.weight         (3 D, D)
 the book      trf_blocks.0.att.W_query.weight, W_key, W_value    (D, D) each
 GGUF          blk.0.attn_qkv.weight          (3 D, D)
@@ -24,17 +24,17 @@ POSITIONS = "pos_emb.weight"
 
 @dataclass(frozen=True)
 class KeyMap:
-    """Translation between our names and shapes of weights and another program's.
+    """Translation between our names and shapes of weights and another program's ("theirs").
 
     Attributes:
         title: Name of the program.
-        blocks: Prefix of a transformer block's number.
-        modules: Our name of a module -> theirs; {} stands for query, key and value where they are separate.
-        settings: Our name of a setting -> theirs, in the configuration that they store.
+        blocks: Prefix of a transformer block's index.
+        modules: Our name of a module -> theirs; {} stands for query, key and value if they are separate.
+        settings: Our name of a setting -> theirs in their stored configuration.
         ignored: Pattern of stored tensors that are not weights: the causal mask.
         transposed: Whether projections are stored as (in, out).
         norm: Names of a norm's weight and bias.
-        may_lack_biases: Whether its models may have no biases; they are imported as 0.
+        may_lack_biases: Whether their models may have no biases; missing biases are imported as 0.
     """
 
     title: str
@@ -47,7 +47,7 @@ class KeyMap:
     may_lack_biases: bool = False
 
     def names(self, ours: str) -> list[str]:
-        """Return their names of our weight: three where queries, keys and values are separate, else one."""
+        """Return their names for our weight: three if queries, keys and values are separate, else one."""
         block, module, kind = split_name(ours)
         prefix = "" if block is None else f"{self.blocks}.{block}."
         if module in NORMS:
@@ -56,7 +56,7 @@ class KeyMap:
         return [name.format(part) for part in ("query", "key", "value")] if "{}" in name else [name]
 
     def is_transposed(self, ours: str) -> bool:
-        """Return whether they store our weight transposed."""
+        """Return whether their tensor is the transpose of our weight."""
         _, module, kind = split_name(ours)
         return self.transposed and module in PROJECTIONS and kind == "weight"
 
@@ -68,7 +68,7 @@ class KeyMap:
         return [(shape[0] // parts, *shape[1:])] * parts
 
     def to_theirs(self, ours: str, tensor: Tensor) -> list[Tensor]:
-        """Return views of our weight as they store it, in the order of `names`."""
+        """Return views of our weight in their shapes, in the order of `names`."""
         if self.is_transposed(ours):
             tensor = tensor.t()
         return list(tensor.chunk(len(self.names(ours))))
@@ -79,12 +79,12 @@ class KeyMap:
         return (tensor.t() if self.is_transposed(ours) else tensor).contiguous()
 
     def to_our_settings(self, theirs: dict[str, Any]) -> dict[str, Any]:
-        """Return the settings in their configuration under our names, not yet checked."""
+        """Return the settings of their configuration under our names, not yet validated."""
         return {name: theirs[key] for name, key in self.settings.items() if key in theirs}
 
 
 def split_name(ours: str) -> tuple[str | None, str, str]:
-    """Split our name of a weight into the block's number (None outside of blocks), module, and weight or bias."""
+    """Split our name of a weight into the block index (None outside the blocks), the module, and weight or bias."""
     match = re.fullmatch(r"(?:trf_blocks\.(\d+)\.)?(.+)\.(weight|bias)", ours)
     assert match is not None, ours
     return match[1], match[2], match[3]

@@ -1,4 +1,4 @@
-"""Files of weights, other programs' and our own, of which each weight is read when it is needed."""
+"""Read weight files, other programs' and our own, one weight at a time."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ class WeightReader:
     Attributes:
         name: Name of the file or folder, for messages.
         key_map: Names and shapes of the program that wrote it.
-        shapes: Name without the prefixes of wrappers -> shape.
-        read: Return the weight of such a name.
-        settings: Architecture and tokenizer as stated in the file, under our names, not yet checked.
+        shapes: Shape of each weight; prefixes of wrappers are stripped from the names.
+        read: Returns the weight of a name in `shapes`.
+        settings: Architecture and tokenizer as stated in the file, under our names, not yet validated.
     """
 
     name: str
@@ -61,8 +61,8 @@ def open_weights(name: str) -> WeightReader:
     """Open the weights in a file, in a folder, or in a repository on the Hugging Face Hub.
 
     Raises:
-        InputError: The file does not exist, is incomplete, contains more than plain data, or has names of weights
-            that no known program uses.
+        InputError: The file does not exist, is incomplete, contains more than tensors and plain data, or its weights
+            have the names of no known program.
         MachineError: The file cannot be read or downloaded.
     """
     path = Path(name)
@@ -88,7 +88,7 @@ def _open_folder(folder: Path, name: str) -> WeightReader:
             raise InputError(f"{index}: weight_map must name a file for each weight")
         files = [folder / part for part in sorted(set(parts.values()))]
     else:
-        raise InputError(f"{name}: holds no {SAFETENSORS}; give a folder of Hugging Face's, or the file itself")
+        raise InputError(f"{name}: contains no {SAFETENSORS}; give a Hugging Face model folder, or a file of weights")
     return _open_safetensors(files, name, settings)
 
 
@@ -103,7 +103,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """Return the settings of a config.json under our names; none if there is no such file.
+    """Return the settings of a config.json under our names, or no settings if the file does not exist.
 
     Raises:
         InputError: The file describes a network that `models.gpt.GPT` does not support.
@@ -113,10 +113,10 @@ def _read_config(path: Path) -> dict[str, Any]:
     config = _read_json(path)
     for key, allowed in FIXED.items():
         if config.get(key, allowed[0]) not in allowed:
-            raise InputError(f"{path}: {key} ({config[key]}) must be {allowed[0]}, because GPT-2 has no other")
+            raise InputError(f"{path}: {key} ({config[key]}) must be {allowed[0]}, as in GPT-2")
     inner, width = config.get("n_inner"), config.get("n_embd")
     if inner is not None and isinstance(width, int) and inner != 4 * width:
-        raise InputError(f"{path}: n_inner ({inner}) must be 4 n_embd ({4 * width}), because GPT-2's is")
+        raise InputError(f"{path}: n_inner ({inner}) must be 4 * n_embd ({4 * width}), as in GPT-2")
     return HUGGING_FACE.to_our_settings(config)
 
 
@@ -126,22 +126,22 @@ def _open_safetensors(files: list[Path], name: str, settings: dict[str, Any]) ->
     for file in files:
         try:
             with safe_open(file, "pt") as opened:
-                for key in opened.keys():  # noqa: SIM118  it is no dict
+                for key in opened.keys():  # noqa: SIM118  it is not a dict
                     raw[key] = file
                     shapes[key] = tuple(opened.get_slice(key).get_shape())
                 own = (opened.metadata() or {}).get(PROGRAM)
         except SafetensorError as error:
-            raise InputError(f"{file}: not a complete safetensors file ({error})") from None
+            raise InputError(f"{file}: is not a complete safetensors file ({error})") from None
         if own is not None:
             try:
                 settings = dict(json.loads(own))
             except (ValueError, TypeError, RecursionError):
-                raise InputError(f"{file}: its {PROGRAM} metadata are not JSON") from None
+                raise InputError(f"{file}: its {PROGRAM} metadata is not JSON") from None
     plain = {_plain(key): key for key in raw}
     _check_once(name, len(raw), len(plain))
 
     def read(key: str) -> Tensor:
-        # Reopened for each weight, so that the pages that were read are released.
+        # Reopened for each weight, because closing it releases the pages read so far.
         with safe_open(raw[plain[key]], "pt") as opened:
             return opened.get_tensor(plain[key]).clone()
 
@@ -149,12 +149,12 @@ def _open_safetensors(files: list[Path], name: str, settings: dict[str, Any]) ->
 
 
 def _open_pickle(name: str) -> WeightReader:
-    """Open a file of `torch.save`: a state dict, or a dict of the book or nanoGPT that contains one."""
-    content = load_plain(name, "a file of torch.save", mmap=True)
+    """Open a file of `torch.save` with a state dict, or with the book's or nanoGPT's dict that contains one."""
+    content = load_plain(name, "a zip file of torch.save", mmap=True)
     if not isinstance(content, dict):
-        raise InputError(f"{name}: must hold weights by their names, holds a {type(content).__name__}")
+        raise InputError(f"{name}: must contain a dict of weights, got a {type(content).__name__}")
     if PROGRAM in content:
-        raise InputError(f"{name}: is a checkpoint of {PROGRAM} already; every command reads it as it is")
+        raise InputError(f"{name}: is already a checkpoint of {PROGRAM}; use it without import")
     model_args = content.get("model_args")
     settings = NANOGPT.to_our_settings(model_args) if isinstance(model_args, dict) else {}
     for key in ("model_state_dict", "model", "state_dict"):
@@ -171,9 +171,9 @@ def _open_pickle(name: str) -> WeightReader:
 
 
 def _check_once(name: str, given: int, plain: int) -> None:
-    """Raise `InputError` if names differ only in their prefixes, because either could be meant."""
+    """Raise `InputError` if names differ only in their prefixes, because either weight could be meant."""
     if plain != given:
-        raise InputError(f"{name}: holds weights twice, under names that differ in their prefix only")
+        raise InputError(f"{name}: contains weights twice, under names that differ only in a prefix")
 
 
 def _plain(key: str) -> str:
@@ -184,7 +184,7 @@ def _plain(key: str) -> str:
 def _identify(
     name: str, shapes: dict[str, tuple[int, ...]], read: Callable[[str], Tensor], settings: dict[str, Any]
 ) -> WeightReader:
-    """Return the reader with the key map of the program whose names these are.
+    """Return a reader with the key map of the program that uses these names.
 
     Raises:
         InputError: No known program uses these names.
@@ -195,10 +195,8 @@ def _identify(
     elif "tok_emb.weight" in shapes:
         key_map = BOOK if any(".att.W_query." in key for key in shapes) else OURS
     else:
-        first = f"its first name is {next(iter(shapes))!r}" if shapes else "it is empty"
-        raise InputError(
-            f"{name}: holds no GPT-2 as Hugging Face, nanoGPT, the book or this program name its weights ({first})"
-        )
+        first = f"its first weight is {next(iter(shapes))!r}" if shapes else "it is empty"
+        raise InputError(f"{name}: is not a GPT-2 of Hugging Face, nanoGPT, the book or this program ({first})")
     return WeightReader(name, key_map, shapes, read, settings)
 
 
@@ -222,10 +220,10 @@ def fetch_repository(name: str) -> Path:
         )
     except ModuleNotFoundError:
         raise InputError(
-            f"{name}: no such file or folder; to fetch it from Hugging Face it needs the extra hub: "
+            f"{name}: no such file or folder; to download it from Hugging Face, install the extra hub: "
             "pip install -c constraints.txt -e '.[hub]'"
         ) from None
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # hides its retries; the error below names the reason
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # hides retries; the errors below have the reason
     files = ("config.json", SAFETENSORS)
     try:
         paths = [hf_hub_download(name, file, local_files_only=True) for file in files]
@@ -237,18 +235,18 @@ def fetch_repository(name: str) -> Path:
             paths = [hf_hub_download(name, file) for file in files]
         except (RepositoryNotFoundError, RemoteEntryNotFoundError):
             raise InputError(
-                f"{name}: no such file or folder, and no repository of Hugging Face's with {SAFETENSORS}"
+                f"{name}: no such file or folder, and no such repository on Hugging Face with {SAFETENSORS}"
             ) from None
         except OSError as error:
             raise MachineError(
-                f"{name}: no such file or folder here, and it cannot be fetched from Hugging Face "
-                f"({' '.join(str(error).split())[:200]}); fetch config.json and {SAFETENSORS} of {HUB}/{name} "
-                "elsewhere and give their folder"
+                f"{name}: no such file or folder, and it cannot be downloaded from Hugging Face "
+                f"({' '.join(str(error).split())[:200]}); download config.json and {SAFETENSORS} of {HUB}/{name} "
+                "on another machine and give their folder"
             ) from None
     return Path(paths[-1]).parent
 
 
 def _reach_hub() -> None:
     """Raise `OSError` if there is no network; huggingface_hub would retry for half a minute."""
-    with contextlib.suppress(urllib.error.HTTPError):  # an answer, so there is a network
+    with contextlib.suppress(urllib.error.HTTPError):  # any answer proves that there is a network
         urllib.request.urlopen(os.environ.get("HF_ENDPOINT") or HUB, timeout=HUB_SECONDS).close()

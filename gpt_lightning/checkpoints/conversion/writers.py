@@ -1,4 +1,4 @@
-"""Writers of other programs' formats, which never hold a second copy of the weights."""
+"""Write weights in other programs' formats, without a second copy of them in memory."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ OPTIMIZED = ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize")
 
 
 def tensors_of(checkpoint: LoadedCheckpoint, key_map: KeyMap, *, head: bool, biases: bool) -> dict[str, Tensor]:
-    """Return views of the weights by another program's names, in the order of its optimizer.
+    """Return views of the weights under another program's names, in the order of its parameters.
 
     Args:
         checkpoint: The model.
         key_map: Names and shapes of that program.
         head: Whether to include a tied head.
-        biases: Whether to include biases of query, key and value that the model does not have, as 0.
+        biases: Whether to add zero biases of query, key and value if the model has none.
     """
     return {name: tensor for name, _, tensor in _entries(checkpoint, key_map, checkpoint.state, head, biases)}
 
@@ -41,7 +41,7 @@ def tensors_of(checkpoint: LoadedCheckpoint, key_map: KeyMap, *, head: bool, bia
 def _entries(
     checkpoint: LoadedCheckpoint, key_map: KeyMap, values: dict[str, Tensor], head: bool, biases: bool
 ) -> Iterator[tuple[str, str, Tensor]]:
-    """Yield their name, our name and their part of our value for each weight."""
+    """Yield their name, our name and a view in their shape for each of their weights."""
     shapes = parameter_shapes(replace(checkpoint.config, qkv_bias=checkpoint.config.qkv_bias or biases))
     if checkpoint.config.tie_weights and not head:
         del shapes[HEAD]
@@ -54,7 +54,7 @@ def _entries(
 
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file one tensor at a time; the library needs all of them contiguous at once."""
+    """Write a safetensors file one tensor at a time; the library would need contiguous copies of all at once."""
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for name, tensor in tensors.items():
@@ -71,7 +71,7 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str
 
 
 def write_own(checkpoint: LoadedCheckpoint, path: Path) -> Iterator[str]:
-    """Write one safetensors file with our names, and the architecture in its metadata."""
+    """Write a safetensors file with our names and the architecture in its metadata."""
     settings = json.dumps(asdict(checkpoint.config) | {"tokenizer": checkpoint.tokenizer})
     tensors = tensors_of(checkpoint, OURS, head=False, biases=False)
     write_safetensors(path, tensors, {"format": "pt", PROGRAM: settings})
@@ -79,11 +79,11 @@ def write_own(checkpoint: LoadedCheckpoint, path: Path) -> Iterator[str]:
 
 
 def write_hf(checkpoint: LoadedCheckpoint, folder: Path) -> Iterator[str]:
-    """Write a folder of transformers: weights, config.json and the tokenizer's files."""
+    """Write a folder that transformers loads: weights, config.json and the tokenizer's files."""
     gpt = checkpoint.config
     tensors = tensors_of(checkpoint, HUGGING_FACE, head=False, biases=True)
     if not gpt.qkv_bias:
-        yield "query, key and value get biases of 0: GPT-2's class has them"
+        yield "query, key and value get zero biases, because GPT-2's class has biases"
     folder.mkdir()
     (head,) = HUGGING_FACE.names(HEAD)
     named = {name if name == head else f"transformer.{name}": tensor for name, tensor in tensors.items()}
@@ -117,7 +117,7 @@ def write_hf(checkpoint: LoadedCheckpoint, folder: Path) -> Iterator[str]:
 
 
 def write_book(checkpoint: LoadedCheckpoint, folder: Path) -> Iterator[str]:
-    """Write the two files of the book's section 5.4: the state dict, and one with the optimizer's state."""
+    """Write the two files of the book's section 5.4: the state dict, and the state dict with the optimizer's."""
     folder.mkdir()
     context_length = checkpoint.config.context_length
     weights = tensors_of(checkpoint, BOOK, head=True, biases=False)
@@ -126,11 +126,11 @@ def write_book(checkpoint: LoadedCheckpoint, folder: Path) -> Iterator[str]:
     torch.save(weights, folder / "model.pth")
     reason = why_no_optimizer(checkpoint)
     if reason is not None:
-        yield f"model_and_optimizer.pth is left out: {reason}"
+        yield f"model_and_optimizer.pth is not written: {reason}"
         return
     both = {"model_state_dict": weights, "optimizer_state_dict": book_optimizer(checkpoint)}
     torch.save(both, folder / "model_and_optimizer.pth")
-    verify_checksums(str(folder / "model_and_optimizer.pth"))
+    verify_checksums(str(folder / "model_and_optimizer.pth"), "a file of torch.save")
 
 
 def why_no_optimizer(checkpoint: LoadedCheckpoint) -> str | None:
@@ -139,14 +139,14 @@ def why_no_optimizer(checkpoint: LoadedCheckpoint) -> str | None:
     if not states:
         return f"{checkpoint.name} has no optimizer state (a run's last.ckpt has)"
     if checkpoint.config.tie_weights:
-        return "the head is tied to the token embedding, and the book's optimizer has moments for each"
+        return "the head is tied to the token embedding, but the book's optimizer has separate moments for both"
     if len(states[0]["param_groups"]) != 1:
-        return "model.decay_matrices_only makes two groups of weights, the book's optimizer has one"
+        return "model.decay_matrices_only makes two parameter groups, but the book's optimizer has one"
     return None
 
 
 def book_optimizer(checkpoint: LoadedCheckpoint) -> dict[str, Any]:
-    """Return AdamW's state dict for the book's model, which has three projections where ours has one."""
+    """Return AdamW's state dict for the book's model, which has separate projections for query, key and value."""
     saved = checkpoint.content["optimizer_states"][0]
     numbers = {name: number for number, name in enumerate(parameter_shapes(checkpoint.config))}
     state: dict[int, dict[str, Tensor]] = {}
@@ -177,7 +177,7 @@ def write_gguf(checkpoint: LoadedCheckpoint, path: Path) -> Iterator[str]:
     tokens = [token for token, _ in sorted(json.loads(encoder).items(), key=lambda one: one[1])]
     end = tokens.index(END_OF_TEXT)
     kinds = [CONTROL if number == end else NORMAL for number in range(len(tokens))]
-    padding = gpt.vocab_size - len(tokens)  # a model may have more ids than its tokenizer
+    padding = gpt.vocab_size - len(tokens)  # model.vocab_size may exceed the tokenizer's
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens + [f"[PAD{number}]" for number in range(padding)])
@@ -193,16 +193,16 @@ def write_gguf(checkpoint: LoadedCheckpoint, path: Path) -> Iterator[str]:
     writer.write_tensors_to_file()
     writer.close()
     if not gpt.qkv_bias:
-        yield "query, key and value get biases of 0: llama.cpp's GPT-2 has them"
+        yield "query, key and value get zero biases, because llama.cpp's GPT-2 has biases"
 
 
 def open_gguf(path: Path) -> WeightReader:
-    """Open a file of `write_gguf`."""
+    """Open a file that `write_gguf` wrote."""
     import gguf
 
     reader = gguf.GGUFReader(path)
     tensors = {one.name: one for one in reader.tensors}
     settings = {name: reader.fields[f"gpt2.{key}"].contents() for name, key in GGUF.settings.items()}
-    shapes = {name: tuple(map(int, reversed(one.shape))) for name, one in tensors.items()}  # fastest first there
+    shapes = {name: tuple(map(int, reversed(one.shape))) for name, one in tensors.items()}  # GGUF: fastest first
     read = lambda name: torch.from_numpy(tensors[name].data.reshape(shapes[name]).copy())  # noqa: E731
     return WeightReader(str(path), GGUF, shapes, read, settings)

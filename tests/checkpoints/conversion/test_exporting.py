@@ -98,7 +98,7 @@ def test_transformers_loads_it_whole(command: Command, in_tmp: Path, trained_gpt
     assert ("lm_head.weight" in tensors) is not own["tie_weights"]
     assert (hugging_face_logits(tensors, ids()[0], 2) - logits(trained_gpt2)[0]).abs().max() < 1e-5
     lines = result.out.splitlines()
-    zero = ["query, key and value get biases of 0: GPT-2's class has them"]
+    zero = ["query, key and value get zero biases, because GPT-2's class has biases"]
     assert lines[:-1] == [
         *([] if own["qkv_bias"] else zero),
         "hf: hf (config.json, merges.txt, model.safetensors, tokenizer_config.json, vocab.json)",
@@ -250,7 +250,7 @@ def test_biases_are_numbered_as_the_book_numbers_them(command: Command, in_tmp: 
         (lambda c: c.pop("optimizer_states"), "c.ckpt has no optimizer state (a run's last.ckpt has)"),
         (
             lambda c: c["optimizer_states"][0]["param_groups"].append({}),
-            "model.decay_matrices_only makes two groups of weights, the book's optimizer has one",
+            "model.decay_matrices_only makes two parameter groups, but the book's optimizer has one",
         ),
     ],
 )
@@ -264,7 +264,8 @@ def test_an_optimizer_that_the_book_has_not_is_left_out(
     result = command("export", "--ckpt_path", "c.ckpt", "--format", "book", "--output", "book")
 
     assert result.code == 0
-    assert result.out.splitlines()[:2] == [f"model_and_optimizer.pth is left out: {reason}", "book: book (model.pth)"]
+    lines = result.out.splitlines()
+    assert lines[:2] == [f"model_and_optimizer.pth is not written: {reason}", "book: book (model.pth)"]
 
 
 def test_a_tied_head_is_stored_twice_for_the_book(command: Command, in_tmp: Path, tied: Path) -> None:
@@ -272,8 +273,8 @@ def test_a_tied_head_is_stored_twice_for_the_book(command: Command, in_tmp: Path
 
     book = BookGPT(50257, 32, 16, 2, 2, qkv_bias=True)
     book.load_state_dict(torch.load("book/model.pth", weights_only=True))
-    reason = "the head is tied to the token embedding, and the book's optimizer has moments for each"
-    assert result.out.startswith(f"model_and_optimizer.pth is left out: {reason}\n")
+    reason = "the head is tied to the token embedding, but the book's optimizer has separate moments for both"
+    assert result.out.startswith(f"model_and_optimizer.pth is not written: {reason}\n")
     with torch.no_grad():
         assert (book(ids()) - logits(tied)).abs().max() < 1e-5
 
@@ -342,7 +343,7 @@ def test_gguf_holds_weights_and_vocabulary(gguf_file: tuple[Path, Path, list[str
     assert ("output.weight" in tensors) is not own["tie_weights"]
     if not own["qkv_bias"]:
         assert not tensors["blk.0.attn_qkv.bias"].any()
-        assert lines[0] == "query, key and value get biases of 0: llama.cpp's GPT-2 has them"
+        assert lines[0] == "query, key and value get zero biases, because llama.cpp's GPT-2 has biases"
     assert lines[-2] == f"{path}: gguf"
     tokens = reader.fields["tokenizer.ggml.tokens"].contents()
     assert (len(tokens), tokens[50256], tokens[15496], tokens[314]) == (50257, "<|endoftext|>", "Hello", "ĠI")
@@ -394,13 +395,11 @@ def test_ids_beyond_the_vocabulary_are_padded(command: Command, in_tmp: Path) ->
     [
         (
             ["--format", "hf", "--output", "out"],
-            "{}: --format hf holds the vocabulary of gpt2, and this model was trained on bytes; --format safetensors "
-            "and --format book hold weights alone",
+            "{}: --format hf needs the tokenizer gpt2, but the model's is bytes; use --format safetensors or book",
         ),
         (
             ["--format", "gguf", "--output", "out.gguf"],
-            "{}: --format gguf holds the vocabulary of gpt2, and this model was trained on bytes; --format "
-            "safetensors and --format book hold weights alone",
+            "{}: --format gguf needs the tokenizer gpt2, but the model's is bytes; use --format safetensors or book",
         ),
         (
             ["--format", "safetensors", "--output", "out"],
@@ -485,8 +484,8 @@ def test_what_is_read_back_wrong_is_not_kept(
     half = command(*arguments, "--output", "a.safetensors")
 
     assert other.code == half.code == 1
-    assert "a.safetensors: read back, its logits differ by " in other.error
-    assert "a.safetensors: not a complete safetensors file (" in half.error
+    assert "a.safetensors: exported logits differ by " in other.error
+    assert "a.safetensors: is not a complete safetensors file (" in half.error
     assert half.error.endswith("), though it was just written")
     assert os.listdir() == []
 

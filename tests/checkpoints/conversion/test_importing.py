@@ -75,8 +75,8 @@ def random_gpt2(
 
 def imported(command: Command, source: str | Path, *arguments: object) -> GPT:
     """The network of what `import` writes."""
-    typed = [] if "--tokenizer" in arguments else ["--tokenizer", "bytes"]
-    result = command("import", "--from", source, "--output", "in.ckpt", *typed, *arguments)
+    tokenizer = [] if "--tokenizer" in arguments else ["--tokenizer", "bytes"]
+    result = command("import", "--from", source, "--output", "in.ckpt", *tokenizer, *arguments)
     assert result.code == 0, result.err
     return load("in.ckpt").model
 
@@ -189,7 +189,7 @@ def test_every_key_is_accounted_for(command: Command, in_tmp: Path) -> None:
     result = command("import", "--from", "hf", "--output", "in.ckpt", "--tokenizer", "bytes", "--context_length", "20")
 
     assert result.out.splitlines()[:-1] == [
-        "hf: as Hugging Face names them",
+        "hf: weights in the format of Hugging Face",
         "wte.weight -> tok_emb.weight 300 x 24, from float16",
         "wpe.weight -> pos_emb.weight 32 x 24, from float16, cropped to 20 positions",
         "h.N.attn.c_attn.weight -> trf_blocks.N.att.qkv.weight 72 x 24, transposed, from float16, 2 layers",
@@ -242,8 +242,8 @@ def test_names_without_prefix_masks_and_an_equal_head(command: Command, in_tmp: 
         "import", "--from", "weights.safetensors", "--output", "in.ckpt", "--tokenizer", "bytes", "--n_heads", "3"
     )
 
-    assert "h.N.attn.bias left out, the causal mask, 2 layers\n" in result.out
-    assert "h.N.attn.masked_bias left out, the causal mask, 2 layers\n" in result.out
+    assert "h.N.attn.bias skipped: the causal mask, 2 layers\n" in result.out
+    assert "h.N.attn.masked_bias skipped: the causal mask, 2 layers\n" in result.out
     assert "out_head.weight 300 x 24, tied to tok_emb.weight: equal\n" in result.out
     with torch.no_grad():
         assert (load("in.ckpt").model(ids(300, 9)) - theirs(ids(300, 9)).logits).abs().max() < 1e-5
@@ -303,7 +303,7 @@ def test_nanogpts_checkpoint(command: Command, in_tmp: Path, monkeypatch: pytest
             block.ff[1] = torch.nn.GELU()
         assert (ours(ids(300, 32))[0] - expected).abs().max() < 1e-5
     assert 1e-5 < as_gpt2 < 5e-3
-    assert "nanoGPT computes GELU exactly, GPT-2 and this program with tanh" in result.out
+    assert "nanoGPT uses the exact GELU, this program GPT-2's tanh approximation" in result.out
     assert ("trf_blocks.N.ff.0.bias 96, 0: the source has none, 2 layers" in result.out) is not bias
     assert (own["qkv_bias"], own["tie_weights"], own["drop_rate"]) == (bias, True, 0.2)
 
@@ -550,28 +550,28 @@ C_FC = "transformer.h.1.mlp.c_fc.weight"
 @pytest.mark.parametrize(
     ("spoil", "error"),
     [
-        (lambda: os.remove("hf/model.safetensors"), "hf: holds no model.safetensors; give a folder of Hugging Face's"),
+        (lambda: os.remove("hf/model.safetensors"), "hf: contains no model.safetensors; give a Hugging Face"),
         (lambda: Path("hf/config.json").write_text("{"), "hf/config.json: not JSON"),
         (lambda: Path("hf/config.json").write_text("[]"), "hf/config.json: must be a JSON object"),
-        (truncate, "hf/model.safetensors: not a complete safetensors file (.*)"),
-        (cut_header, "hf/model.safetensors: not a complete safetensors file (.*)"),
+        (truncate, "hf/model.safetensors: is not a complete safetensors file (.*)"),
+        (cut_header, "hf/model.safetensors: is not a complete safetensors file (.*)"),
         (spoil_file(lambda t: t.pop(C_FC)), "hf: h.1.mlp.c_fc.weight is missing"),
         (spoil_file(lambda t: t.pop("transformer.wpe.weight")), "hf: wpe.weight is missing"),
         (
             spoil_file(lambda t: t.update({C_FC: torch.zeros(96, 24)})),
-            "hf: h.1.mlp.c_fc.weight is 96 x 24, must be 24 x 96",
+            "hf: h.1.mlp.c_fc.weight must have shape 24 x 96, got 96 x 24",
         ),
         (
             spoil_file(lambda t: t.update({"transformer.wpe.weight": torch.zeros(32)})),
-            "hf: wpe.weight is 32, must be a matrix",
+            "hf: wpe.weight must be a matrix, got shape 32",
         ),
         (
             spoil_file(lambda t: t.update({"transformer.ln_f.bias": torch.zeros(())})),
-            "hf: ln_f.bias is a number, must be 24",
+            r"hf: ln_f.bias must have shape 24, got \(\)",
         ),
         (
             spoil_file(lambda t: t.update({C_FC: torch.zeros(24, 96, dtype=torch.int8)})),
-            "hf: h.1.mlp.c_fc.weight is of int8, must be of floats",
+            "hf: h.1.mlp.c_fc.weight must be of a floating-point type, got int8",
         ),
         (
             spoil_file(lambda t: t[C_FC].fill_(torch.nan)),
@@ -579,27 +579,26 @@ C_FC = "transformer.h.1.mlp.c_fc.weight"
         ),
         (
             spoil_file(lambda t: t.update({"transformer.h.1.attn.rotary": torch.zeros(3)})),
-            "hf: h.1.attn.rotary is no weight of a GPT-2 as Hugging Face names them",
+            "hf: h.1.attn.rotary is not a weight of a GPT-2 in the format of Hugging Face",
         ),
         (
             spoil_file(lambda t: [t.pop(key) for key in list(t)] and t.update(a=torch.zeros(1))),
-            "hf: holds no GPT-2 as Hugging Face, nanoGPT, the book or this program name its weights "
-            r"\(its first name is 'a'\)",
+            r"hf: is not a GPT-2 of Hugging Face, nanoGPT, the book or this program \(its first weight is 'a'\)",
         ),
         (
             spoil_file(lambda t: [t.pop(key) for key in list(t)]),
-            "hf: holds no GPT-2 .*(it is empty)",
+            "hf: is not a GPT-2 .*(it is empty)",
         ),
         (spoil_config(vocab_size=50257), "hf: its settings say vocab_size 50257, its weights have 300"),
         (spoil_config(n_layer=10**9), "hf: has weights of 2 layers, its settings say 1000000000"),
         (spoil_config(n_head=5), r"hf: model.emb_dim \(24\) must be divisible by model.n_heads \(5\)"),
         (spoil_config(n_head="3"), "hf: model.n_heads must be an int of at least 1, got '3'"),
-        (spoil_config(model_type="bert"), r"hf/config.json: model_type \(bert\) must be gpt2, because GPT-2 has no"),
+        (spoil_config(model_type="bert"), r"hf/config.json: model_type \(bert\) must be gpt2, as in GPT-2"),
         (
             spoil_config(activation_function="relu"),
-            r"hf/config.json: activation_function \(relu\) must be gelu_new, because GPT-2 has no other",
+            r"hf/config.json: activation_function \(relu\) must be gelu_new, as in GPT-2",
         ),
-        (spoil_config(n_inner=50), r"hf/config.json: n_inner \(50\) must be 4 n_embd \(96\), because GPT-2's is"),
+        (spoil_config(n_inner=50), r"hf/config.json: n_inner \(50\) must be 4 \* n_embd \(96\), as in GPT-2"),
     ],
 )
 def test_a_bad_folder_gets_one_line(command: Command, in_tmp: Path, spoil: Callable[[], None], error: str) -> None:
@@ -639,14 +638,14 @@ def write_pickles() -> None:
         (["nope.pth"], "nope.pth: no such file or folder"),
         (["a/b/c"], "a/b/c: no such file or folder"),
         (["pipe"], "pipe: must be a file or a folder"),
-        (["bomb.pth"], "bomb.pth: refused, contains more than tensors and plain data"),
-        (["raw.pth"], "raw.pth: not a complete checkpoint"),
-        (["half.pth"], "half.pth: not a complete checkpoint"),
-        (["list.pth"], "list.pth: must hold weights by their names, holds a list"),
+        (["bomb.pth"], "bomb.pth: refused, because it contains more than tensors and plain data"),
+        (["raw.pth"], "raw.pth: is not a zip file of torch.save"),
+        (["half.pth"], "half.pth: is not a complete checkpoint"),
+        (["list.pth"], "list.pth: must contain a dict of weights, got a list"),
         (["number.pth"], "number.pth: tok_emb.weight must be a name and a dense tensor"),
-        (["own.ckpt"], "own.ckpt: is a checkpoint of gpt_lightning already; every command reads it as it is"),
-        (["own.safetensors"], "own.safetensors: its gpt_lightning metadata are not JSON"),
-        (["model.pth"], "model.pth: does not say its number of attention heads; give --n_heads"),
+        (["own.ckpt"], "own.ckpt: is already a checkpoint of gpt_lightning; use it without import"),
+        (["own.safetensors"], "own.safetensors: its gpt_lightning metadata is not JSON"),
+        (["model.pth"], "model.pth: does not state its number of attention heads; give --n_heads"),
         (["model.pth", "--n_heads=5"], "model.pth: model.emb_dim (24) must be divisible by model.n_heads (5)"),
         (["model.pth", "--n_heads=0"], "model.pth: model.n_heads must be an int of at least 1, got 0"),
         (["model.pth", "--n_heads=x"], "argument --n_heads: invalid int value: 'x'"),
@@ -657,13 +656,13 @@ def write_pickles() -> None:
         (["model.pth", "--n_heads=3", "--context_length=0"], "--context_length must be an int of at least 1, got 0"),
         (
             ["small.pth", "--n_heads=3"],
-            "small.pth: has 100 token ids, fewer than the 257 of the tokenizer bytes; --tokenizer names another",
+            "small.pth: has 100 token ids, fewer than the 257 of the tokenizer bytes; choose another with --tokenizer",
         ),
         (
             ["model.pth", "--n_heads=3", "--output=model.pth"],
             "--output model.pth: already exists; choose another or remove it",
         ),
-        (["hf", "--n_heads=4"], "--n_heads (4) must be 3, because hf says so"),
+        (["hf", "--n_heads=4"], "--n_heads (4) must be 3, as stated by hf"),
     ],
 )
 def test_a_bad_source_gets_one_line(command: Command, in_tmp: Path, arguments: list[str], error: str) -> None:
@@ -747,10 +746,10 @@ def test_without_a_network_one_line_says_what_to_do(
     result = command("import", "--from", "openai-community/no-such", "--output", "in.ckpt")
 
     assert result.code == 1
-    start = "openai-community/no-such: no such file or folder here, and it cannot be fetched from Hugging Face ("
+    start = "openai-community/no-such: no such file or folder, and it cannot be downloaded from Hugging Face ("
     end = (
-        "); fetch config.json and model.safetensors of https://huggingface.co/openai-community/no-such elsewhere "
-        "and give their folder"
+        "); download config.json and model.safetensors of https://huggingface.co/openai-community/no-such "
+        "on another machine and give their folder"
     )
     assert result.error.startswith(start)
     assert "refused" in result.error
@@ -770,7 +769,7 @@ def test_a_repository_that_is_not_there(command: Command, in_tmp: Path, monkeypa
 
     result = command("import", "--from", "nobody/nothing", "--output", "in.ckpt")
 
-    error = "nobody/nothing: no such file or folder, and no repository of Hugging Face's with model.safetensors"
+    error = "nobody/nothing: no such file or folder, and no such repository on Hugging Face with model.safetensors"
     assert (result.code, result.error) == (2, error)
 
 
@@ -779,7 +778,7 @@ def test_without_the_extra_it_is_named(command: Command, in_tmp: Path, monkeypat
 
     result = command("import", "--from", "openai-community/gpt2", "--output", "in.ckpt")
 
-    extra = "to fetch it from Hugging Face it needs the extra hub: pip install -c constraints.txt -e '.[hub]'"
+    extra = "to download it from Hugging Face, install the extra hub: pip install -c constraints.txt -e '.[hub]'"
     assert (result.code, result.error) == (2, f"openai-community/gpt2: no such file or folder; {extra}")
     assert os.listdir() == []
 
@@ -798,5 +797,5 @@ def test_a_file_that_cannot_be_read(in_tmp: Path, monkeypatch: pytest.MonkeyPatc
 def test_weights_that_are_there_twice_are_refused(tmp_path: Path) -> None:
     torch.save({"tok_emb.weight": torch.ones(3, 2), "module.tok_emb.weight": torch.zeros(3, 2)}, tmp_path / "two.pth")
 
-    with pytest.raises(InputError, match="two.pth: holds weights twice, under names that differ in their prefix only"):
+    with pytest.raises(InputError, match="two.pth: contains weights twice, under names that differ only in a prefix"):
         readers.open_weights(str(tmp_path / "two.pth"))
