@@ -1,4 +1,4 @@
-"""Candidates for the next token: their probabilities and how often each is drawn."""
+"""Tabulate and plot the candidates for the next token: their probabilities, and how often each is drawn."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from gpt_lightning.runs.figures import bar_figure, save_figure
 
 
 def count_draws(logits: Tensor, sampling: SamplingConfig, draws: int) -> list[int]:
-    """How often each token is chosen, drawn again and again from one generator.
+    """Return how often each token of the vocabulary is drawn.
 
     Args:
         logits: (1, V).
-        sampling: Its seed is where the draws start.
+        sampling: Settings, with the seed of the draws.
         draws: Number of draws.
     """
     generators = [sampling.generator()]
@@ -29,14 +29,14 @@ def count_draws(logits: Tensor, sampling: SamplingConfig, draws: int) -> list[in
 def candidates(
     words: Sequence[str], logits: Tensor, settings: Sequence[SamplingConfig], draws: int, ids: Sequence[int]
 ) -> str:
-    """A row per token: its logit and, for each setting, its probability and how often it was drawn.
+    """Return a table with a row per token: its logit, and its probability and number of draws with each setting.
 
     Args:
-        words: Of the tokens that are shown.
+        words: Names of the tokens to show.
         logits: (1, V).
-        settings: With temperatures above 0.
-        draws: Of each.
-        ids: Of the tokens that are shown.
+        settings: Sampling settings to compare, with temperatures above 0.
+        draws: Number of draws with each setting.
+        ids: Ids of the tokens to show.
     """
     header, columns = ["", "logit"], [list(words), [f"{logits[0, i].item():.4f}" for i in ids]]
     for one in settings:
@@ -50,7 +50,15 @@ def candidates(
 def draw_bars(
     words: Sequence[str], logits: Tensor, settings: Sequence[SamplingConfig], path: Path, ids: Sequence[int]
 ) -> None:
-    """The documents' bar figure of tokens under settings, as PDF and PNG; prints where. Arguments as `candidates`."""
+    """Draw the probabilities as a bar chart like that of the reference notes, as PDF and PNG, and print the paths.
+
+    Args:
+        words: Names of the tokens to show.
+        logits: (1, V).
+        settings: Sampling settings to compare, with temperatures above 0.
+        path: The chart's path without an ending.
+        ids: Ids of the tokens to show.
+    """
     series = {_describe(one): next_token_probs(logits, one)[0, list(ids)].tolist() for one in settings}
     for written in save_figure(bar_figure(words, series), path):
         print(f"  {written}")

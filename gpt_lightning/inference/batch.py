@@ -1,4 +1,4 @@
-"""Write completions as JSON lines, in jobs that can be interrupted and resumed."""
+"""Write completions as JSON lines in a job that can be interrupted and resumed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Completer = Callable[..., Iterator[CompletedText]]  # `complete_all` with a mode
 def job_name(checkpoint: Path, sampling: SamplingConfig, weights: str) -> str:
     """Return a fingerprint of checkpoint and settings: 12 hexadecimal digits.
 
-    Jobs with the same fingerprint give the same completions of the same prompts.
+    Jobs with the same fingerprint write the same completions of the same prompts.
 
     Args:
         checkpoint: The checkpoint's file.
@@ -41,7 +41,7 @@ def open_output(path: Path, resume: bool, job: str) -> tuple[IO[str], list[str]]
 
     Args:
         path: The file.
-        resume: Whether the file may exist; an incomplete last line is cut off.
+        resume: Whether the file may exist; an incomplete last line is removed.
         job: Fingerprint of the job, see `job_name`.
 
     Returns:
@@ -63,12 +63,12 @@ def open_output(path: Path, resume: bool, job: str) -> tuple[IO[str], list[str]]
                     row = json.loads(line)
                     prompt, other = str(row["prompt"]), row["job"]
                 except (ValueError, TypeError, KeyError, RecursionError):
-                    raise InputError(f"{path}:{number}: is no completion that predict wrote") from None
+                    raise InputError(f"{path}:{number}: not a line written by predict") from None
                 end += len(line)
                 done.append(prompt)
                 if other != job:
                     raise InputError(
-                        f"{path}:{number}: is of another checkpoint or other settings (job {other}, not {job})"
+                        f"{path}:{number}: written with another checkpoint or other settings (job {other}, not {job})"
                     )
             old.truncate(end)
     return open(path, "a", encoding="utf-8"), done
@@ -77,44 +77,44 @@ def open_output(path: Path, resume: bool, job: str) -> tuple[IO[str], list[str]]
 def check_new(path: Path) -> None:
     """Raise `InputError` if the file exists."""
     if path.exists():
-        raise InputError(f"{path}: exists; --resume goes on with it")
+        raise InputError(f"{path}: already exists; add --resume to resume the job that wrote it")
 
 
 def check_done(prompts: Iterable[str], done: list[str], samples: int, path: Path) -> Iterator[str]:
-    """Yield the prompts of a job, comparing the first of them with those that are done.
+    """Yield the prompts of a job, after comparing those that are already completed with the file.
 
     Args:
         prompts: All prompts of the job.
         done: The prompt of each completion in the file.
-        samples: Completions of each prompt.
-        path: The file.
+        samples: Number of completions of each prompt.
+        path: The file, for the error message.
 
     Raises:
-        InputError: The file holds a completion of another prompt, or more completions than the job has.
+        InputError: The file contains a completion of another prompt, or more completions than the job.
     """
     rows = 0
     for prompt in prompts:
         if rows < len(done) and done[rows] != prompt:
-            raise InputError(f"{path}:{rows + 1}: is of another prompt than the job's")
+            raise InputError(f"{path}:{rows + 1}: completes another prompt than this job")
         rows += samples
         yield prompt
     if rows < len(done):
-        raise InputError(f"{path}: holds {len(done)} completions, the job has {rows}")
+        raise InputError(f"{path}: contains {len(done)} completions, but the job has only {rows}")
 
 
 def write_rows(
     completer: Completer, prompts: Iterable[str], file: IO[str], job: str, done: int, batch_size: int, total: int | None
 ) -> None:
-    """Write a JSON line for each completion that is not done yet.
+    """Write a JSON line for each completion that is still missing.
 
     Args:
-        completer: Makes the completions.
+        completer: Completes the prompts.
         prompts: All prompts of the job.
         file: The file to write to.
         job: Fingerprint of the job, see `job_name`.
-        done: Completions that the file already holds.
-        batch_size: Batch size of the completer. An interrupted batch is completed again as a whole, because the last
-            digits of a row's logits depend on the size of its batch.
+        done: Number of completions already in the file.
+        batch_size: Batch size of the completer. All rows of an interrupted batch are completed again, because the
+            last digits of a row's logits depend on the batch size.
         total: Completions of the whole job, for the progress bar on stderr; None if unknown.
     """
     again = done % batch_size

@@ -1,6 +1,6 @@
-"""Complete prompts in batches and decode the new tokens as they come.
+"""Complete prompts in batches and decode new tokens as they are generated.
 
-Every completion, that of a run after an epoch, of `predict` and of a notebook, is made by `complete_all`.
+`complete_all` makes every completion: the samples of `fit`, those of `predict`, and those of the Python API.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class CompletedText:
 
     Attributes:
         prompt: The prompt.
-        completion: The text after it, up to the first stop string.
+        completion: The generated text, up to the first stop string.
         completion_ids: All new tokens, including those of a stop string.
         log_probs: Natural logarithm of the probability that the model gave each of them, before any sampling setting.
         finish_reason: length, eos, exhausted (see `NewToken`) or stop (a stop string was found).
@@ -47,14 +47,14 @@ class CompletedText:
 
 
 class TextStream:
-    """Decode token ids as they come, up to the first stop string.
+    """Decode token ids one at a time, up to the first stop string.
 
-    A token may end inside a character, whose bytes are held back until it is complete. What may be the beginning
-    of a stop string is part of `text`, but not yet of `settled`.
+    A token may end inside a UTF-8 character, whose bytes are held back until it is complete. A possible beginning of
+    a stop string is part of `text`, but not yet of `settled`.
 
     Args:
         tokenizer: The tokenizer of the ids.
-        stop_strings: Texts, none of them empty.
+        stop_strings: Non-empty texts.
 
     Attributes:
         text: The text so far; it ends before the first stop string.
@@ -80,7 +80,7 @@ class TextStream:
     def _extend(self, piece: str) -> None:
         if self.is_stopped:
             return
-        start = max(0, len(self.text) - self._longest + 1)  # a stop string may have begun earlier
+        start = max(0, len(self.text) - self._longest + 1)  # a stop string may begin in an earlier piece
         self.text += piece
         found = [i for i in (self.text.find(one, start) for one in self._stop_strings) if i >= 0]
         if found:
@@ -88,7 +88,7 @@ class TextStream:
 
     @property
     def settled(self) -> str:
-        """The beginning of `text` that no stop string can shorten any more."""
+        """The beginning of `text` that no stop string can remove any more."""
         if self.is_stopped:
             return self.text
         starts = range(max(0, len(self.text) - self._longest + 1), len(self.text))
@@ -97,26 +97,26 @@ class TextStream:
 
 
 def check_prompt(prompt: str) -> None:
-    """Raise `InputError` if no model can continue a prompt."""
+    """Raise `InputError` unless the prompt is a non-empty text that UTF-8 can encode."""
     if not isinstance(prompt, str):
         raise InputError(f"prompt must be a text, got {prompt!r}")
     if not prompt:
-        raise InputError(f"prompt is empty; to start from nothing give {END_OF_TEXT}")
+        raise InputError(f"prompt is empty; use {END_OF_TEXT} to generate without a prompt")
     try:
         prompt.encode()
-    except UnicodeEncodeError as error:  # an argument of the command line that is not UTF-8
+    except UnicodeEncodeError as error:  # Python reads invalid UTF-8 on the command line as lone surrogates
         raise InputError(f"prompt is not UTF-8 text (at character {error.start})") from None
 
 
 def warn_of_length(tokens: int, context_length: int) -> bool:
-    """Warn if a prompt has more tokens than fit into the context; return whether it has."""
+    """Warn if a prompt has more tokens than the context; return whether it does."""
     if tokens > context_length:
-        warn(f"prompt has {tokens} tokens; the model reads the last {context_length}")
+        warn(f"prompt has {tokens} tokens; the model sees only the last {context_length}")
     return tokens > context_length
 
 
 def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Yield lists of `size` items, the last one shorter; an `InputError` of an item follows the items before it."""
+    """Yield lists of up to `size` items; if `items` raises `InputError`, raise it after yielding the items before."""
     batch: list[T] = []
     problem = None
     try:
@@ -142,22 +142,22 @@ def complete_all(
     skip: int = 0,
     warns: bool = True,
 ) -> Iterator[CompletedText]:
-    """Complete prompts, `sampling.batch_size` at a time, in order; the samples of a prompt follow one another.
+    """Complete prompts in order, `sampling.batch_size` at a time, with all samples of a prompt in a row.
 
     Only the last context_length tokens of a longer prompt are used.
 
     Args:
-        model: In any mode.
+        model: The model, in training or evaluation mode.
         tokenizer: The model's tokenizer.
-        prompts: Any number of prompts that `check_prompt` accepts; no more than a batch of them is taken at a time.
+        prompts: Prompts that `check_prompt` accepts, consumed one batch at a time.
         sampling: Settings.
-        show: Called with pieces of the text of each batch's first completion, as they come.
-        skip: Number of completions to leave out at the beginning.
+        show: Called with each new piece of text of each batch's first completion.
+        skip: Number of completions to skip at the beginning.
         warns: Whether to warn about the first prompt that is longer than the context.
 
     Raises:
-        InputError: A setting does not fit the vocabulary; or `prompts` raised it, after the completions of those
-            before.
+        InputError: A setting does not fit the vocabulary; or `prompts` raised it, after the completions of the
+            prompts before.
     """
     sampling.check_vocabulary(model.vocab_size)
     rows = ((prompt, sample) for prompt in prompts for sample in range(sampling.num_samples))

@@ -1,6 +1,6 @@
-"""Generate token ids from token ids, step by step.
+"""Generate token ids step by step.
 
-The global random state, the training mode and the weights of the model stay as they were found.
+The global random state, and the mode and weights of the model, are left unchanged.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @dataclass
 class NewToken:
-    """What one step of `generate` adds to one row.
+    """The result of one step of `generate` for one row.
 
     Attributes:
         row: Index of the prompt.
         token_id: The new token; None if the row ended without one.
         log_prob: Natural logarithm of the probability that the model gave the token, before any sampling setting.
-        finish_reason: Empty while the row runs; length (max_new_tokens), eos (an eos_id was chosen) or exhausted
-            (no_repeat_ngram_size allows no token). Set it, as to "stop", to end the row after this token.
+        finish_reason: Empty while the row continues; else length (max_new_tokens reached), eos (an eos_id was chosen)
+            or exhausted (no_repeat_ngram_size allows no token). The caller may set it to end the row after this token.
     """
 
     row: int
@@ -52,23 +52,22 @@ class NewToken:
 def generate(
     model: GPT, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, samples: Sequence[int] | None = None
 ) -> Iterator[list[NewToken]]:
-    """Continue prompts of any lengths together and yield the new tokens of each step.
+    """Continue a batch of prompts of any lengths and yield the new tokens of each step.
 
-    The model is in evaluation mode during a step only: between two steps, and after the last one that was asked
-    for, it has the mode that it was found in.
+    The model is in evaluation mode only while a step is computed, and in its own mode between the steps.
 
-    Each row has its own random generator, and its logits differ from those that it would have alone only by the order
-    in which sums are rounded. So its tokens are the same unless two candidates are that close (about one in 10^6 of
-    the logits in float32, one in 100 in bfloat16).
+    Each row has its own random generator, and its logits are those of the row alone up to rounding. So its tokens do
+    not depend on the other rows, unless two candidates are nearly tied (their logits differ by about one part in 10^6
+    in float32, one in 100 in bfloat16).
 
     Args:
-        model: In any mode.
+        model: The model, in training or evaluation mode.
         prompts: Token ids of each row, at least one row of at least one token.
         sampling: Settings; stop_strings, num_samples and batch_size are ignored.
-        samples: Sample number of each row, which selects its random draws; None for 0.
+        samples: Sample number of each row, which is added to its seed; None for 0.
 
     Yields:
-        A token for each row that is still running, in order.
+        A token for each row that is not finished, in order.
     """
     assert prompts
     assert all(prompts)
@@ -78,7 +77,7 @@ def generate(
     decoder = IncrementalDecoder(model, max(map(len, texts)) + sampling.max_new_tokens)
     running = list(range(len(texts)))
     for new_tokens in range(sampling.max_new_tokens):
-        with evaluation_mode(model):  # not across the yield: the caller's code would run in it
+        with evaluation_mode(model):  # ends before the yield, so that the caller's code does not run in it
             logits = model.out_head(decoder.last_hidden_states([texts[row] for row in running])).float()  # (B, V)
             choices = logits
             if depends_on_text or new_tokens < sampling.min_new_tokens:

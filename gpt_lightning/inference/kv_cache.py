@@ -12,23 +12,23 @@ from gpt_lightning.models.gpt import GPT
 class KVCache:
     """The keys and values of every layer for the tokens processed so far, in memory allocated once.
 
-    Rows are left-aligned. The first step may process rows of different lengths together, the shorter ones padded at
-    their ends, which causal attention never sees; each later step processes one token of every row.
+    Rows are left-aligned. The first step may process rows of different lengths, with the shorter ones padded at their
+    ends, where causal attention never looks; each later step processes one token of every row.
 
     Args:
-        max_tokens: The most tokens that a row will have.
+        max_tokens: Maximum number of tokens of a row.
 
     Attributes:
-        lengths: Tokens of each row, empty before the first step. After a padded first step the caller sets it to
-            the lengths without padding.
+        lengths: Number of tokens of each row, empty before the first step. After a padded first step the caller sets
+            it to the lengths without padding.
     """
 
     def __init__(self, max_tokens: int) -> None:
         self.lengths: list[int] = []
         self._max_tokens = max_tokens
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
-        self._places: slice | tuple[Tensor, Tensor] = slice(0)  # of the tokens of this step
-        self._end = 0  # behind the last of them
+        self._places: slice | tuple[Tensor, Tensor] = slice(0)  # indices of this step's tokens in the cache
+        self._end = 0  # one past the last of these
         self._mask: Tensor | None = None
 
     def begin_step(self, token_ids: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class KVCache:
             row may attend to, or None if all rows have the same length.
         """
         if layer not in self._layers:
-            B, H, _, K = keys.shape  # zeros: masked places are multiplied by 0 and must be finite
+            B, H, _, K = keys.shape  # zeros, because masked places are multiplied by 0 and must be finite
             self._layers[layer] = (
                 keys.new_zeros(B, H, self._max_tokens, K),
                 values.new_zeros(B, H, self._max_tokens, K),
@@ -75,16 +75,16 @@ class KVCache:
 
 
 class IncrementalDecoder:
-    """Compute the last hidden state of growing rows, reusing the key-value cache.
+    """Compute the last hidden state of growing rows with a key-value cache.
 
-    While a row fits into the context, each of its tokens is processed once. Beyond it the model sees the last
-    context_length tokens. Positions are learned: each new token moves all others to another position, which changes
-    their keys and values in every layer, so the whole window is processed again. (Dropping half of the window now and
-    then would be faster, but would give other texts than the model without a cache.)
+    While a row fits into the context, each of its tokens is processed once. In a longer row the model sees the last
+    context_length tokens. Position embeddings are learned, so each new token shifts all others to another position,
+    which changes their keys and values in every layer, and the whole window is processed again. (Dropping half of the
+    window now and then would be faster, but would not give the texts of the model without a cache.)
 
     Args:
         model: A model in evaluation mode.
-        max_tokens: The most tokens that a row will have.
+        max_tokens: Maximum number of tokens of a row.
     """
 
     def __init__(self, model: GPT, max_tokens: int) -> None:

@@ -1,4 +1,4 @@
-"""A trained model with its tokenizer, from a checkpoint."""
+"""Load a trained model and its tokenizer from a checkpoint."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ class TrainedGPT:
     """A model and its tokenizer.
 
     Attributes:
-        model: In evaluation mode; `.to(device)` moves it.
-        tokenizer: That it was trained with.
+        model: The model, in evaluation mode; `.to(device)` moves it.
+        tokenizer: The tokenizer that the model was trained with.
     """
 
     model: GPT
     tokenizer: Tokenizer
 
     def complete(self, prompt: str, **sampling: Any) -> str:
-        """What the model adds to a prompt; of several samples the first. See `complete_all`."""
+        """Return the completion of a prompt, without the prompt; the first of several samples. See `complete_all`."""
         return self.complete_all([prompt], **sampling)[0].completion
 
     def complete_all(self, prompts: Sequence[str], **sampling: Any) -> list[CompletedText]:
-        """Every completion of every prompt, with its ids, log-probabilities and why it ended.
+        """Return all completions of all prompts, with token ids, log-probabilities and finish reasons.
 
         Args:
-            prompts: Any texts but empty ones.
+            prompts: Non-empty texts.
             sampling: Fields of `SamplingConfig`: max_new_tokens, temperature, top_k, num_samples, seed ...
 
         Raises:
@@ -55,10 +55,10 @@ class TrainedGPT:
         return list(complete_all(self.model, self.tokenizer, prompts, SamplingConfig(**sampling)))
 
     def loss(self, text: str) -> float:
-        """Mean loss in nats per token over all tokens of a text but the first, which nothing predicts.
+        """Return the mean loss of a text in nats per token, over all tokens except the first.
 
-        The text is read in pieces of context_length tokens, the last one as short as it comes; `validate`
-        counts whole windows only.
+        The text is evaluated in windows of context_length tokens, of which the last may be shorter; `validate` uses
+        full windows only.
 
         Raises:
             InputError: The text has fewer than two tokens.
@@ -77,7 +77,7 @@ class TrainedGPT:
 
 
 def load(checkpoint: str | os.PathLike[str]) -> TrainedGPT:
-    """Return the model of a checkpoint, on the CPU.
+    """Load the model and the tokenizer of a checkpoint, on the CPU.
 
     Raises:
         InputError: See `checkpoints.loading.open_checkpoint`.

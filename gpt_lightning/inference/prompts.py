@@ -1,4 +1,4 @@
-"""Prompts from a file or from standard input."""
+"""Read prompts from a file or from standard input."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gpt_lightning.files import decode_utf8
 from gpt_lightning.inference.completion import check_prompt
 
 STANDARD_INPUT = "-"
-LIST_BYTES = 100_000_000  # a larger file of prompts is read while its prompts are completed
+LIST_BYTES = 100_000_000  # the prompts of a larger file are read lazily, while they are completed
 
 
 def open_prompts(path: str) -> list[str] | Iterator[str]:
@@ -23,7 +23,8 @@ def open_prompts(path: str) -> list[str] | Iterator[str]:
         path: A text file with a prompt in each line, a `.jsonl` file, or - for lines of standard input.
 
     Raises:
-        InputError: There is no such file, it is empty, or a line is no prompt; an iterator raises it at that line.
+        InputError: The file does not exist or is empty, or a line is not a prompt; an iterator raises it when it
+            reaches that line.
     """
     if path != STANDARD_INPUT and (os.path.isdir(path) or not os.path.exists(path)):
         raise InputError(f"{path}: {'is a folder' if os.path.isdir(path) else 'no such file'}")

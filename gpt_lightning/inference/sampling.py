@@ -2,7 +2,7 @@
 
 Shapes: B batch, V vocabulary.
 
-The steps, in order; each applies only if its setting asks for it:
+The steps, in order; each applies only if its setting is set:
 
     1  repetition_penalty    makes tokens of the prompt and the completion so far less likely
     2  no_repeat_ngram_size  masks tokens that would repeat an n-gram
@@ -30,14 +30,14 @@ from torch import Tensor
 from gpt_lightning.errors import InputError
 from gpt_lightning.validation import require, require_integer, require_number
 
-GREEDY_BELOW = 1e-6  # smaller temperatures count as 0: dividing by them would overflow float32
-LEVEL_ABOVE = 1e30  # larger temperatures change nothing more and would underflow float32
+GREEDY_BELOW = 1e-6  # smaller temperatures count as 0, because dividing by them would overflow float32
+LEVEL_ABOVE = 1e30  # larger temperatures have the same effect and would underflow float32
 MOST_SAMPLES = 10_000
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """Settings that choose the next token and end a completion.
+    """Settings of how the next token is chosen and when a completion ends.
 
     Args:
         max_new_tokens: Most tokens to add to each prompt.
@@ -99,7 +99,8 @@ class SamplingConfig:
         require_integer("sampling.num_samples", self.num_samples, 1, MOST_SAMPLES)
         if self.num_samples > 1 and self.is_greedy:
             raise InputError(
-                f"sampling.num_samples ({self.num_samples}) needs a sampling.temperature above 0: at 0 all are the same"
+                f"sampling.num_samples ({self.num_samples}) needs a sampling.temperature above 0, because at 0 all "
+                "samples are equal"
             )
         require_integer("sampling.seed", self.seed, 0, 2**63 - 1)
         require_integer("sampling.batch_size", self.batch_size, 1, MOST_SAMPLES)
@@ -111,7 +112,7 @@ class SamplingConfig:
 
     @property
     def eos_ids(self) -> list[int]:
-        """The ids that end a completion, as a list."""
+        """The token ids that end a completion."""
         return [] if self.eos_id is None else self.eos_id if isinstance(self.eos_id, list) else [self.eos_id]
 
     def check_vocabulary(self, vocab_size: int) -> None:
@@ -122,7 +123,7 @@ class SamplingConfig:
             require_integer("sampling.eos_id", token_id, 0, vocab_size - 1)
 
     def generator(self, sample: int = 0) -> torch.Generator:
-        """Return a new random generator for sample number `sample` of a prompt."""
+        """Return a new random generator for sample number `sample` of a prompt, from 0."""
         return torch.Generator().manual_seed(self.seed + sample)
 
 
@@ -147,7 +148,7 @@ def mask_tokens(logits: Tensor, token_ids: Sequence[int]) -> Tensor:
 
 
 def keep_top_k(logits: Tensor, top_k: int) -> Tensor:
-    """Mask all but the k largest logits of each row; of equal logits the lowest ids stay.
+    """Mask all but the k largest logits of each row; ties are resolved in favour of lower ids.
 
     Args:
         logits: (B, V).
@@ -170,7 +171,7 @@ def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
     """
     ordered, ids = torch.sort(logits, descending=True, stable=True)
     probs = torch.softmax(ordered, -1)
-    enough = probs.cumsum(-1) - probs >= top_p  # the more likely ones reach it already
+    enough = probs.cumsum(-1) - probs >= top_p  # the more likely tokens already reach top_p
     return logits.masked_fill(torch.zeros_like(enough).scatter(-1, ids, enough), -math.inf)
 
 
@@ -181,12 +182,12 @@ def keep_min_p(logits: Tensor, min_p: float) -> Tensor:
 
 
 def process_logits(logits: Tensor, seen_ids: Sequence[int], new_tokens: int, sampling: SamplingConfig) -> Tensor:
-    """Apply steps 1 to 3 of the order above, which depend on the text so far: (V,) -> (V,).
+    """Apply steps 1 to 3 of the module's list, which depend on the text so far: (V,) -> (V,).
 
     Args:
         logits: (V,).
-        seen_ids: The tokens of prompt and completion.
-        new_tokens: Number of the completion's tokens among them.
+        seen_ids: The tokens of the prompt and of the completion so far.
+        new_tokens: Number of tokens of the completion so far.
         sampling: Settings.
     """
     if sampling.repetition_penalty != 1:
@@ -199,7 +200,7 @@ def process_logits(logits: Tensor, seen_ids: Sequence[int], new_tokens: int, sam
 
 
 def next_token_probs(logits: Tensor, sampling: SamplingConfig) -> Tensor:
-    """Return the probabilities to draw from, steps 5 to 9 of the order above: (B, V) -> (B, V).
+    """Return the probabilities to draw from, after steps 5 to 8 of the module's list: (B, V) -> (B, V).
 
     Args:
         logits: (B, V).
@@ -218,11 +219,11 @@ def next_token_probs(logits: Tensor, sampling: SamplingConfig) -> Tensor:
 def sample_next_token(logits: Tensor, sampling: SamplingConfig, generators: Sequence[torch.Generator]) -> Tensor:
     """Choose the next token id of each row: (B, V) -> (B,), on the CPU.
 
-    Greedy decoding (argmax) gives a prompt the same text every time, in which a small model soon repeats itself.
-    Drawing each token with its probability gives varied texts, with an unlikely token now and then.
+    Greedy decoding (argmax) always gives the same text, in which a small model soon repeats itself. Drawing each token
+    by its probability gives varied texts, with an unlikely token now and then.
 
-    Tokens are drawn on the CPU in float32, so that a seed gives the same draw on every device. If all logits of a row
-    are -inf, any id is returned for it.
+    Tokens are drawn on the CPU in float32, so that a seed gives the same draws on every device. For a row whose logits
+    are all -inf, an arbitrary id is returned.
     """
     if sampling.is_greedy:
         return logits.argmax(-1).cpu()  # the lowest of equal ids, as in keep_top_k

@@ -22,7 +22,7 @@ def test_a_file_that_came_meanwhile_is_not_added_to(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text("{}\n")
 
-    with pytest.raises(InputError, match="exists; --resume goes on with it"):
+    with pytest.raises(InputError, match="already exists; add --resume to resume the job that wrote it"):
         open_output(path, resume=False, job=JOB)
 
 
@@ -42,12 +42,12 @@ def test_an_incomplete_last_line_is_cut_off(tmp_path: Path, cut: str) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("my notes, no newline", "out.jsonl:1: is no completion that predict wrote"),
-        (rows("a") + "[1]\n", "out.jsonl:2: is no completion that predict wrote"),
-        ("[" * 100_000 + "\n", "out.jsonl:1: is no completion that predict wrote"),
+        ("my notes, no newline", "out.jsonl:1: not a line written by predict"),
+        (rows("a") + "[1]\n", "out.jsonl:2: not a line written by predict"),
+        ("[" * 100_000 + "\n", "out.jsonl:1: not a line written by predict"),
         (
             rows("a") + rows("b", job="another"),
-            rf"out.jsonl:2: is of another checkpoint or other settings \(job another, not {JOB}\)",
+            rf"out.jsonl:2: written with another checkpoint or other settings \(job another, not {JOB}\)",
         ),
     ],
 )
@@ -64,8 +64,8 @@ def test_a_file_that_is_not_the_jobs_is_refused_and_stays_as_it_is(tmp_path: Pat
 @pytest.mark.parametrize(
     ("prompts", "message"),
     [
-        (["a", "x", "b"], "out.jsonl:3: is of another prompt than the job's"),
-        (["a"], "out.jsonl: holds 4 completions, the job has 2"),
+        (["a", "x", "b"], "out.jsonl:3: completes another prompt than this job"),
+        (["a"], "out.jsonl: contains 4 completions, but the job has only 2"),
         (["a", "b"], None),
         (["a", "b", "c"], None),
     ],

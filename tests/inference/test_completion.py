@@ -77,14 +77,14 @@ def test_sampling_is_checked_against_the_models_vocabulary(model: GPT) -> None:
 
 
 def test_an_empty_prompt_is_refused(model: GPT) -> None:
-    with pytest.raises(InputError, match=r"prompt is empty; to start from nothing give <\|endoftext\|>"):
+    with pytest.raises(InputError, match=r"prompt is empty; use <\|endoftext\|> to generate without a prompt"):
         TrainedGPT(model, BYTES).complete("")
 
 
 def test_a_long_prompt_is_cut_to_the_context_with_a_warning(model: GPT, capsys: pytest.CaptureFixture[str]) -> None:
     long = complete(model, "x" * 30 + "hello world!", SamplingConfig(max_new_tokens=3))
 
-    assert capsys.readouterr().err == "gpt_lightning: warning: prompt has 42 tokens; the model reads the last 12\n"
+    assert capsys.readouterr().err == "gpt_lightning: warning: prompt has 42 tokens; the model sees only the last 12\n"
     assert long == complete(model, "hello world!", SamplingConfig(max_new_tokens=3))
 
 
