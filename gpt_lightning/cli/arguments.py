@@ -1,4 +1,4 @@
-"""The command line before jsonargparse reads it."""
+"""Prepare the command line for jsonargparse."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Parser(argparse.ArgumentParser):
 
     Args:
         command: Name of the command.
-        description: Its help text, printed as it is.
+        description: Its help text, printed without reformatting.
     """
 
     def __init__(self, command: str, description: str | None) -> None:
@@ -38,10 +38,10 @@ ALLOW_CLASSES = "--allow_classes_of"
 
 
 def allowed_modules(arguments: list[str]) -> list[str]:
-    """The modules named by --allow_classes_of.
+    """Return the modules named by --allow_classes_of.
 
     Raises:
-        InputError: One is no module's name.
+        InputError: A value is not a valid module name.
     """
     modules = []
     for i, argument in enumerate(arguments):
@@ -66,7 +66,7 @@ CLI_ONLY = (
     "output",
     "interactive",
 )
-# Settings that are given as another one: source -> target.
+# Settings that cannot be set, because they are copies of another one: source -> copy.
 LINKS = {
     "model.context_length": "data.context_length",
     "seed_everything": "data.seed",
@@ -74,19 +74,19 @@ LINKS = {
 }
 TEXT_OPTIONS = ("--data.text", "--data.val_text", "--data.test_text")
 TEXT_LISTS = ("--prompt", "--sampling.stop_strings")
-# What belongs to one text: whoever names another text does not mean these.
+# Settings that belong to `data.text`: they are reset when another text is named.
 TEXT_SETTINGS = ("url", "fallback_text")
 
 
 def was_passed(arguments: list[str], option: str) -> bool:
-    """Whether an option (`--name value` or `--name=value`) is among the arguments."""
+    """Return whether an option (`--name value` or `--name=value`) is among the arguments."""
     return any(argument == option or argument.startswith(f"{option}=") for argument in arguments)
 
 
 def literal_texts(arguments: list[str]) -> list[str]:
-    """Collect each `--prompt TEXT` and `--sampling.stop_strings TEXT` into one option with a list of quoted texts.
+    """Collect all `--prompt TEXT`, and all `--sampling.stop_strings TEXT`, into one option with a list of quoted texts.
 
-    jsonargparse would read each of them as YAML.
+    Without the quotes, jsonargparse would read each text as YAML.
 
     Raises:
         InputError: The last option lacks its text, or a text is not UTF-8.
@@ -106,7 +106,7 @@ def literal_texts(arguments: list[str]) -> list[str]:
             value = following
         try:
             value.encode()
-        except UnicodeEncodeError as error:  # which YAML could not hold
+        except UnicodeEncodeError as error:  # YAML cannot represent it
             raise InputError(f"{name.removeprefix('--')} is not UTF-8 text (at character {error.start})") from None
         texts.setdefault(name, []).append(value)
     for name, values in texts.items():
@@ -115,16 +115,20 @@ def literal_texts(arguments: list[str]) -> list[str]:
 
 
 def prepare_arguments(arguments: list[str]) -> list[str]:
-    """Rewrite two options for jsonargparse: the texts of `literal_texts`, and `--data.text FILE`.
+    """Rewrite the command line for jsonargparse.
 
-    The URL and fallback of a YAML file's text do not apply to a text of the command line.
+    Texts are quoted by `literal_texts`. `--data.text FILE` also resets the URL and the fallback, which belong to the
+    text that a YAML file names.
+
+    Raises:
+        InputError: See `literal_texts`; or a text option is repeated.
     """
     prepared: list[str] = []
     seen: set[str] = set()
     for argument in literal_texts(arguments):
         name = argument.partition("=")[0]
         if name in TEXT_OPTIONS and name in seen:
-            raise InputError(f"{name} is given twice; many documents are a folder, a glob or a .jsonl file")
+            raise InputError(f"{name} is given twice; for several documents name a folder, a glob or a .jsonl file")
         seen.add(name)
         if name == "--data.text":
             prepared += [f"--data.{one}=null" for one in TEXT_SETTINGS if not was_passed(arguments, f"--data.{one}")]

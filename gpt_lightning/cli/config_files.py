@@ -1,7 +1,8 @@
-"""YAML files of settings: read strictly, written so that jsonargparse reads the same."""
+"""Read YAML files of settings strictly, and write settings so that jsonargparse reads back the same values."""
 
 from __future__ import annotations
 
+import math
 import os
 from enum import Enum
 from pathlib import Path
@@ -24,7 +25,7 @@ NO_NAMES = ("tag:yaml.org,2002:merge", "tag:yaml.org,2002:null")
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which a key may stand only once."""
+    """A safe YAML loader that rejects repeated keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -41,7 +42,7 @@ class _Loader(yaml.SafeLoader):
     def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
         value = super().construct_scalar(node)
         if any("\ud800" <= character <= "\udfff" for character in value):
-            raise yaml.constructor.ConstructorError(None, None, "half a character", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, "a lone surrogate", node.start_mark)
         return value
 
 
@@ -49,15 +50,15 @@ def read_config(path: str) -> tuple[dict[str, Any], str]:
     """Read a YAML file of settings.
 
     Returns:
-        The settings, and the same as YAML for jsonargparse.
+        The settings, and the same settings as YAML for jsonargparse.
 
     Raises:
-        InputError: No such file, a folder, empty, too large, not UTF-8, not YAML, not a mapping, a key that occurs
-            twice, a tag, or a setting of the command line only.
-        MachineError: It cannot be read.
+        InputError: The file does not exist, is a folder, empty, too large, not UTF-8, not YAML or not a mapping; or
+            it contains a repeated key, a tag, or a setting that only the command line may have.
+        MachineError: The file cannot be read.
     """
     if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
-        raise InputError(f"{path}: must be a regular file")  # a pipe may never end
+        raise InputError(f"{path}: must be a regular file")  # reading a pipe may never end
     with with_filename(path):
         data = Path(path).read_bytes()
     if len(data) > MAX_CONFIG_BYTES:
@@ -75,38 +76,38 @@ def read_config(path: str) -> tuple[dict[str, Any], str]:
         raise InputError(f"{path}{line}: not valid YAML: {problem}") from None
     except InputError:
         raise
-    except ValueError as error:  # a date that no calendar has
+    except ValueError as error:  # an impossible date, such as 2024-13-45
         raise InputError(f"{path}: not valid YAML: {error}") from None
     except RecursionError:
-        raise InputError(f"{path}: not a config: nested too deeply") from None
+        raise InputError(f"{path}: nested too deeply for a config") from None
     if config is None:
         raise InputError(f"{path}: is empty")
     if not isinstance(config, dict):
-        raise InputError(f"{path}: is a {type(config).__name__}, not settings (name: value)")
+        raise InputError(f"{path}: must contain settings (name: value), not a {type(config).__name__}")
     for name in config:
         if not isinstance(name, str):
             raise InputError(f"{path}: a name must be a plain word, not {name!r}")
-    if "__path__" in config:  # jsonargparse's own
+    if "__path__" in config:  # reserved by jsonargparse
         raise InputError(f"{path}: unknown setting '__path__'")
     for name in CLI_ONLY:
         if name in config:
             raise InputError(f"{path}: {name} is given on the command line only (--{name})")
     for name in SECTIONS:
         if not isinstance(config.get(name, {}), dict):
-            raise InputError(f"{path}: {name} must hold settings (name: value), got {config[name]!r}")
+            raise InputError(f"{path}: {name} must contain settings (name: value), got {config[name]!r}")
     for source, target in LINKS.items():
         section, _, name = target.partition(".")
         if name in config.get(section, {}):
-            raise InputError(f"{path}: {target} is given as {source}")
-    return config, yaml.serialize(node, explicit_start=True)  # `---`: jsonargparse takes other text for a path
+            raise InputError(f"{path}: {target} cannot be set; set {source} instead")
+    return config, yaml.serialize(node, explicit_start=True)  # without `---`, jsonargparse may read it as a path
 
 
 def _count_nodes(node: yaml.Node, counted: dict[int, int]) -> int:
-    """Return the number of values in a YAML tree, every alias written out."""
+    """Return the number of values in a YAML tree with all aliases expanded."""
     if counted.get(id(node)) == 0:
-        raise yaml.composer.ComposerError(None, None, "an alias inside of what it stands for", node.start_mark)
+        raise yaml.composer.ComposerError(None, None, "an alias refers to a value that contains it", node.start_mark)
     if id(node) not in counted:
-        counted[id(node)] = 0  # until it is known
+        counted[id(node)] = 0  # being counted: meeting it again means a recursive alias
         children: list[yaml.Node] = []
         if isinstance(node, yaml.MappingNode):
             children = [child for pair in node.value for child in pair]
@@ -117,12 +118,12 @@ def _count_nodes(node: yaml.Node, counted: dict[int, int]) -> int:
 
 
 class ConfigFile(ActionConfigFile):
-    """`--config FILE`: checked by `read_config`, then read by jsonargparse."""
+    """The action of `--config FILE`: check the file with `read_config`, then let jsonargparse read it."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         config, content = read_config(values)
         super().__call__(parser, cfg, content, option_string)  # type: ignore[no-untyped-call]
-        cfg[self.dest][-1] = values  # the name of the file, for that of the run
+        cfg[self.dest][-1] = values  # the file's name, which the run is named after
         data = config.get("data")
         if isinstance(data, dict) and "text" in data:
             for name in TEXT_SETTINGS:
@@ -131,7 +132,7 @@ class ConfigFile(ActionConfigFile):
 
 
 def dump_settings(settings: Namespace) -> str:
-    """Return every setting of a run as YAML with absolute paths: a config that trains the same again."""
+    """Return all settings of a run as YAML with absolute paths: a config that reproduces the run."""
     settings = settings.clone()
     for name in (*CLI_ONLY, "__path__", *LINKS.values()):
         settings.pop(name, None)
@@ -143,10 +144,10 @@ def dump_settings(settings: Namespace) -> str:
 
 
 class Quoting(yaml.SafeDumper):
-    """Quotes texts that begin like a number: "1e3" is a number for jsonargparse, and none for PyYAML."""
+    """A YAML dumper that quotes texts starting like a number: jsonargparse reads 1e3 as a number, PyYAML as a text."""
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
-        """Return the node of a text."""
+        """Return the YAML node of a text."""
         node = super().represent_str(data)
         if data[:1].isascii() and not data[:1].isalpha():
             node.style = '"'
@@ -156,8 +157,14 @@ class Quoting(yaml.SafeDumper):
 Quoting.add_representer(str, Quoting.represent_str)
 
 
+def one_line_yaml(value: Any) -> str:
+    """Return a value as YAML on one line."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=math.inf, allow_unicode=True, sort_keys=False)
+    return text.removesuffix("...\n").strip()
+
+
 def plain(value: Any) -> Any:
-    """Return a setting as plain data: enums by their values, functions and classes by their names."""
+    """Convert a setting to plain data: enums to their values, functions and classes to their names."""
     if isinstance(value, dict):
         return {name: plain(one) for name, one in value.items()}
     if isinstance(value, (list, tuple)):

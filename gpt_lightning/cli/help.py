@@ -1,4 +1,4 @@
-"""`--help`: the settings that matter first, a line for each; and all settings as the page docs/settings.md."""
+"""The help of the commands: `--help` lists the main settings, one per line; docs/settings.md lists all settings."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import re
 import textwrap
 from typing import Any, NoReturn
 
-import yaml
 from jsonargparse import ArgumentParser
 
+from gpt_lightning.cli.config_files import one_line_yaml
 from gpt_lightning.console import PROGRAM
 from gpt_lightning.errors import InputError
 
 COLUMN = 39  # where the explanations start
-# Command -> its first lines, and its groups: title -> options.
+# Command -> its usage and description, and its groups of settings: title -> names.
 MATTER = {
     "fit": (
         "fit --config FILE [options]\n\n"
@@ -32,7 +32,7 @@ MATTER = {
     ),
     "validate": (
         "validate --ckpt_path CKPT [--data.text FILE]\n\n"
-        "Print the loss and perplexity of a checkpoint on its own validation split, or on all of another text.",
+        "Print the loss and perplexity of a checkpoint on its validation split, or on the whole of another text.",
         {
             "options": "ckpt_path data.text data.batch_size trainer.accelerator trainer.precision "
             "trainer.limit_val_batches model.compile"
@@ -62,7 +62,7 @@ MATTER["check"] = (
     "Estimate the time, memory and disk of a run from three discarded steps. It takes the options of fit.",
     MATTER["fit"][1],
 )
-# What stands for a value where the default says nothing.
+# Placeholders for the values of options without a default.
 PLACEHOLDERS = {
     "ckpt_path": "CKPT",
     "config": "FILE",
@@ -75,7 +75,7 @@ PLACEHOLDERS = {
     "run_dir": "DIR",
     "sampling.stop_strings": "TEXT",
 }
-# Options of Lightning's Trainer that are explained here; its documentation has the others.
+# Help lines of the Trainer's main options; Lightning's documentation explains the others.
 TRAINER = {
     "max_epochs": "Epochs of the whole run; -1 for no limit.",
     "max_steps": "Optimizer steps of the whole run; -1 for no limit.",
@@ -88,11 +88,11 @@ TRAINER = {
     "num_nodes": "Number of machines, started by torchrun or SLURM.",
     "log_every_n_steps": "Optimizer steps between rows of metrics.",
     "callbacks": "Callbacks of Lightning, by class_path.",
-    "logger": "Loggers of Lightning, by class_path, beside TensorBoard; false for none at all.",
+    "logger": "Loggers of Lightning, by class_path, besides TensorBoard; false for none.",
     "enable_progress_bar": "Whether to show a progress bar.",
 }
 
-OWN = ("precision", "limit_train_batches", "limit_val_batches", "limit_test_batches")  # explained where they are added
+OWN = ("precision", "limit_train_batches", "limit_val_batches", "limit_test_batches")  # lightning_cli.py has their help
 
 SETTINGS_PAGE = f"""# Settings
 
@@ -142,11 +142,11 @@ def print_help(parser: ArgumentParser, command: str, kind: str) -> NoReturn:
 
 
 def short_help(parser: ArgumentParser, command: str) -> str:
-    """Return the help of a command: each setting that matters with its default and one line.
+    """Return the short help of a command: one line with the default and a sentence for each main setting.
 
     Args:
-        parser: Of all its settings.
-        command: A command of `MATTER`.
+        parser: The parser of all its settings.
+        command: A key of `MATTER`.
     """
     start, groups = MATTER[command]
     lines = [f"usage: python -m {PROGRAM} {start}"]
@@ -158,9 +158,7 @@ def short_help(parser: ArgumentParser, command: str) -> str:
             option = f"  --{name} {_value(name, defaults.get(name))}".rstrip()
             first_sentence = re.split(r"\. (?=[A-Zn])", explained[name])[0].removesuffix(".")
             lines.append(f"{option:<{COLUMN}} {first_sentence}")
-    rest = (
-        "docs/sampling.md explains them." if command == "predict" else "All settings: --help=all and docs/settings.md."
-    )
+    rest = "More: docs/sampling.md." if command == "predict" else "All settings: --help=all and docs/settings.md."
     lines += ["", rest]
     return "\n".join(lines)
 
@@ -169,7 +167,7 @@ def settings_page(parser: ArgumentParser) -> str:
     """Return docs/settings.md: every setting of `fit` that is not left to Lightning's documentation.
 
     Args:
-        parser: Of `fit`.
+        parser: The parser of `fit`.
     """
     explained, defaults = explanations(parser), parser.get_defaults()
     sections: dict[str, list[str]] = {"data": [], "model": [], "sampling": [], "trainer": [], "": []}
@@ -194,11 +192,11 @@ def explanations(parser: ArgumentParser) -> dict[str, str]:
 
 
 def _value(name: str, default: Any) -> str:
-    """Return what stands after an option: its default as YAML has it, or a placeholder."""
+    """Return the value to show after an option: its default as YAML, or a placeholder."""
     if name in PLACEHOLDERS and default in (None, [], ""):
         return PLACEHOLDERS[name]
     return "" if default is False and "." not in name else _yaml(default)
 
 
 def _yaml(value: Any) -> str:
-    return textwrap.shorten(yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip(), 60)
+    return textwrap.shorten(one_line_yaml(value), 60)

@@ -1,7 +1,7 @@
-"""The commands on LightningCLI: settings, their links and precedence, and what each command does.
+"""The commands fit, check, validate and test, built on LightningCLI.
 
-Settings come, the later winning, from the defaults, from the checkpoint, from the YAML files in order,
-and from the command line. A checkpoint's text yields to `--data.text` alone.
+Settings come from the defaults, the checkpoint, the YAML files in order, and the command line; later ones win. The
+exception is the checkpoint's text, which only `--data.text` on the command line replaces.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ from gpt_lightning.training.resume import RESUME_SETTINGS, plan_run
 
 
 class Parser(RaisingParser, LightningArgumentParser):
-    """LightningCLI's parser, raising its errors."""
+    """LightningCLI's parser, which raises its errors as `ParserError`."""
 
 
 class CLI(LightningCLI):
@@ -74,7 +74,7 @@ class CLI(LightningCLI):
     """
 
     def __init__(self, command: str, arguments: list[str]) -> None:
-        self.is_check = command == "check"  # the settings of fit, of which nothing is made
+        self.is_check = command == "check"  # check has the settings of fit
         self.command = command = "fit" if self.is_check else command
         self.arguments = arguments
         self.checkpoint: dict[str, Any] | None = None
@@ -92,7 +92,7 @@ class CLI(LightningCLI):
     # ---- settings
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """Return only the one that runs: building the parsers of the others would take seconds."""
+        """Return only the command that runs, because building the parsers of the others would take seconds."""
         data = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
         return {self.command: data | {"ckpt_path", "weights_only", "verbose", "return_predictions"}}
 
@@ -126,17 +126,17 @@ class CLI(LightningCLI):
             parser.link_arguments(source, target)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse; if there is a checkpoint, parse again with its settings as defaults."""
+        """Parse the settings; if there is a checkpoint, parse again with its settings as defaults."""
         if kind := requested_help(args):
             print_help(self._parser(self.command), "check" if self.is_check else self.command, kind)
         self._parse(parser, args)
         settings = self.config[self.command]
         try:
-            self._parser(self.command).validate(settings, skip_unset=False)  # a null of YAML is let through until here
+            self._parser(self.command).validate(settings, skip_unset=False)  # jsonargparse accepts YAML's null so far
         except TypeError as error:
             raise InputError(explain_parser_error(str(error), self._setting_names())) from None
         if self.is_check and settings["resume"]:
-            raise InputError("check looks at new runs; leave --resume out")
+            raise InputError("check estimates new runs only; leave --resume out")
         if self.command == "fit":
             first = settings["config"][0] if settings["config"] else settings["data"]["text"] or "run"
             name = Path(str(first)).stem
@@ -164,7 +164,7 @@ class CLI(LightningCLI):
         if self.command == "fit" and settings["init_from"] is not None:
             settings["init_from"] = absolute(settings["init_from"])
         data = settings["data"]
-        for name in ("val_text", "test_text"):  # as checkpoints have them
+        for name in ("val_text", "test_text"):  # checkpoints store absolute paths
             if data[name] is not None:
                 data[name] = absolute(data[name])
 
@@ -172,12 +172,12 @@ class CLI(LightningCLI):
         return list(explanations(self._parser(self.command)))
 
     def _adopt(self, name: str, own: dict[str, Any], parser: LightningArgumentParser, args: Any) -> Namespace:
-        """Parse again with a checkpoint's settings as defaults; whatever differs then was given explicitly.
+        """Parse again with a checkpoint's settings as defaults, so that any difference was given explicitly.
 
         Args:
-            name: Of the checkpoint.
-            own: Its settings.
-            parser: Of all settings.
+            name: Name of the checkpoint.
+            own: Settings of the checkpoint.
+            parser: Parser of all settings.
             args: The command line.
 
         Raises:
@@ -191,25 +191,25 @@ class CLI(LightningCLI):
         return self.config[self.command]
 
     def _validate(self, name: str, settings: Namespace) -> None:
-        """Check the types of settings that came from a checkpoint: jsonargparse does not check defaults."""
+        """Check the types of settings from a checkpoint, because jsonargparse does not check defaults."""
         try:
             self._parser(self.command).validate(settings)
         except (TypeError, ValueError) as error:
             raise InputError(f"{name}: {explain_parser_error(str(error), self._setting_names())}") from None
 
     def _use_checkpoint(self, checkpoint: dict[str, Any], parser: LightningArgumentParser, args: Any) -> None:
-        """Take a checkpoint's settings, except those that YAML and command line may change.
+        """Use a checkpoint's settings, except those that YAML files and the command line may change.
 
         Raises:
-            InputError: A setting that the checkpoint cannot be used with; names both values.
+            InputError: A setting differs from the checkpoint's; the message has both values.
         """
         name, own = str(self.checkpoint_path), checkpoint_settings(checkpoint)
         known = set(self._setting_names()) - set(LINKS.values())
-        for setting in sorted(set(own) - known - set(LINKS.values()) - {"init_from"}):  # which only fit has
+        for setting in sorted(set(own) - known - set(LINKS.values()) - {"init_from"}):  # only fit has init_from
             warn(f"{name}: ignoring its unknown setting {setting}")
         own = {setting: value for setting, value in own.items() if setting in known}
         settings = self._adopt(name, own, parser, args)
-        if not was_passed(self.arguments, "--data.text"):  # the checkpoint's text, whatever a YAML file names
+        if not was_passed(self.arguments, "--data.text"):  # a YAML file does not replace the checkpoint's text
             keep_text(settings["data"], own, name)
         finds_rate = ("callbacks", "LearningRateFinder") in named_classes(settings["trainer"])
         if finds_rate and not was_passed(self.arguments, "--model.learning_rate"):
@@ -224,10 +224,10 @@ class CLI(LightningCLI):
         keep(settings, own, fixed, name)
 
     def _use_init_from(self, name: str, parser: LightningArgumentParser, args: Any) -> None:
-        """Take the architecture of `init_from`, except dropout, the initialization and a shorter context.
+        """Use the architecture of `init_from`, except for dropout, the initialization and a shorter context.
 
         Raises:
-            InputError: A setting that its weights cannot be used with; names both values.
+            InputError: A setting does not fit the weights; the message has both values.
         """
         own = checkpoint_settings(read_checkpoint(name))
         fixed = {*ARCHITECTURE, "data.tokenizer"} - {"model.init"}
@@ -240,19 +240,19 @@ class CLI(LightningCLI):
         keep(settings, own, sorted(fixed - {"model.context_length", "model.drop_rate"}), f"init_from {name}")
 
     def _choose_precision(self) -> None:
-        """Replace `trainer.precision: auto` by what is fast on this machine."""
+        """Replace `trainer.precision: auto` by the fastest precision on this machine."""
         trainer = self.config[self.command]["trainer"]
         given = trainer["precision"]
         check_precision(given)
         self.precision_reason = "as the settings say" if self.checkpoint is None else "as the run began"
         is_default = not was_passed(self.arguments, "--trainer.precision")
         elsewhere = self.command != "fit" and given == "bf16-mixed" and is_default
-        if given == "auto" or elsewhere:  # the checkpoint's machine may have had what this one has not
+        if given == "auto" or elsewhere:  # this machine may lack the bf16 support of the checkpoint's machine
             alone = trainer["devices"] in ("auto", 1, "1") and not launched_externally()
             trainer["precision"], self.precision_reason = choose_precision(trainer["accelerator"], probe=alone)
 
     def _parse_ckpt_path(self) -> None:
-        """Do nothing: `parse_arguments` has made the checkpoint's settings defaults."""
+        """Do nothing, because `parse_arguments` has already applied the checkpoint's settings."""
 
     # ---- building
 
@@ -261,9 +261,9 @@ class CLI(LightningCLI):
         settings = self.config[self.command]
         self.training = TrainingConfig(**{one.name: settings[one.name] for one in fields(TrainingConfig)})
         check_trainer(settings["trainer"])
-        both_typed = all(was_passed(self.arguments, f"--data.{name}") for name in ("val_text", "train_ratio"))
-        if both_typed and settings["data"]["val_text"] is not None:
-            raise InputError("data.train_ratio has no effect, because data.val_text is the validation text; give one")
+        both_passed = all(was_passed(self.arguments, f"--data.{name}") for name in ("val_text", "train_ratio"))
+        if both_passed and settings["data"]["val_text"] is not None:
+            raise InputError("data.train_ratio has no effect with data.val_text; set only one of them")
         for prompt in settings["prompt"]:
             check_prompt(prompt)
 
@@ -272,23 +272,23 @@ class CLI(LightningCLI):
             super().instantiate_classes()
         except InputError:
             raise
-        except ValueError as error:  # of jsonargparse, about a class that YAML names
+        except ValueError as error:  # from jsonargparse, about a class that YAML names
             raise InputError(explain_class_error(error)) from None
         self.settings = self.config_init[self.command]
 
     def instantiate_trainer(self, **_: Any) -> Trainer:
-        """Return Lightning's Trainer; `fit` adds callbacks and loggers once the run folder is known."""
+        """Build Lightning's Trainer; `fit` adds callbacks and loggers once the run folder is known."""
         config = {**self.config_init[self.command]["trainer"], **TRAINER_FIXED}
         if config["max_epochs"] is None:
-            config["max_epochs"] = -1  # Lightning would take 1000
+            config["max_epochs"] = -1  # Lightning's default is 1000
         callbacks = as_list(config.pop("callbacks"))
         config["enable_progress_bar"] = any(isinstance(one, ProgressBar) for one in callbacks)
         config["enable_checkpointing"] = any(isinstance(one, Checkpoint) for one in callbacks)
         if self.command != "fit" or config["logger"] in (None, True):
-            config["logger"] = False  # TensorBoard's is added once the run folder is known
+            config["logger"] = False  # fit adds TensorBoard once the run folder is known
         plugins = [*as_list(config.pop("plugins")), AtomicCheckpointIO()]
         if SLURMEnvironment.detect() and not any(isinstance(one, ClusterEnvironment) for one in plugins):
-            plugins.append(SLURMEnvironment(auto_requeue=False))  # callbacks/signals.py requeues, after the step
+            plugins.append(SLURMEnvironment(auto_requeue=False))  # callbacks/signals.py requeues after the step
         try:
             return Trainer(**config, callbacks=callbacks, plugins=plugins)
         except (ValueError, TypeError) as error:
@@ -297,11 +297,11 @@ class CLI(LightningCLI):
     # ---- commands
 
     def fit(self, model: Namespace, datamodule: TextDataModule) -> None:
-        """Train, or estimate what training would cost.
+        """Train, or for `check` estimate the cost of training.
 
         Args:
             model: The settings `model.*`; the network is built once the text is known.
-            datamodule: Not yet set up.
+            datamodule: The data module, before its setup.
         """
         config = self._run_config(model)
         if self.is_check:
@@ -312,7 +312,7 @@ class CLI(LightningCLI):
         self.run_folder = fit(self.trainer, datamodule, config, self.plan, resolved, command)
 
     def _run_config(self, model: Namespace) -> RunConfig:
-        """Type and check the settings of a run."""
+        """Return the settings of the run as a typed and checked config."""
         settings = self.settings
         tokenizer_size = load_tokenizer(settings["data"].hparams["tokenizer"]).vocab_size
         vocab_size = tokenizer_size if model["vocab_size"] is None else model["vocab_size"]
@@ -339,11 +339,11 @@ class CLI(LightningCLI):
         )
 
     def validate(self, model: Namespace, datamodule: TextDataModule) -> None:
-        """Print loss and perplexity of the checkpoint's own validation split, or of a whole text."""
+        """Print loss and perplexity of the checkpoint on its validation split, or on the whole of `--data.text`."""
         self._evaluate(datamodule, "validate")
 
     def test(self, model: Namespace, datamodule: TextDataModule) -> None:
-        """Print loss and perplexity of data.test_text."""
+        """Print loss and perplexity of the checkpoint on data.test_text."""
         self._evaluate(datamodule, "test")
 
     def _evaluate(self, datamodule: TextDataModule, stage: str) -> None:
@@ -361,40 +361,48 @@ class CLI(LightningCLI):
 
 
 def as_list(value: Any) -> list[Any]:
-    """Return None, one value or a list as a new list."""
+    """Return a new list of a value that may be None, one item or several."""
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _quiet_excepthook(arguments: threading.ExceptHookArgs) -> None:
-    """Ignore a full disk in the thread that writes TensorBoard's events: the next event raises it again."""
+    """Ignore a full disk in the thread that writes TensorBoard's events; the next event raises the error again."""
     if not isinstance(arguments.exc_value, OSError):
         threading.__excepthook__(arguments)
 
 
 def quiet_lightning() -> None:
-    """Silence what Lightning and TensorBoard print about themselves."""
+    """Silence messages of Lightning and TensorBoard that do not apply here."""
     threading.excepthook = _quiet_excepthook
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     for message in (
-        # The loaders' num_workers is a setting with its own default.
+        # data.num_workers is a setting with its own default.
         ".*does not have many workers.*",
-        # Lightning's own use of pytree (torch >= 2.13).
+        # Caused by Lightning's use of pytree (torch >= 2.13).
         ".*LeafSpec.*is deprecated.*",
         # Losses are summed over the ranks before they are logged.
         ".*It is recommended to use .self.log.*sync_dist=True.*",
-        # The network is built whole, not in shards.
+        # configure_model builds the complete network, not shards.
         ".*WeightAveraging callback with a model that overrides the configure_model.*",
-        # The position inside the epoch is kept by the data module.
+        # The data module saves the position in the epoch.
         ".*your dataloader is not resumable.*",
     ):
         warnings.filterwarnings("ignore", message=message)
 
 
 def run_command(command: str, arguments: list[str]) -> CLI:
-    """Runs fit, check, validate or test with the arguments typed after it; returns what ran."""
+    """Run fit, check, validate or test.
+
+    Args:
+        command: The command.
+        arguments: The rest of the command line.
+
+    Returns:
+        The CLI that ran.
+    """
     quiet_lightning()
     set_parsing_settings(
         config_read_mode_fsspec_enabled=False,

@@ -1,4 +1,4 @@
-"""The table of commands; each imports its module, and so Lightning, only when it runs."""
+"""The table of commands. The module of a command, and Lightning with it, is imported only when the command runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gpt_lightning.console import PROGRAM
 from gpt_lightning.errors import InputError, MachineError, raising_on_sigterm, report_errors
 
 LIGHTNING = "lightning_cli"
-# Command -> its help line and its module in gpt_lightning.cli, which is imported when the command runs.
+# Command -> its help line and its module in gpt_lightning.cli.
 COMMANDS = {
     "fit": ("train a model from a YAML file", LIGHTNING),
     "check": ("estimate the cost of a run and check its config", LIGHTNING),
@@ -32,18 +32,18 @@ def main(argv: list[str] | None = None) -> None:
     """Run one command.
 
     Args:
-        argv: Arguments after the program's name; None takes those of the process.
+        argv: Arguments after the program's name; None for those of the process.
 
     Raises:
         SystemExit: The command failed; its exit code is one of `errors`.
     """
     arguments = sys.argv[1:] if argv is None else argv
-    if sys.stdout is None or sys.stderr is None:  # closed by the shell's >&-
+    if sys.stdout is None or sys.stderr is None:  # the shell closed it (`>&-`)
         nowhere = open(os.devnull, "w")  # noqa: SIM115  open until the end
         sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
     sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115  open until the end
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal that cannot show a character
-    # `--prompt --debug` is a text.
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # the terminal may not support UTF-8
+    # In `--prompt --debug`, --debug is the text of the prompt.
     flags = [i for i, one in enumerate(arguments) if one == "--debug" and arguments[i - 1] != "--prompt"]
     with report_errors(debug=bool(flags)), raising_on_sigterm():
         _dispatch([argument for i, argument in enumerate(arguments) if i not in flags])
@@ -64,7 +64,7 @@ def _dispatch(arguments: list[str]) -> None:
         hint = f"; did you mean {close[0]}?" if close else ""
         raise InputError(f"expected one of {', '.join(COMMANDS)}; got {arguments[0]!r}{hint}")
     elif not _current_folder_exists():
-        raise MachineError("the current folder was deleted; change to one that is there (cd)")
+        raise MachineError("the current folder was deleted; change to an existing one (cd)")
     else:
         name = COMMANDS[arguments[0]][1]
         module = importlib.import_module(f"{PROGRAM}.cli.{name}")

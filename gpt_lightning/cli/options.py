@@ -1,4 +1,4 @@
-"""The options of fit, check, validate and test, but for those of the data module and the Trainer."""
+"""The options of fit, check, validate and test, except those of the data module and the Trainer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gpt_lightning.training.optimizers import OptimizerConfig
 
 
 def add_model_options(parser: ArgumentParser) -> None:
-    """Add the settings `model.*`: architecture, optimizer, and how the network is run."""
+    """Add the settings `model.*`: architecture, optimizer, compilation and activation checkpointing."""
     parser.add_class_arguments(GPTConfig, "model", skip={"vocab_size"}, instantiate=False)
     parser.add_class_arguments(OptimizerConfig, "model", as_group=False, instantiate=False)
     help_line = "Number of token ids; null: the tokenizer's."
@@ -24,7 +24,7 @@ def add_model_options(parser: ArgumentParser) -> None:
 
 
 def add_run_options(parser: ArgumentParser, command: str) -> None:
-    """Add the settings of sampling and of the run, and the options of one command."""
+    """Add the settings of sampling and of the run, and the options of the command."""
     parser.add_class_arguments(SamplingConfig, "sampling")
     parser.add_class_arguments(TrainingConfig, None)
     if command == "fit":

@@ -1,4 +1,4 @@
-"""A checkpoint's settings: their full names, and which of them a resumed run may change."""
+"""Combine a checkpoint's settings with those of the command line and YAML files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gpt_lightning.models.config import GPTConfig
 
 ARCHITECTURE = tuple(f"model.{field.name}" for field in fields(GPTConfig))
 
-# What a resumed run may change; everything else that its checkpoint names stays as it was.
+# The settings in a checkpoint that a resumed run may change; all others must be the checkpoint's.
 FREE_ON_RESUME = {
     "data.num_workers",
     "data.test_text",
@@ -35,16 +35,16 @@ def checkpoint_settings(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 def keep(settings: Namespace, own: dict[str, Any], fixed: Iterable[str], name: str) -> None:
-    """Fill in what was left to a checkpoint, and refuse what differs from it.
+    """Require settings to equal the checkpoint's, and fill in those that were not set.
 
     Args:
-        settings: Of the command; changed in place.
+        settings: Settings of the command; modified in place.
         own: The checkpoint's settings.
-        fixed: The settings that must be the checkpoint's.
-        name: Of the checkpoint.
+        fixed: Names of the settings that must equal the checkpoint's.
+        name: Name of the checkpoint.
 
     Raises:
-        InputError: A setting differs; names both values.
+        InputError: A setting differs; the message has both values.
     """
     left_open = {"model.vocab_size": None, "trainer.precision": "auto"}
     for setting in fixed:
@@ -57,12 +57,12 @@ def keep(settings: Namespace, own: dict[str, Any], fixed: Iterable[str], name: s
 
 
 def keep_text(data: Namespace, own: dict[str, Any], name: str) -> None:
-    """Put a checkpoint's text in place of the one that a YAML file names, with a warning if it is another one.
+    """Replace the text that a YAML file names by the checkpoint's, and warn if the two differ.
 
     Args:
-        data: The settings `data.*`; changed in place.
+        data: The settings `data.*`; modified in place.
         own: The checkpoint's settings.
-        name: Of the checkpoint.
+        name: Name of the checkpoint.
     """
     named, kept = data["text"], own.get("data.text")
     if named and isinstance(kept, str) and Path(named).name != Path(kept).name:

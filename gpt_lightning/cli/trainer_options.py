@@ -1,4 +1,4 @@
-"""Which options and classes of Lightning's Trainer a run may use."""
+"""Check the settings `trainer.*`, and refuse options and classes of Lightning that a run cannot use."""
 
 from __future__ import annotations
 
@@ -11,69 +11,69 @@ from gpt_lightning.training.distributed import launched_externally
 from gpt_lightning.training.hardware import check_device
 from gpt_lightning.validation import require, require_integer, require_number
 
-# Lightning's, less what the program decides itself.
+# Options of the Trainer that are not settings here -> the setting to use instead.
 TRAINER_OWNED = {
-    "enable_checkpointing",
-    "enable_model_summary",
-    "default_root_dir",
-    "fast_dev_run",
-    "barebones",
-    "val_check_interval",
-    "check_val_every_n_epoch",
-    "num_sanity_val_steps",
-    "min_epochs",
-    "min_steps",
-    "overfit_batches",
-    "limit_predict_batches",
-    "reload_dataloaders_every_n_epochs",
-    "use_distributed_sampler",
-    "model_registry",
+    "enable_checkpointing": "save_every",
+    "enable_model_summary": None,
+    "default_root_dir": "--run_dir",
+    "fast_dev_run": "trainer.max_steps",
+    "barebones": None,
+    "val_check_interval": "evaluate_every",
+    "check_val_every_n_epoch": "evaluate_every",
+    "num_sanity_val_steps": None,
+    "min_epochs": "trainer.max_epochs",
+    "min_steps": "trainer.max_steps",
+    "overfit_batches": "trainer.limit_train_batches",
+    "limit_predict_batches": None,
+    "reload_dataloaders_every_n_epochs": None,
+    "use_distributed_sampler": None,
+    "model_registry": None,
 }
 TRAINER_DEFAULTS = {"trainer.max_epochs": 10, "trainer.log_every_n_steps": 1}
 TRAINER_FIXED = {
-    "check_val_every_n_epoch": None,  # callbacks/evaluation.py decides
-    "num_sanity_val_steps": -1,  # the evaluation before the first optimizer step, over everything
-    "max_steps": -1,  # callbacks/evaluation.py stops the run
-    "use_distributed_sampler": False,  # data/windows.py knows the ranks
+    "check_val_every_n_epoch": None,  # callbacks/evaluation.py starts evaluations
+    "num_sanity_val_steps": -1,  # all batches: this is the evaluation before the first optimizer step
+    "max_steps": -1,  # callbacks/evaluation.py ends the run
+    "use_distributed_sampler": False,  # data/windows.py divides the windows among the ranks
     "enable_model_summary": False,
 }
-# Read here as a count or a share: which of the two a Union of Lightning's tries first is not sure
-# (https://docs.python.org/3/library/typing.html#typing.Union, and its cache).
+# Typed here as int | float: Lightning's Union may try float first, because Python caches Unions regardless of order
+# (https://docs.python.org/3/library/typing.html#typing.Union).
 LIMITS = {
     "limit_train_batches": "an epoch",
     "limit_val_batches": "an evaluation",
     "limit_test_batches": "the test text",
 }
-# Classes of Lightning whose settings are code.
+# Classes of Lightning that take code as a setting.
 TAKING_CODE = ("lightning.pytorch.callbacks.LambdaCallback", "lightning.pytorch.callbacks.lambda_function")
 CLASS_SETTINGS = ("trainer.callbacks", "trainer.logger", "trainer.plugins")
 # Classes of Lightning that a run cannot use, and why.
 REFUSED_CLASSES = {
-    "BatchSizeFinder": "changes data.batch_size when the steps of the run are counted; set data.batch_size, "
-    "whose memory `check` foretells",
-    "OnExceptionCheckpoint": "saves what a run cannot go on from exactly; last.ckpt serves",
-    "StochasticWeightAveraging": "neither saves its averages as weights nor goes on with the same learning "
-    "rates; take EMAWeightAveraging",
-    "ModelPruning": "gives the weights other names than a checkpoint's, so that nothing could read one",
-    "ModelParallelStrategy": "needs a network that is written to be cut into parts; take ddp or fsdp",
-    "DeepSpeedStrategy": "writes checkpoints of its own, in folders; take ddp or fsdp",
+    "BatchSizeFinder": "changes data.batch_size after the steps of the run are counted; set data.batch_size "
+    "(`check` estimates its memory)",
+    "OnExceptionCheckpoint": "writes checkpoints that cannot be resumed exactly; use last.ckpt",
+    "StochasticWeightAveraging": "does not save the averaged weights, and resumes with other learning rates; "
+    "use EMAWeightAveraging",
+    "ModelPruning": "renames the weights, so that its checkpoints could not be read; leave it out",
+    "ModelParallelStrategy": "needs a model written for it, with a plan for splitting it; use ddp or fsdp",
+    "DeepSpeedStrategy": "writes checkpoints in its own format, as folders; use ddp or fsdp",
 }
-# The ends of the names of others.
+# Endings of class names -> why a run cannot use these classes.
 REFUSED_KINDS = {
-    "Precision": "is chosen by the setting trainer.precision (64-true, 16-true, bf16-mixed ...), not as a plugin",
-    "CheckpointIO": "cannot be set: the program writes its checkpoints itself, each whole or not at all",
+    "Precision": "cannot be set as a plugin; set trainer.precision (64-true, 16-true, bf16-mixed ...)",
+    "CheckpointIO": "cannot be set, because checkpoints are written atomically by the program itself",
 }
 
 
 def check_trainer(trainer: Namespace) -> None:
-    """Check the `trainer.*` settings that Lightning accepts silently or refuses at length.
+    """Check the settings `trainer.*` that Lightning would ignore or reject with a long message.
 
     Raises:
         InputError: A value is out of range, or asks for a device that this machine does not have.
     """
     limits = ("max_epochs", "max_steps", "max_time")
     if all(trainer[name] in (None, -1) for name in limits):
-        raise InputError("one of trainer.max_epochs, trainer.max_steps and trainer.max_time must end the run")
+        raise InputError("the run would never end; set trainer.max_epochs, trainer.max_steps or trainer.max_time")
     for name in limits[:2]:
         if trainer[name] not in (None, -1):
             require_integer(f"trainer.{name}", trainer[name], 1)
@@ -96,7 +96,7 @@ def check_trainer(trainer: Namespace) -> None:
         raise InputError(f"trainer.num_nodes ({trainer['num_nodes']}) needs torchrun or SLURM to start the processes")
     strategy = trainer["strategy"]
     if isinstance(strategy, str) and any(word in strategy for word in ("spawn", "fork", "notebook")):
-        raise InputError(f"trainer.strategy {strategy} cannot carry a run's open files to other processes; take ddp")
+        raise InputError(f"trainer.strategy ({strategy}) cannot pass a run's open files to other processes; use ddp")
     if isinstance(strategy, str) and strategy.startswith("deepspeed"):
         raise InputError(f"trainer.strategy: {strategy} {REFUSED_CLASSES['DeepSpeedStrategy']}")
     for setting, name in named_classes(trainer):
@@ -112,7 +112,7 @@ def why_refused(name: str) -> str | None:
 
 
 def named_classes(trainer: Namespace) -> list[tuple[str, str]]:
-    """Return the settings that name classes, each with a class's name without its module."""
+    """Return a setting and a class name without its module for each class of Lightning in the settings."""
     found = []
     for setting in ("callbacks", "logger", "plugins", "profiler", "strategy"):
         value = trainer[setting]

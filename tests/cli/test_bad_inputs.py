@@ -136,6 +136,11 @@ def a_run_folder(*_: object) -> None:
     Path("run/checkpoints").mkdir(parents=True)
 
 
+def hf_folder(*_: object) -> None:
+    Path("hf").mkdir()
+    Path("hf/config.json").write_text("{}")
+
+
 def huge(*_: object) -> None:
     with open("huge.txt", "wb") as file:
         file.truncate(3 * 1024**3)
@@ -301,29 +306,35 @@ CONFIG_FILES = [
     bad_yaml("3g", "1: 2\n", "bad.yaml: a name must be a plain word, not 1"),
     bad_yaml("3h", "model: !!python/object/apply:os.getcwd []\n", "bad.yaml:1: not valid YAML: could not determine a "),
     bad_yaml("3i", "prompt: !text abc\n", "could not determine a constructor for the tag '!text'"),
-    bad_yaml("3j", 'prompt: "\\ud800"\n', "bad.yaml:1: not valid YAML: half a character"),
-    bad_yaml("3k", "a: &x [*x]\n", "bad.yaml:1: not valid YAML: an alias inside of what it stands for"),
+    bad_yaml("3j", 'prompt: "\\ud800"\n', "bad.yaml:1: not valid YAML: a lone surrogate"),
+    bad_yaml("3k", "a: &x [*x]\n", "bad.yaml:1: not valid YAML: an alias refers to a value that contains it"),
     bad_yaml("4", "", "bad.yaml: is empty"),
     bad_yaml("4a", "# nothing\n", "bad.yaml: is empty"),
-    bad_yaml("4b", "- 1\n", "bad.yaml: is a list, not settings"),
-    bad_yaml("4c", "model: 3\n", "bad.yaml: model must hold settings (name: value), got 3"),
+    bad_yaml("4b", "- 1\n", "bad.yaml: must contain settings (name: value), not a list"),
+    bad_yaml("4c", "model: 3\n", "bad.yaml: model must contain settings (name: value), got 3"),
     bad_yaml("7", "a: " + "x" * 1_000_000, "bad.yaml: too large for a config"),
     bad_yaml("7a", LAUGH, "bad.yaml: too large for a config"),
-    bad_yaml("7b", "[" * 5000, "bad.yaml: not a config: nested too deeply"),
+    bad_yaml("7b", "[" * 5000, "bad.yaml: nested too deeply for a config"),
     bad_yaml("9", "modle: {n_layers: 2}\n", "unknown setting 'modle.n_layers'; did you mean 'model.n_layers'?"),
     bad_yaml("9a", "__path__: x\n", "bad.yaml: unknown setting '__path__'"),
     bad_yaml("10", "model: {n_layer: 2}\n", "unknown setting 'model.n_layer'; did you mean 'model.n_layers'?"),
+    bad_yaml("10a", "model: {block_size: 64}\n", "unknown setting 'model.block_size'; did you mean 'model.context_length'?"),
+    bad_yaml("10b", "dropout: 0.1\n", "unknown setting 'dropout'; did you mean 'model.drop_rate'?"),
+    bad_yaml("10c", "optimizer: {lr: 0.1}\n", "unknown setting 'optimizer.lr'; did you mean 'model.learning_rate'?"),
     bad_yaml("11", "model: {n_layers: two}\n", "model.n_layers must be an int, not 'two'"),
+    bad_yaml("11i", "model: {n_layers: 3.5}\n", "model.n_layers must be an int, not 3.5"),
+    bad_yaml("11j", "model: {n_layers: [1, null, x]}\n", "model.n_layers must be an int, not [1, null, x]"),
+    bad_yaml("11k", "model: {tie_weights: 3}\n", "model.tie_weights must be true or false, not 3"),
     bad_yaml("11a", "evaluate_every: null\n", "evaluate_every must be an int, not null"),
     bad_yaml("11b", "trainer: {max_steps: null}\n", "trainer.max_steps must be an int, not null"),
     bad_yaml("11c", "model: {min_learning_rate: None}\n", "model.min_learning_rate must be a number or null, not 'None'"),
-    bad_yaml("11d", "sampling: {stop_strings: null}\n", "sampling.stop_strings must be a list of texts, not null; quote what YAML reads as something else"),
+    bad_yaml("11d", "sampling: {stop_strings: null}\n", "sampling.stop_strings must be a list of texts, not null; put each text in quotes"),
     bad_yaml("11e", "model: {tie_weights:}\n", "model.tie_weights must be true or false, not null"),
-    bad_yaml("11f", "prompt: [[1, 2]]\n", "prompt must be a list of texts, not '[1, 2]'; quote what YAML reads as something else"),
-    bad_yaml("11g", "prompt: {a: 1}\n", "prompt must be a list of texts, not '{'a': 1}'; quote what YAML reads as something else"),
-    bad_yaml("24", "data: {context_length: 16}\n", "bad.yaml: data.context_length is given as model.context_length"),
-    bad_yaml("24a", "data: {seed: 7}\n", "bad.yaml: data.seed is given as seed_everything"),
-    bad_yaml("24b", "data: {evaluate_batches: 7}\n", "bad.yaml: data.evaluate_batches is given as evaluate_batches"),
+    bad_yaml("11f", "prompt: [[1, 2]]\n", "prompt must be a list of texts, not [1, 2]; put each text in quotes"),
+    bad_yaml("11g", "prompt: {a: 1}\n", "prompt must be a list of texts, not {a: 1}; put each text in quotes"),
+    bad_yaml("24", "data: {context_length: 16}\n", "bad.yaml: data.context_length cannot be set; set model.context_length instead"),
+    bad_yaml("24a", "data: {seed: 7}\n", "bad.yaml: data.seed cannot be set; set seed_everything instead"),
+    bad_yaml("24b", "data: {evaluate_batches: 7}\n", "bad.yaml: data.evaluate_batches cannot be set; set evaluate_batches instead"),
     bad_yaml("", "resume: true\n", "bad.yaml: resume is given on the command line only (--resume)"),
     bad_yaml("", "run_dir: here\n", "bad.yaml: run_dir is given on the command line only (--run_dir)"),
 ]
@@ -331,15 +342,15 @@ CONFIG_FILES = [
 SETTINGS = [
     Row("9", "FIT --modle.n_layers=2", 2, "unknown setting 'modle.n_layers'; did you mean 'model.n_layers'?"),
     Row("9b", "FIT --foo", 2, "unknown setting 'foo'"),
-    Row("9c", "FIT foo", 2, "'foo' belongs to no option; options begin with --"),
+    Row("9c", "FIT foo", 2, "unexpected argument 'foo'; options begin with --"),
     Row("10", "FIT --model.n_layer=2", 2, "unknown setting 'model.n_layer'; did you mean 'model.n_layers'?"),
     Row("11", "FIT --model.n_layers=two", 2, "model.n_layers must be an int, not 'two'"),
-    Row("11h", "FIT --model=null", 2, "model must be settings (--model.NAME VALUE), not 'null'"),
+    Row("11h", "FIT --model=null", 2, "model must be settings (--model.NAME VALUE), not null"),
     Row("13", "FIT --model.n_layers=0", 2, "model.n_layers must be an int of at least 1, got 0"),
     Row("13a", "FIT --model.n_layers=-1", 2, "model.n_layers must be an int of at least 1, got -1"),
     Row("14", "FIT --model.emb_dim=15", 2, "model.emb_dim (15) must be divisible by model.n_heads (2)"),
     Row("16", "FIT --model.vocab_size=0", 2, "model.vocab_size must be an int of at least 1, got 0"),
-    Row("16a", "FIT --model.vocab_size=true", 2, "model.vocab_size must be an int or null, not 'true'"),
+    Row("16a", "FIT --model.vocab_size=true", 2, "model.vocab_size must be an int or null, not true"),
     Row("17", "FIT --model.vocab_size=100", 2, "model.vocab_size (100) is smaller than the tokenizer's 257"),
     Row("19", "FIT --model.learning_rate=-0.1", 2, "model.learning_rate must be a finite number above 0, got -0.1"),
     Row("20", "FIT --model.learning_rate=fast", 2, "model.learning_rate must be a number, not 'fast'"),
@@ -357,12 +368,12 @@ SETTINGS = [
     Row("30", "FIT --data.train_ratio=1.0", 2, "data.train_ratio must be between 0 and 1, got 1.0"),
     Row("30a", "FIT --data.train_ratio=0", 2, "data.train_ratio must be between 0 and 1, got 0"),
     Row("30b", "FIT --data.train_ratio=2", 2, "data.train_ratio must be between 0 and 1, got 2.0"),
-    Row("30c", "FIT --data.val_text=tiny.yaml --data.train_ratio=0.5", 2, "data.train_ratio has no effect, because data."),
+    Row("30c", "FIT --data.val_text=tiny.yaml --data.train_ratio=0.5", 2, "data.train_ratio has no effect with data.val_text; set only"),
     Row("32", "FIT --data.num_workers=-1", 2, "data.num_workers must be an int from 0 to 16, got -1"),
     Row("32a", "FIT --data.num_workers=10000", 2, "data.num_workers must be an int from 0 to 16, got 10000"),
     Row("", "FIT --data.tokenizer=gpt5", 2, "data.tokenizer must be one of bytes, gpt2,"),
     Row("", "FIT --seed_everything=-1", 2, "seed_everything must be an int from 0 to 4294967295, got -1"),
-    Row("", "FIT --seed_everything=true", 2, "seed_everything must be an int, not 'True'"),
+    Row("", "FIT --seed_everything=true", 2, "seed_everything must be an int, not true"),
     Row("", "FIT --evaluate_every=0", 2, "evaluate_every must be an int of at least 1, got 0"),
     Row("", "FIT --save_every=0", 2, "save_every must be an int of at least 1, got 0"),
     Row("", "FIT --run_dir=", 2, "--run_dir is empty; give a folder"),
@@ -371,11 +382,15 @@ SETTINGS = [
 TRAINER = [
     Row("33", "FIT --trainer.max_epochs=0", 2, "trainer.max_epochs must be an int of at least 1, got 0"),
     Row("34", "FIT --trainer.max_epochs=-5", 2, "trainer.max_epochs must be an int of at least 1, got -5"),
-    Row("34a", "FIT --trainer.max_epochs=-1", 2, "trainer.max_steps and trainer.max_time must end the run"),
+    Row("34a", "FIT --trainer.max_epochs=-1", 2, "the run would never end; set trainer.max_epochs, trainer.max_steps or"),
     Row("34b", "FIT --trainer.max_time=abc", 2, "trainer.max_time must be a duration as DD:HH:MM:SS, got 'abc'"),
     Row("34e", "FIT --run_dir=run --trainer.max_time=00:00:00:00", 2, "nothing was trained, because trainer.max_time or a callback ended the run", leaves=("run",)),
     Row("34c", "FIT --trainer.max_epoch=3", 2, "unknown setting 'trainer.max_epoch'; did you mean 'trainer.max_epochs'?"),
-    Row("34d", "FIT --trainer.min_epochs=3", 2, "unknown setting 'trainer.min_epochs'; did you mean"),
+    Row("34d", "FIT --trainer.min_epochs=3", 2, "trainer.min_epochs is not used here; use trainer.max_epochs"),
+    Row("35", "FIT --trainer.fast_dev_run=true", 2, "trainer.fast_dev_run is not used here; use trainer.max_steps"),
+    Row("35a", "FIT --overfit_batches=1", 2, "overfit_batches is not used here; use trainer.limit_train_batches"),
+    bad_yaml("35b", "trainer: {val_check_interval: 100}\n", "trainer.val_check_interval is not used here; use evaluate_every"),
+    bad_yaml("35c", "trainer: {barebones: true}\n", "trainer.barebones is not used here; leave it out"),
     Row("36", "FIT --trainer.precision=bf61", 2, "trainer.precision must be one of auto, 32-true, 16-mixed, bf16-mixed,"),
     Row("36a", "FIT --precision=32-true", 2, "unknown setting 'precision'; did you mean 'trainer.precision'?"),
     Row("37", "FIT --trainer.accelerator=gpuu", 2, "trainer.accelerator must be one of auto, cpu,"),
@@ -386,8 +401,8 @@ TRAINER = [
     Row("39b", "FIT --trainer.devices=many", 2, "trainer: `devices` selected with `CPUAccelerator` should be an int > 0."),
     Row("39c", "FIT --trainer.num_nodes=2", 2, "trainer.num_nodes (2) needs torchrun or SLURM to start the processes"),
     Row("39d", "FIT --trainer.strategy=many", 2, "trainer: You selected an invalid strategy name: `strategy='many'`."),
-    Row("39e", "FIT --trainer.strategy=ddp_spawn", 2, "trainer.strategy ddp_spawn cannot carry a run's open files to"),
-    Row("39f", "FIT --trainer.strategy=deepspeed_stage_2", 2, "trainer.strategy: deepspeed_stage_2 writes checkpoints of"),
+    Row("39e", "FIT --trainer.strategy=ddp_spawn", 2, "trainer.strategy (ddp_spawn) cannot pass a run's open files to"),
+    Row("39f", "FIT --trainer.strategy=deepspeed_stage_2", 2, "trainer.strategy: deepspeed_stage_2 writes checkpoints in"),
     Row("40", "FIT --trainer.precision=16-mixed", 2, "trainer.precision 16-mixed does not run on cpu"),
     Row("23", "FIT --trainer.gradient_clip_val=-1", 2, "trainer.gradient_clip_val must be a finite number of at least 0"),
     Row("23a", "FIT --trainer.gradient_clip_val=nan", 2, "trainer.gradient_clip_val must be an int or a number or null"),
@@ -401,7 +416,7 @@ TRAINER = [
 ]
 
 CLASSES = [
-    bad_class("43", "callbacks", "nope.Callback", "class_path 'nope.Callback' is not allowed; only classes of Lightning that"),
+    bad_class("43", "callbacks", "nope.Callback", "class_path 'nope.Callback' is not allowed; name a class of Lightning that takes no code, or"),
     bad_class("43a", "callbacks", "[{class_path: lightning.pytorch.callbacks.Nope}]", "'lightning.pytorch.callbacks.Nope' not found"),
     bad_class("43b", "callbacks", "foo", "trainer.callbacks must name a class of Lightning (class_path: NAME), not 'foo'"),
     Row("44", "FIT --trainer.callbacks='[{class_path: evilmod.X}]'", 2, "class_path 'evilmod.X' is not allowed", situation=own_module),
@@ -451,18 +466,18 @@ TEXTS = [
 ]
 
 PROMPTS = [
-    Row("63", "PREDICT --prompt=", 2, "prompt is empty; to start from nothing give <|endoftext|>"),
-    bad_yaml("63a", "prompt: ['']\n", "prompt is empty; to start from nothing give <|endoftext|>"),
+    Row("63", "PREDICT --prompt=", 2, "prompt is empty; use <|endoftext|> to generate without a prompt"),
+    bad_yaml("63a", "prompt: ['']\n", "prompt is empty; use <|endoftext|> to generate without a prompt"),
     Row("63b", "PREDICT --prompt", 2, "--prompt needs a text"),
     Row("63c", "PREDICT", 2, "predict needs --prompt TEXT, --prompts_file FILE (- for standard input) or --interactive"),
-    Row("64", f"PREDICT --prompt={'x' * 65}", 0, "prompt has 65 tokens; the model reads the last 64"),
+    Row("64", f"PREDICT --prompt={'x' * 65}", 0, "prompt has 65 tokens; the model sees only the last 64"),
     Row("65", "PREDICT --prompt='<|endoftext|>'", 0, ""),
     Row("66", "PREDICT --prompt=\U0001f600 --sampling.temperature=1", 0, ""),
     Row("68", "PREDICT --prompts_file=prompt.txt", 2, "prompt.txt: no such file"),
     Row("68a", "PREDICT --prompts_file=-", 2, "standard input: is empty; expected a prompt in each line", situation=no_input),
     Row("68b", "PREDICT --prompts_file=p.txt", 0, "", {"p.txt": "a\0b\n"}),
     *(Row("69", f"PREDICT --prompt={shlex.quote(one)}", 0, "") for one in ("123", "null", "a: b", "-x")),
-    *(bad_yaml("69a", f"prompt: [{one}]\n", f"prompt must be a list of texts, not '{one}'; quote what YAML reads as something else") for one in ("1.5", "123")),
+    *(bad_yaml("69a", f"prompt: [{one}]\n", f"prompt must be a list of texts, not {one}; put each text in quotes") for one in ("1.5", "123")),
     Row("69b", "FIT --config more.yaml --trainer.max_steps=1", 0, "", {"more.yaml": "prompt: ['1.50', 'null', 'a: b']\n"}, leaves=("runs",)),
     Row("70", "PREDICT --prompt=x --sampling.top_k=99999", 2, "sampling.top_k must be an int from 1 to 257, got 99999"),
     Row("70a", "PREDICT --prompt=x --sampling.top_k=0", 2, "sampling.top_k must be an int from 1 to 257, got 0"),
@@ -481,7 +496,7 @@ CHECKPOINTS = [
     Row("80a", "RESUME --trainer.max_epochs=3", 0, "run/checkpoints/last.ckpt: not a complete checkpoint; resuming from the previous checkpoint, prev.ckpt", situation=run_with(truncated)),
     Row("80b", "RESUME", 2, "run/checkpoints/last.ckpt: not a complete checkpoint", situation=run_with(truncated, prev=truncated)),
     Row("81", "PREDICT --prompt=x", 2, "last.ckpt: checksum mismatch", {"last.ckpt": with_a_flipped_bit}),
-    Row("83", "PREDICT --prompt=x", 2, "last.ckpt: refused, contains more than tensors", {"last.ckpt": with_code}),
+    Row("83", "PREDICT --prompt=x", 2, "last.ckpt: refused, because it contains more than tensors", {"last.ckpt": with_code}),
     Row("85", "RESUME", 2, "last.ckpt: has weights but no optimizer state; resume from a run's last.ckpt", situation=run_with(without_optimizer, prev=without_optimizer)),
     Row("86", "VALIDATE --model.emb_dim=32", 2, "last.ckpt has model.emb_dim 16, the settings say 32"),
     Row("86a", "VALIDATE --model.n_layers=12", 2, "last.ckpt has model.n_layers 1, the settings say 12"),
@@ -490,16 +505,16 @@ CHECKPOINTS = [
     Row("87a", "VALIDATE --model.vocab_size=300", 2, "last.ckpt has model.vocab_size 257, the settings say 300"),
     Row("89", "PREDICT --prompt=x", 2, "last.ckpt: contains non-finite weights", {"last.ckpt": with_nan}),
     Row("86d", "PREDICT --prompt=x", 1, "out of memory: the ", {"last.ckpt": set_in("hyper_parameters/emb_dim", 2**40)}),
-    Row("86e", "PREDICT --prompt=x", 2, "last.ckpt: has trainer.precision foo, which no run has", {"last.ckpt": set_in("gpt_lightning/fit/trainer.precision", "foo")}),
+    Row("86e", "PREDICT --prompt=x", 2, "last.ckpt: has an unknown trainer.precision (foo)", {"last.ckpt": set_in("gpt_lightning/fit/trainer.precision", "foo")}),
     Row("86c", "PREDICT --prompt=x --model.emb_dim=32", 2, "unknown setting 'model.emb_dim'"),
     Row("86d", "PREDICT --prompt=x --data.text=x", 2, "unknown setting 'data.text'"),
     Row("86e", "PREDICT --prom=x", 2, "unknown setting 'prom'; did you mean 'prompt'?"),
     Row("90a", "VALIDATE", 0, "last.ckpt: ignoring its unknown setting model.n_experts", {"last.ckpt": set_in("hyper_parameters/n_experts", 8)}),
     Row("90", "PREDICT --prompt=x", 0, "last.ckpt: ignoring its unknown setting model.n_experts", {"last.ckpt": set_in("hyper_parameters/n_experts", 8)}),
-    Row("91", "predict --prompt=x --ckpt_path=https://a.b/c.ckpt", 2, "https://a.b/c.ckpt: checkpoints are local files only"),
+    Row("91", "predict --prompt=x --ckpt_path=https://a.b/c.ckpt", 2, "https://a.b/c.ckpt: must be a local file"),
     Row("92", "predict --prompt=x --ckpt_path=best", 2, "best: no such file"),
     Row("92a", "predict --prompt=x --ckpt_path=run", 2, "run: is a folder, not a checkpoint", situation=a_run_folder),
-    Row("92b", "predict --prompt=x --ckpt_path=run", 2, "not a checkpoint; it holds run/checkpoints/best.ckpt", situation=run),
+    Row("92b", "predict --prompt=x --ckpt_path=run", 2, "not a checkpoint; it contains run/checkpoints/best.ckpt", situation=run),
     Row("92c", "FIT --resume --trainer.max_steps=1", 0, "", leaves=("runs",)),
     Row("92d", "PREDICT --prompt=x --run_dir=y", 2, "unknown setting 'run_dir'"),
     Row("92e", "predict --prompt=x --ckpt_path=pipe", 2, "pipe: must be a regular file", situation=pipe),
@@ -557,7 +572,7 @@ def test_a_bad_input_gets_one_line_and_leaves_nothing_behind(
 
 # ---- what only a process of its own shows
 
-GONE = f"{ERROR}the current folder was deleted; change to one that is there (cd)\n"
+GONE = f"{ERROR}the current folder was deleted; change to an existing one (cd)\n"
 
 
 @pytest.mark.parametrize(

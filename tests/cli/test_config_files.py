@@ -15,9 +15,6 @@ from jsonargparse import ArgumentParser
 
 from gpt_lightning.cli.arguments import CLI_ONLY, prepare_arguments, was_passed
 from gpt_lightning.cli.config_files import SECTIONS, ConfigFile, Quoting, read_config
-from gpt_lightning.cli.parser_errors import explain_parser_error
-
-Command = Callable[..., Result]
 
 Command = Callable[..., Result]
 
@@ -44,9 +41,9 @@ def test_what_yaml_holds_is_what_is_read(tmp_path_factory: pytest.TempPathFactor
 def test_prompts_are_texts_whatever_they_look_like(prompts: list[str]) -> None:
     parser = ArgumentParser()
     parser.add_argument("--prompt", type=list[str], default=["of the config"])
-    typed = [part for prompt in prompts for part in ("--prompt", prompt)]
+    arguments = [part for prompt in prompts for part in ("--prompt", prompt)]
 
-    assert parser.parse_args(prepare_arguments(typed)).prompt == prompts
+    assert parser.parse_args(prepare_arguments(arguments)).prompt == prompts
 
 
 def parse_yaml(folder: Path, content: str) -> Any:
@@ -89,7 +86,7 @@ def test_what_yaml_reads_as_something_else_must_be_quoted(
 
     assert result.code == 2
     assert result.error.startswith(f"{name} must be a list of texts, not ")
-    assert result.error.endswith("; quote what YAML reads as something else")
+    assert result.error.endswith("; put each text in quotes")
 
 
 LOOKS_LIKE_YAML = [
@@ -136,7 +133,7 @@ def test_a_typed_text_stands_for_itself() -> None:
     ("arguments", "message"),
     [
         (["--prompt"], "--prompt needs a text"),
-        (["--prompt", ""], "prompt is empty; to start from nothing give <|endoftext|>"),
+        (["--prompt", ""], "prompt is empty; use <|endoftext|> to generate without a prompt"),
         (["--prompt=\udcff"], "prompt is not UTF-8 text (at character 0)"),
     ],
 )
@@ -154,7 +151,3 @@ def test_is_typed() -> None:
     assert was_passed(["--a.b", "1"], "--a.b")
     assert was_passed(["--a.b=1"], "--a.b")
     assert not was_passed(["--a.bc=1", "a.b"], "--a.b")
-
-
-def test_an_unknown_message_is_kept() -> None:
-    assert explain_parser_error("something \n else", []) == "something else"

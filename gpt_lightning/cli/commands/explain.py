@@ -4,7 +4,7 @@
     python -m gpt_lightning explain loss        from logits to loss and perplexity, on an untrained GPT-2
     python -m gpt_lightning explain sampling    temperature and top-k on two small vocabularies
 
-No trained model is needed. Nothing is written unless --output names a folder for the figures of sampling.
+No trained model is needed. No file is written unless --output names a folder for the figures of sampling.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TARGETS = (" effort moves you", " really like chocolate")
 WORDS_A = ("closer", "every", "effort", "forward", "inches", "moves", "pizza", "toward", "you")
 LOGITS_A = (4.51, 0.89, -1.90, 6.75, 1.63, -1.62, -1.89, 6.28, 1.79)
 WORDS_B = ("war", "battle", "revolution", "novel", "experiment", "day", "journey", "movement")
-# The second note's probabilities of the right tokens, from another untrained model than that of `explain loss`.
+# Probabilities of the target tokens in the second note; its untrained model is not that of `explain loss`.
 PROBS_B = (9.9453e-06, 1.9495e-05, 1.4662e-05, 1.8303e-05, 1.6926e-05, 2.1331e-05, 1.0184e-05, 1.8939e-05)
 
 
@@ -73,7 +73,7 @@ def _verdict_windows() -> str:
     folders = [Path("data"), *([Path(folder)] if (folder := os.environ.get(DATA_ENV)) else [])]
     path = next((folder / VERDICT for folder in folders if (folder / VERDICT).is_file()), None)
     if path is None:
-        return f"  {VERDICT} is neither in data/ nor in the folder that {DATA_ENV} names; `fit` downloads it"
+        return f"  {VERDICT} is neither in data/ nor in the folder named by {DATA_ENV}; `fit` downloads it"
     tokenizer = load_tokenizer("gpt2")
     text = read_text(path).content
     parts = split_text(text, 0.9)
@@ -110,14 +110,14 @@ def explain_loss() -> None:
     probs = torch.softmax(logits, dim=-1)
     target_probs = probs.gather(-1, targets[..., None]).squeeze(-1)  # (2, 3)
     print(f"Its logits have the shape {tuple(logits.shape)}: one for each token of the vocabulary, at each position.")
-    print("The softmax turns them into probabilities; the loss uses only those of the right tokens:")
+    print("The softmax turns them into probabilities; the loss uses only those of the target tokens:")
     rows = []
     for b, t in ((b, t) for b in range(2) for t in range(3)):
         target, likely, prob = int(targets[b, t]), int(logits[b, t].argmax()), target_probs[b, t].item()
         after = tokenizer.decode(inputs[b, : t + 1].tolist())
         right, wrong = f"{target} {tokenizer.decode([target])!r}", f"{likely} {tokenizer.decode([likely])!r}"
         rows.append([repr(after), wrong, right, f"{prob:.4e}", f"{math.log(prob):.4f}"])
-    print(table("<<<>>", ["after", "most likely", "right", "its probability", "logarithm"], rows))
+    print(table("<<<>>", ["after", "most likely", "target", "its probability", "logarithm"], rows))
     loss = cross_entropy(logits, targets).mean().item()
     _print_mean(target_probs.flatten().tolist())
     print(
@@ -126,9 +126,9 @@ def explain_loss() -> None:
     )
     guess = math.log(tokenizer.vocab_size)
     meanings: dict[float, str] = {
-        0.0: "certain of every right token",
+        0.0: "certain of every target token",
         guess: f"uniform: ln V, all {tokenizer.vocab_size:,} tokens equally likely",
-        loss: "this one: as uncertain as between that many equally likely tokens",
+        loss: "this model: as uncertain as a choice among that many equally likely tokens",
         12.0: "confident of wrong tokens: the perplexity can exceed V",
     }
     print("\nWhat a loss means:")
@@ -179,12 +179,12 @@ def run(arguments: list[str]) -> None:
     parser = Parser("explain", __doc__)
     parser.add_argument("what", choices=("windows", "loss", "sampling"))
     parser.add_argument("--output", metavar="FOLDER", help="folder for the two bar charts of sampling")
-    typed = parser.parse_args(arguments)
-    if typed.output is not None and typed.what != "sampling":
-        raise InputError(f"--output: explain {typed.what} draws no figures")
-    if typed.what == "windows":
+    options = parser.parse_args(arguments)
+    if options.output is not None and options.what != "sampling":
+        raise InputError(f"explain {options.what} draws no figures; leave --output out")
+    if options.what == "windows":
         explain_windows()
-    elif typed.what == "loss":
+    elif options.what == "loss":
         explain_loss()
     else:
-        explain_sampling(None if typed.output is None else Path(typed.output))
+        explain_sampling(None if options.output is None else Path(options.output))

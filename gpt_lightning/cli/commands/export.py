@@ -1,4 +1,4 @@
-"""Write a checkpoint's weights in another program's format, and check them by reading them back.
+"""Write a checkpoint's weights in another program's format, then read them back and compare the logits.
 
 python -m gpt_lightning export --ckpt_path CKPT --format FORMAT --output PATH
 
@@ -24,7 +24,7 @@ def run(arguments: list[str]) -> None:
     parser.add_argument("--ckpt_path", required=True, metavar="CKPT", help="checkpoint to export")
     parser.add_argument("--format", required=True, choices=FORMATS)
     parser.add_argument("--output", required=True, type=Path, metavar="PATH", help="file or folder to write")
-    typed = parser.parse_args(arguments)
-    check_absent(typed.output)
-    for line in export_weights(open_checkpoint(typed.ckpt_path), typed.format, typed.output):
+    options = parser.parse_args(arguments)
+    check_absent(options.output)
+    for line in export_weights(open_checkpoint(options.ckpt_path), options.format, options.output):
         print(line, flush=True)

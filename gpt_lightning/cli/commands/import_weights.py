@@ -2,9 +2,9 @@
 
     python -m gpt_lightning import --from SOURCE --output FILE.ckpt
 
-SOURCE is a folder with Hugging Face's model.safetensors and config.json, one such file, the name of a repository
+SOURCE is a folder with Hugging Face's model.safetensors and config.json, a .safetensors file, the name of a repository
 on the Hugging Face Hub (openai-community/gpt2; needs the extra hub), the book's model.pth or
-model_and_optimizer.pth, or nanoGPT's ckpt.pt. The format is detected by the names and shapes of the weights, which
+model_and_optimizer.pth, or nanoGPT's ckpt.pt. The format is detected from the names and shapes of the weights, which
 are read one at a time, so the memory needed is that of the model and its largest weight.
 """
 
@@ -26,8 +26,8 @@ def run(arguments: list[str]) -> None:
     parser.add_argument("--context_length", type=int, metavar="N", help="keep the first N positions only")
     parser.add_argument("--n_heads", type=int, metavar="N", help="attention heads, if SOURCE does not state them")
     parser.add_argument("--tokenizer", metavar="NAME", help="gpt2 (the default), bytes, or another of tiktoken")
-    typed = parser.parse_args(arguments)
-    check_absent(typed.output)
-    reader = open_weights(typed.source)
-    for line in import_weights(reader, typed.output, typed.context_length, typed.n_heads, typed.tokenizer):
+    options = parser.parse_args(arguments)
+    check_absent(options.output)
+    reader = open_weights(options.source)
+    for line in import_weights(reader, options.output, options.context_length, options.n_heads, options.tokenizer):
         print(line, flush=True)

@@ -7,7 +7,7 @@
 
 The first form prints a table of the most likely next tokens: their probabilities at each temperature, with and
 without top-k, and how often each was drawn. --output also writes a bar chart of the probabilities. The second form
-completes the prompt at each combination of temperature and top-k.
+completes the prompt with each combination of temperature and top-k.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from gpt_lightning.inference.sampling import SamplingConfig
 from gpt_lightning.validation import require_integer
 
 TEMPERATURES = (1.0, 0.1, 5.0)  # of the first figure in the reference notes (docs/documents.md)
-MOST_DRAWS = 100_000  # a minute or two
+MOST_DRAWS = 100_000  # takes a minute or two
 
 
 def next_tokens(
@@ -38,9 +38,9 @@ def next_tokens(
 
     Args:
         gpt: The model and its tokenizer.
-        prompt: Any text but an empty one.
-        settings: One pair of columns each; temperatures must be above 0.
-        count: Number of tokens.
+        prompt: Non-empty text.
+        settings: Settings with temperatures above 0; each gives two columns.
+        count: Number of tokens in the table.
         draws: Number of tokens drawn with each setting.
         output: Folder for the chart, as PDF and PNG; None for no chart.
     """
@@ -64,10 +64,10 @@ def grid(
 
     Args:
         gpt: The model and its tokenizer.
-        prompt: Any text but an empty one.
-        temperatures: At least 0 each.
-        top_ks: None for no top-k.
-        sampling: The other settings.
+        prompt: Non-empty text.
+        temperatures: Temperatures, 0 or above.
+        top_ks: Values of top-k; None for no top-k.
+        sampling: All other settings.
     """
     rows: list[list[str]] = []
     for temperature in temperatures:
@@ -92,28 +92,28 @@ def run(arguments: list[str]) -> None:
     parser.add_argument("--output", metavar="FOLDER", help="folder for the bar chart")
     parser.add_argument("--grid", action="store_true", help="complete the prompt at each temperature with each top_k")
     parser.add_argument("--max_new_tokens", type=int, default=25, help="length of each completion with --grid")
-    typed = parser.parse_args(arguments)
-    if len(typed.prompt) > 1:
+    options = parser.parse_args(arguments)
+    if len(options.prompt) > 1:
         raise InputError("inspect takes one --prompt")
-    (prompt,) = typed.prompt
+    (prompt,) = options.prompt
     check_prompt(prompt)
-    for name in ("candidates", "draws", "output") if typed.grid else ("max_new_tokens",):
+    for name in ("candidates", "draws", "output") if options.grid else ("max_new_tokens",):
         if was_passed(arguments, f"--{name}"):
-            raise InputError(f"--{name} {'does not go' if typed.grid else 'goes only'} with --grid; leave it out")
-    temperatures, top_ks = typed.temperature or list(TEMPERATURES), typed.top_k or []
-    sampling = SamplingConfig(seed=typed.seed, max_new_tokens=typed.max_new_tokens)
+            raise InputError(f"--{name} has no effect {'with' if options.grid else 'without'} --grid; leave it out")
+    temperatures, top_ks = options.temperature or list(TEMPERATURES), options.top_k or []
+    sampling = SamplingConfig(seed=options.seed, max_new_tokens=options.max_new_tokens)
     settings = [
-        SamplingConfig(temperature=one, top_k=k, seed=typed.seed) for one in temperatures for k in (None, *top_ks)
+        SamplingConfig(temperature=one, top_k=k, seed=options.seed) for one in temperatures for k in (None, *top_ks)
     ]
-    require_integer("--draws", typed.draws, 1, MOST_DRAWS)
-    if not typed.grid and any(one.is_greedy for one in settings):
-        raise InputError("--temperature must be above 0: at 0 nothing is drawn; --grid takes 0 as well")
-    gpt = load(typed.ckpt_path)
-    require_integer("--candidates", typed.candidates, 1, gpt.model.vocab_size)
+    require_integer("--draws", options.draws, 1, MOST_DRAWS)
+    if not options.grid and any(one.is_greedy for one in settings):
+        raise InputError("--temperature must be above 0, because at 0 nothing is drawn; --grid accepts 0")
+    gpt = load(options.ckpt_path)
+    require_integer("--candidates", options.candidates, 1, gpt.model.vocab_size)
     for one in settings:
         one.check_vocabulary(gpt.model.vocab_size)
-    if typed.grid:
+    if options.grid:
         grid(gpt, prompt, temperatures, [None, *top_ks], sampling)
     else:
-        output = None if typed.output is None else Path(typed.output)
-        next_tokens(gpt, prompt, settings, typed.candidates, typed.draws, output)
+        output = None if options.output is None else Path(options.output)
+        next_tokens(gpt, prompt, settings, options.candidates, options.draws, output)

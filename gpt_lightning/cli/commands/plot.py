@@ -1,8 +1,8 @@
-"""Draw the loss curves of one run, or of several over one another.
+"""Draw the loss curves of one or more runs in one figure.
 
     python -m gpt_lightning plot RUN [RUN ...]
 
-A RUN is a run folder, or a file with rows like those of its metrics.jsonl.
+A RUN is a run folder, or a file in the format of its metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from gpt_lightning.cli.arguments import Parser
 from gpt_lightning.errors import InputError
 from gpt_lightning.runs.figures import FORMATS, loss_figure, read_curve, save_figure
 
-MOST_CURVES = 10  # as many as matplotlib has colours
+MOST_CURVES = 10  # matplotlib's number of default colours
 
 
 def run(arguments: list[str]) -> None:
@@ -23,12 +23,12 @@ def run(arguments: list[str]) -> None:
     parser.add_argument(
         "--output", metavar="STEM", help="write STEM.pdf and STEM.png; default: loss, in a single run's folder"
     )
-    typed = parser.parse_args(arguments)
-    if len(typed.run) > MOST_CURVES:
-        raise InputError(f"plot draws at most {MOST_CURVES} runs at once, got {len(typed.run)}")
-    curves = [read_curve(run) for run in typed.run]
-    alone = len(curves) == 1 and os.path.isdir(typed.run[0])
-    stem, suffix = os.path.splitext(typed.output or (os.path.join(typed.run[0], "loss") if alone else "loss"))
+    options = parser.parse_args(arguments)
+    if len(options.run) > MOST_CURVES:
+        raise InputError(f"plot draws at most {MOST_CURVES} runs at once, got {len(options.run)}")
+    curves = [read_curve(run) for run in options.run]
+    alone = len(curves) == 1 and os.path.isdir(options.run[0])
+    stem, suffix = os.path.splitext(options.output or (os.path.join(options.run[0], "loss") if alone else "loss"))
     if suffix.removeprefix(".") not in FORMATS:
         stem += suffix
     for path in save_figure(loss_figure(curves), stem):

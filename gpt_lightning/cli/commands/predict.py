@@ -1,7 +1,7 @@
-"""`predict`: complete prompts with a checkpoint.
+"""The command predict: complete prompts with a checkpoint.
 
-Settings come from the defaults, then from YAML files in order, then from the command line; the later wins. Of a run's
-YAML only `prompt`, `sampling`, `trainer.accelerator` and `trainer.precision` apply.
+Settings come from the defaults, the YAML files in order, and the command line; later ones win. From a run's YAML file
+only `prompt`, `sampling`, `trainer.accelerator` and `trainer.precision` are used.
 """
 
 from __future__ import annotations
@@ -54,23 +54,23 @@ MODEL_SETTINGS = {"compile", "activation_checkpointing"}.union(
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """What to complete, and where the completions go.
+    """What to complete, and where to write the completions.
 
     Attributes:
-        config: YAML files, which the settings below are taken from.
+        config: YAML files of settings.
         ckpt_path: The checkpoint.
-        prompt: Prompts of the command line or of YAML.
+        prompt: Prompts from the command line or YAML.
         prompts_file: File of prompts; - for standard input.
         jsonl: Whether to write JSON lines to stdout.
-        output: File for JSON lines.
+        output: File to write JSON lines to.
         resume: Whether to resume the job that wrote `output`.
         interactive: Whether to complete the lines of standard input.
-        sampling: How tokens are chosen.
+        sampling: Settings of sampling.
         accelerator: The setting `trainer.accelerator`.
         precision: The setting `trainer.precision`.
 
     Raises:
-        InputError: There is not exactly one source of prompts, or not one place for completions that fits it.
+        InputError: There is not exactly one source of prompts, or an option of the output does not fit the others.
     """
 
     config: list[str]
@@ -93,13 +93,13 @@ class PredictConfig:
         if self.interactive:
             for name in ("prompts_file", "output", "jsonl"):
                 if getattr(self, name):
-                    raise InputError(f"--interactive reads from the terminal and writes to it; leave --{name} out")
+                    raise InputError(f"--interactive reads from and writes to the terminal; leave --{name} out")
             if self.sampling.num_samples > 1:
                 raise InputError("--interactive makes one completion at a time; leave sampling.num_samples out")
         elif self.prompts_file is None and not self.prompt:
             raise InputError("predict needs --prompt TEXT, --prompts_file FILE (- for standard input) or --interactive")
         if self.resume and self.output is None:
-            raise InputError("--resume goes on with a file of completions; name it with --output FILE")
+            raise InputError("--resume needs --output FILE, the file of the interrupted job")
         if self.output is not None:
             self._check_output(self.output)
         check_precision(self.precision)
@@ -109,11 +109,11 @@ class PredictConfig:
             raise InputError("--output FILE is always JSON lines; leave --jsonl out")
         path = self.prompts_file
         if path not in (None, STANDARD_INPUT) and os.path.realpath(path) == os.path.realpath(output):
-            raise InputError(f"{path}: is the prompts' file; name another --output")
+            raise InputError(f"{path}: is the --prompts_file; name another --output")
         if not output or os.path.isdir(output):
             raise InputError(f"--output must name a file, got {output!r}")
         if not os.path.isdir(Path(output).parent):
-            raise InputError(f"--output {output}: there is no folder {Path(output).parent}")
+            raise InputError(f"--output {output}: folder {Path(output).parent} does not exist")
         if not self.resume:
             check_new(Path(output))
 
@@ -122,7 +122,7 @@ class PredictConfig:
 
 
 def make_parser() -> RaisingParser:
-    """Return the parser of the options."""
+    """Build the parser of all options of predict."""
     program, description = f"python -m {PROGRAM} predict", "Complete prompts with a checkpoint."
     parser = RaisingParser(prog=program, description=description, allow_abbrev=False)
     add = parser.add_argument
@@ -145,10 +145,10 @@ def make_parser() -> RaisingParser:
 def read_run_config(path: str) -> dict[str, Any]:
     """Return the settings of a YAML file that `predict` uses.
 
-    Other settings of a run are ignored; inside of their sections (model, data, trainer) they are not even looked at.
+    Other settings of a run are ignored; those in the sections model, data and trainer are not even checked.
 
     Raises:
-        InputError: See `read_config`; or a name is no setting of a run.
+        InputError: See `read_config`; or a name is not a setting of a run.
     """
     config, _ = read_config(path)
     for section in ("sampling", "trainer"):
@@ -164,7 +164,7 @@ def read_run_config(path: str) -> dict[str, Any]:
 
 
 def parse(arguments: list[str]) -> Namespace:
-    """Return all settings, those of the command line in place of YAML's."""
+    """Return all settings from the defaults, YAML files and the command line."""
     parser = make_parser()
     try:
         arguments = literal_texts(arguments)
@@ -175,7 +175,7 @@ def parse(arguments: list[str]) -> Namespace:
         for path in settings.config:
             from_yaml = parser.parse_object(read_run_config(path), namespace=from_yaml)
         settings = parser.parse_args(arguments, namespace=from_yaml)
-        parser.validate(settings, skip_unset=False)  # a null of YAML is let through until here
+        parser.validate(settings, skip_unset=False)  # jsonargparse accepts YAML's null so far
         return settings
     except (ParserError, OverflowError, TypeError) as error:
         raise InputError(explain_parser_error(str(error), list(parser.get_defaults().keys()))) from None
@@ -185,7 +185,7 @@ def parse(arguments: list[str]) -> Namespace:
 
 
 def build_network(loaded: LoadedCheckpoint, config: PredictConfig) -> GPT:
-    """Return the checkpoint's network on the chosen device, its weights of the chosen type and packed for decoding.
+    """Build the checkpoint's network on the chosen device, with weights of the chosen type, packed for decoding.
 
     Raises:
         InputError: This machine has no such device, or the device does not support the precision.
@@ -194,7 +194,7 @@ def build_network(loaded: LoadedCheckpoint, config: PredictConfig) -> GPT:
     if precision == "auto":
         precision = loaded.content["gpt_lightning"]["fit"].get("trainer.precision", "32-true")
         if precision not in [*PRECISIONS, *PRECISION_ALIASES]:
-            raise InputError(f"{loaded.name}: has trainer.precision {precision}, which no run has")
+            raise InputError(f"{loaded.name}: has an unknown trainer.precision ({precision})")
     check_device(config.accelerator, 1, precision if precision in WEIGHTS else None)
     device = device_type(config.accelerator)
     require(device != "tpu", "trainer.accelerator", "be auto, cpu, gpu, cuda or mps for predict", device)
@@ -207,9 +207,9 @@ def write_texts(completer: Completer, prompts: Iterable[str], is_single: bool) -
     """Write each prompt and its completion to stdout.
 
     Args:
-        completer: Makes the completions.
+        completer: Completes the prompts.
         prompts: All prompts.
-        is_single: Whether there is one completion of one prompt, which is written piece by piece as it comes.
+        is_single: Whether there is only one completion, which is then written piece by piece while it is generated.
     """
     if is_single:
         (prompt,) = prompts
@@ -227,13 +227,13 @@ def _show(piece: str) -> None:
 
 
 def converse(completer: Completer, context: str) -> None:
-    """Complete lines of standard input until it ends (Ctrl-D), each with all text before it as context.
+    """Complete lines of standard input until it ends (Ctrl-D), each with all earlier text as context.
 
     An empty line continues the last completion.
 
     Args:
         completer: Makes one completion of each prompt.
-        context: The text to begin with, may be empty.
+        context: Text before the first line; may be empty.
     """
     sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
     has_terminal = sys.stdin.isatty()
@@ -258,7 +258,7 @@ def write_json_lines(completer: Completer, prompts: list[str] | Iterator[str], c
     """Write a JSON line for each completion, to stdout or to the output file.
 
     Args:
-        completer: Makes the completions.
+        completer: Completes the prompts.
         prompts: All prompts of the job.
         config: Where to write, and whether to resume.
         job: See `job_name`.
@@ -266,7 +266,7 @@ def write_json_lines(completer: Completer, prompts: list[str] | Iterator[str], c
     sampling = config.sampling
     total = len(prompts) * sampling.num_samples if isinstance(prompts, list) else None
     if config.output is None:
-        sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]  # JSON is
+        sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]  # JSON must be UTF-8
         write_rows(completer, prompts, sys.stdout, job, 0, sampling.batch_size, total)
         return
     output = Path(config.output)
@@ -277,7 +277,7 @@ def write_json_lines(completer: Completer, prompts: list[str] | Iterator[str], c
 
 
 def run(arguments: list[str]) -> None:
-    """Run `predict --ckpt_path CKPT --prompt TEXT ...`."""
+    """Run `predict` with these arguments."""
     settings = parse(arguments)
     if not settings.ckpt_path:
         raise InputError("predict needs --ckpt_path CKPT")

@@ -1,11 +1,11 @@
-"""`verify-resume`: whether an interrupted run of one's own config ends as an uninterrupted one does.
+"""Check that a killed and resumed run of a config is bit-identical to an uninterrupted one.
 
     python -m gpt_lightning verify-resume --config FILE [settings of fit]
 
-Trains 6 optimizer steps in 2 epochs twice, with a checkpoint after each step: once in one piece, and once
-killed (SIGKILL) while it trains, twice, and resumed. Then compares all weights, optimizer and random states,
-metrics and samples. Everything else is as the config says, but that a warm-up is at most 3 steps long and
-losses are evaluated on 2 batches and logged at every step. Both runs are removed afterwards.
+Trains the config twice for 6 optimizer steps in 2 epochs, with a checkpoint after each step: the reference run without
+interruption, the other one killed (SIGKILL) twice and resumed. Then compares all weights, optimizer and random states,
+metrics and samples. The warm-up is cut to at most 3 steps, and losses are evaluated on 2 batches and logged at every
+step; all other settings are the config's. Both runs are deleted afterwards.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ OWNED = ("--run_dir", "--resume", "--save_every", "--save_minutes")
 
 
 def run(arguments: list[str]) -> None:
-    """`verify-resume --config FILE [settings of fit]`."""
+    """Run `verify-resume` with these arguments."""
     if not arguments:
         raise InputError("verify-resume needs --config FILE")
     if arguments[0] in ("-h", "--help"):
@@ -42,7 +42,7 @@ def run(arguments: list[str]) -> None:
         return
     for name in OWNED:
         if was_passed(arguments, name):
-            raise InputError(f"verify-resume decides {name} itself")
+            raise InputError(f"verify-resume sets {name} itself; leave it out")
     accumulated = _read_setting(arguments, "trainer", "accumulate_grad_batches", 1)
     warmup_steps = _read_setting(arguments, "model", "warmup_steps", 0)
     overrides = [
@@ -64,7 +64,7 @@ def run(arguments: list[str]) -> None:
         start = time.monotonic()
         _finish(_start([*arguments, *overrides], straight), straight)
         steps = [row["step"] for row in read_rows(straight / "metrics.jsonl")][-1]
-        print(f"straight     {steps} steps in {time.monotonic() - start:.0f} s", flush=True)
+        print(f"reference    {steps} steps in {time.monotonic() - start:.0f} s", flush=True)
         (straight / "checkpoints" / "prev.ckpt").unlink(missing_ok=True)
         start = time.monotonic()
         killed = []
@@ -73,11 +73,11 @@ def run(arguments: list[str]) -> None:
                 killed.append(_kill_after(step, _start([*arguments, *overrides], interrupted), interrupted))
         _finish(_start([*arguments, *overrides], interrupted), interrupted)
         if not any(killed):
-            raise InputError(f"its {steps} steps were over before they could be interrupted; take a larger config")
+            raise InputError(f"the {steps} steps finished before the run could be killed; use a larger model or batch")
         after = " and ".join(str(step) for step in killed if step)
         print(f"interrupted  killed after steps {after}, in {time.monotonic() - start:.0f} s", flush=True)
         if found := compare_runs(straight, interrupted):
-            raise MachineError(f"a resumed run is not the straight one: {found}")
+            raise MachineError(f"the resumed run differs from the reference run: {found}")
         rows = len(read_rows(straight / "metrics.jsonl"))
         print(f"identical    weights, optimizer and random states, {rows} rows of metrics, samples")
     finally:
@@ -87,20 +87,20 @@ def run(arguments: list[str]) -> None:
 
 
 def _read_setting(arguments: list[str], section: str, name: str, default: int) -> int:
-    """A setting as `fit` would take it: typed, else of the last YAML file that has it."""
+    """Return a setting as `fit` would read it: from the command line, else from the last YAML file that has it."""
     value = default
-    typed = None
+    passed = None
     for i, argument in enumerate(arguments):
         option, has_value, given = argument.partition("=")
         given = given if has_value else "".join(arguments[i + 1 : i + 2])
         if option in ("--config", "-c"):
             value = read_config(given)[0].get(section, {}).get(name, value)
         elif option == f"--{section}.{name}":
-            typed = given
+            passed = given
     try:
-        return int(value if typed is None else typed)
+        return int(value if passed is None else passed)
     except (TypeError, ValueError):
-        raise InputError(f"{section}.{name} must be an int, not {typed or value!r}") from None
+        raise InputError(f"{section}.{name} must be an int, not {passed or value!r}") from None
 
 
 def _start(arguments: list[str], run: Path) -> subprocess.Popen[bytes]:
@@ -110,12 +110,12 @@ def _start(arguments: list[str], run: Path) -> subprocess.Popen[bytes]:
 
 
 def _printed(run: Path) -> Path:
-    """Where what a run prints goes: beside its folder."""
+    """Return the path of a run's output, next to its folder."""
     return run.with_suffix(".txt")
 
 
 def _finish(process: subprocess.Popen[bytes], run: Path) -> None:
-    """Waits for a run to end. Raises `InputError` with its error line where it fails."""
+    """Wait for a run to end; raise `InputError` with its error line if it failed."""
     try:
         process.wait()
     except BaseException:
@@ -125,11 +125,11 @@ def _finish(process: subprocess.Popen[bytes], run: Path) -> None:
         printed = _printed(run).read_text(errors="replace")
         errors = [line for line in printed.splitlines() if line.startswith(f"{PROGRAM}: error: ")]
         reason = errors[-1].removeprefix(f"{PROGRAM}: error: ") if errors else f"exit code {process.returncode}"
-        raise InputError(f"the run itself fails: {reason}")
+        raise InputError(f"the run failed: {reason}")
 
 
 def _kill_after(step: int, process: subprocess.Popen[bytes], run: Path) -> int | None:
-    """Kills a run once it has logged a step; returns the step that it had come to, None if it ended before."""
+    """Kill a run once it has logged a step; return its last logged step, or None if it ended before."""
     try:
         while process.poll() is None:
             rows = read_rows(run / "metrics.jsonl")

@@ -36,7 +36,7 @@ def test_windows_of_the_second_documents_sentence(in_tmp: Path, command: Command
         assert row(out, str(window), number % 2)[:5] == [name, *ids.split()]
     assert row(out, "2", 1)[:5] == ["targets", "314", "393", "262", "3274"]
     assert "'World War I or'  ' the'" in out
-    assert "the-verdict.txt is neither in data/ nor in the folder that GPT_LIGHTNING_DATA names" in out
+    assert "the-verdict.txt is neither in data/ nor in the folder named by GPT_LIGHTNING_DATA" in out
 
 
 def test_windows_of_the_verdict(verdict: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +110,7 @@ def test_sampling(in_tmp: Path, command: Command) -> None:
     [
         ([], "the following arguments are required: what"),
         (["perplexity"], "argument what: invalid choice: 'perplexity' (choose from"),
-        (["loss", "--output", "x"], "--output: explain loss draws no figures"),
+        (["loss", "--output", "x"], "explain loss draws no figures; leave --output out"),
     ],
 )
 def test_wrong_arguments(command: Command, arguments: list[str], error: str) -> None:

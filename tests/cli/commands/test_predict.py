@@ -48,12 +48,12 @@ class Stdin(io.TextIOWrapper):
 
 def test_a_file_of_lines_gives_what_typed_prompts_give(command: Command, checkpoint: Path) -> None:
     Path("prompts.txt").write_text("The lamp\n  an é \nlast", encoding="utf-8")
-    typed = ("--prompt=The lamp", "--prompt=  an é ", "--prompt=last")
+    prompts = ("--prompt=The lamp", "--prompt=  an é ", "--prompt=last")
 
     from_file = command("predict", "--ckpt_path", checkpoint, "--prompts_file=prompts.txt", *SETTINGS)
 
     assert from_file.code == 0, from_file.err
-    assert from_file.out == command("predict", "--ckpt_path", checkpoint, *typed, *SETTINGS).out
+    assert from_file.out == command("predict", "--ckpt_path", checkpoint, *prompts, *SETTINGS).out
     assert from_file.out.count("The lamp") == 2
     assert from_file.err == ""
 
@@ -165,7 +165,7 @@ def test_a_conversation_longer_than_the_context_goes_on_without_a_word(
     [
         ("none.txt", None, "none.txt: no such file"),
         ("empty.txt", b"", "empty.txt: is empty; expected a prompt in each line"),
-        ("a.txt", b"The\n\nlast\n", "a.txt:2: prompt is empty; to start from nothing give <|endoftext|>"),
+        ("a.txt", b"The\n\nlast\n", "a.txt:2: prompt is empty; use <|endoftext|> to generate without a prompt"),
         ("a.txt", b"The\nla\xffmp\n", "a.txt:2: not UTF-8 text (byte 0xff at offset 2)"),
         ("a.jsonl", b'{"prompt": "The"}\n{"prompt": "la', "a.jsonl:2: not valid JSON: Unterminated string starting at"),
         ("a.jsonl", b'{"prompt": "The"}\n[1]\n', 'a.jsonl:2: expected an object with a text named "prompt"'),
@@ -219,20 +219,20 @@ def test_what_came_before_a_broken_line_of_standard_input_is_kept(
     ("arguments", "error"),
     [
         (["--prompts_file=p.txt", "--prompt=a"], "prompts come from --prompt or from --prompts_file; give one of them"),
-        (["--prompts_file=p.txt", "--output=there.jsonl"], "there.jsonl: exists; --resume goes on with it"),
-        (["--prompts_file=p.txt", "--output=p.txt"], "p.txt: is the prompts' file; name another --output"),
+        (["--prompts_file=p.txt", "--output=there.jsonl"], "there.jsonl: already exists; add --resume to resume"),
+        (["--prompts_file=p.txt", "--output=p.txt"], "p.txt: is the --prompts_file; name another --output"),
         (["--prompts_file=."], ".: is a folder"),
         (["--prompt=a", "--output=."], "--output must name a file, got '.'"),
         (["--prompt=a", "--output="], "--output must name a file, got ''"),
-        (["--prompt=a", "--output=there.jsonl", "--resume"], "there.jsonl:1: is no completion that predict wrote"),
+        (["--prompt=a", "--output=there.jsonl", "--resume"], "there.jsonl:1: not a line written by predict"),
         (
             ["--prompt=a", "--output=other.jsonl", "--resume"],
-            "other.jsonl:1: is of another checkpoint or other settings",
+            "other.jsonl:1: written with another checkpoint or other settings",
         ),
-        (["--prompt=a", "--output=no/such.jsonl"], "--output no/such.jsonl: there is no folder no"),
-        (["--prompt=a", "--resume"], "--resume goes on with a file of completions; name it with --output FILE"),
+        (["--prompt=a", "--output=no/such.jsonl"], "--output no/such.jsonl: folder no does not exist"),
+        (["--prompt=a", "--resume"], "--resume needs --output FILE, the file of the interrupted job"),
         (["--prompt=a", "--output=x", "--jsonl"], "--output FILE is always JSON lines; leave --jsonl out"),
-        (["--interactive", "--jsonl"], "--interactive reads from the terminal and writes to it; leave --jsonl out"),
+        (["--interactive", "--jsonl"], "--interactive reads from and writes to the terminal; leave --jsonl out"),
         (
             ["--interactive", "--sampling.temperature=1", "--sampling.num_samples=2"],
             "--interactive makes one completion at a time; leave sampling.num_samples out",
@@ -272,8 +272,8 @@ def test_stop_strings_are_typed_as_texts(command: Command, checkpoint: Path) -> 
 @pytest.mark.parametrize(
     ("there", "prompts", "error"),
     [
-        ("my notes, no newline", "a\nb\n", "out.jsonl:1: is no completion that predict wrote"),
-        (None, "a\nx\nb\n", "out.jsonl:3: is of another prompt than the job's"),
+        ("my notes, no newline", "a\nb\n", "out.jsonl:1: not a line written by predict"),
+        (None, "a\nx\nb\n", "out.jsonl:3: completes another prompt than this job"),
     ],
 )
 def test_a_file_of_something_else_stays_as_it_is(
@@ -298,7 +298,7 @@ def test_weights_of_another_type_are_another_job(command: Command, checkpoint: P
     job = ("predict", "--ckpt_path", checkpoint, "--prompt=a", "--output=out.jsonl")
     assert command(*job, "--trainer.precision=bf16-true").code == 0
 
-    assert "is of another checkpoint or other settings" in command(*job, "--resume").error
+    assert "written with another checkpoint or other settings" in command(*job, "--resume").error
 
 
 @pytest.mark.slow
@@ -438,7 +438,7 @@ def test_a_file_of_prompts_is_read_once(command: Command, checkpoint: Path, monk
 @pytest.mark.parametrize(
     ("yaml_text", "error"),
     [
-        ("prompt:\n", "prompt must be a list of texts, not null; quote what YAML reads as something else"),
+        ("prompt:\n", "prompt must be a list of texts, not null; put each text in quotes"),
         ("trainer: {accelerator: null}\n", "trainer.accelerator must be a text, not null"),
         ("trainer: {precison: bf16-true}\n", "unknown setting 'trainer.precison'; did you mean 'trainer.precision'?"),
     ],

@@ -24,7 +24,7 @@ def test_an_interrupted_run_of_the_tiny_config_is_proved_equal(command: Command,
 
     assert result.code == 0, result.err
     lines = result.out.splitlines()
-    assert lines[0].startswith("straight     6 steps in ")
+    assert lines[0].startswith("reference    6 steps in ")
     assert re.fullmatch(r"interrupted  killed after steps? [1-5]( and [1-6])?, in .* s", lines[1])
     assert lines[2] == "identical    weights, optimizer and random states, 10 rows of metrics, samples"
     assert not Path("runs").exists()
@@ -33,10 +33,10 @@ def test_an_interrupted_run_of_the_tiny_config_is_proved_equal(command: Command,
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (["--config", "tiny.yaml", "--resume"], "verify-resume decides --resume itself"),
+        (["--config", "tiny.yaml", "--resume"], "verify-resume sets --resume itself; leave it out"),
         (["--config", "missing.yaml"], "missing.yaml: no such file"),
         (["--model.warmup_steps=x"], "model.warmup_steps must be an int, not 'x'"),
-        (["--config", "tiny.yaml", "--data.text=no"], "the run itself fails: no: no such file"),
+        (["--config", "tiny.yaml", "--data.text=no"], "the run failed: no: no such file"),
     ],
 )
 def test_what_cannot_be_verified(command: Command, config: Path, arguments: list[str], error: str) -> None:
@@ -55,9 +55,9 @@ def test_what_cannot_be_verified(command: Command, config: Path, arguments: list
         (torch.tensor(1), torch.tensor(1), None),
         (torch.zeros(2), torch.zeros(3), "x: (2,) torch.float32 and (3,) torch.float32"),
         ({"a": [1, {"b": 2}]}, {"a": [1, {"b": 3}]}, "x.a[1].b: 2 and 3"),
-        ({"a": 1}, {"b": 1}, "x: has a in one run only"),
-        ([1], [1, 2], "x: 1 and 2 of them"),
-        (1, 1.0, "x: int and float"),
+        ({"a": 1}, {"b": 1}, "x: only one has a"),
+        ([1], [1, 2], "x: lengths 1 and 2"),
+        (1, 1.0, "x: types int and float"),
         ({"a": (None, "t", torch.ones(2, 2))}, {"a": (None, "t", torch.ones(2, 2))}, None),
     ],
 )
