@@ -1,4 +1,4 @@
-"""Recompute the worked examples of the reference notes (docs/documents.md) with this program's own functions.
+"""Recompute the worked examples of the reference notes (docs/book.md) with this program's own functions.
 
     python -m gpt_lightning explain windows     inputs and targets of a sentence, windows of The Verdict
     python -m gpt_lightning explain loss        from logits to loss and perplexity, on an untrained GPT-2

@@ -27,7 +27,7 @@ from gpt_lightning.inference.pretrained import TrainedGPT, load
 from gpt_lightning.inference.sampling import SamplingConfig
 from gpt_lightning.validation import require_integer
 
-TEMPERATURES = (1.0, 0.1, 5.0)  # of the first figure in the reference notes (docs/documents.md)
+TEMPERATURES = (1.0, 0.1, 5.0)  # of the first figure in the reference notes (docs/book.md)
 MOST_DRAWS = 100_000  # takes a minute or two
 
 
