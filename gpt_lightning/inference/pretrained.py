@@ -57,8 +57,8 @@ class TrainedGPT:
     def loss(self, text: str) -> float:
         """Return the mean loss of a text in nats per token, over all tokens except the first.
 
-        The text is evaluated in windows of context_length tokens, of which the last may be shorter; `validate` uses
-        full windows only.
+        The text is evaluated in windows of context_length tokens; the last one may be shorter. `validate` uses full
+        windows only.
 
         Raises:
             InputError: The text has fewer than two tokens.

@@ -1,4 +1,4 @@
-"""Checkpoint files: what is refused when they are read, and what a failed write leaves."""
+"""Reading damaged checkpoints, and writes that fail."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from gpt_lightning.checkpoints.compare import first_difference
 from gpt_lightning.checkpoints.io import load_plain, read_checkpoint, write_checkpoint
 from gpt_lightning.errors import InputError, MachineError
 
-DIRECTORY_ENTRY = b"PK\x01\x02"  # of a record in a zip file's directory
-FLAGS, METHOD, ATTRIBUTES, OFFSET = 8, 10, 38, 42  # in such an entry
+DIRECTORY_ENTRY = b"PK\x01\x02"  # signature of a record in the central directory of a zip file
+FLAGS, METHOD, ATTRIBUTES, OFFSET = 8, 10, 38, 42  # byte offsets in such an entry
 
 
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), is_in_directory=st.booleans())
@@ -58,7 +58,7 @@ def test_a_flipped_bit_in_a_tensor_is_refused(tmp_path: Path, mmap: bool) -> Non
 @pytest.mark.parametrize("mmap", [True, False])
 @pytest.mark.parametrize(("offset", "bit"), [(FLAGS, 1), (METHOD, 8), (ATTRIBUTES, 0x10), (OFFSET + 3, 0x80)])
 def test_a_flipped_bit_in_the_directory_is_refused(tmp_path: Path, offset: int, bit: int, mmap: bool) -> None:
-    """Encrypted; of another method; a folder, whose memory torch.load would not initialize; an offset beyond."""
+    """Marked as encrypted, of another method, a folder (which torch.load does not initialize), or past the end."""
     write_checkpoint({"weights": torch.ones(3, 2)}, tmp_path / "a.ckpt")
     content = bytearray((tmp_path / "a.ckpt").read_bytes())
     places = [i for i in range(len(content)) if content.startswith(DIRECTORY_ENTRY, i)]
@@ -72,8 +72,8 @@ def test_a_flipped_bit_in_the_directory_is_refused(tmp_path: Path, offset: int, 
     assert len(places) > 4
 
 
-def test_a_flipped_bit_in_the_directorys_own_offset_is_refused(tmp_path: Path) -> None:
-    """Python seeks to -1, which the operating system refuses."""
+def test_a_flipped_bit_in_the_offset_of_the_directory_is_refused(tmp_path: Path) -> None:
+    """Python seeks to a negative offset, which raises EINVAL."""
     write_checkpoint({"weights": torch.ones(3, 2)}, tmp_path / "a.ckpt")
     content = bytearray((tmp_path / "a.ckpt").read_bytes())
     content[content.index(b"PK\x06\x06") + 48] ^= 1
@@ -174,12 +174,12 @@ def test_other_formats_are_refused(
         (".", "is a folder, not a checkpoint"),
     ],
 )
-def test_what_is_no_file_is_refused(in_tmp: Path, path: str, message: str) -> None:
+def test_paths_that_are_not_files_are_refused(in_tmp: Path, path: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         read_checkpoint(path)
 
 
-def test_a_run_folder_is_refused_with_the_checkpoint_that_it_holds(trained: Path) -> None:
+def test_a_run_folder_is_refused_and_its_checkpoint_suggested(trained: Path) -> None:
     best = trained / "checkpoints/best.ckpt"
     for folder in (trained, trained / "checkpoints"):
         with pytest.raises(InputError, match=f"is a folder, not a checkpoint; it contains {best}$"):
@@ -195,7 +195,7 @@ def test_saving_keeps_the_previous_file(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "prev.ckpt"]
 
 
-def test_a_full_disk_leaves_the_previous_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_only_the_previous_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_checkpoint({"step": 1}, tmp_path / "last.ckpt")
 
     def full(*_: object) -> None:
@@ -222,7 +222,7 @@ def test_a_full_disk_leaves_the_previous_file_and_no_other(tmp_path: Path, monke
         (errno.EFBIG, "file too large"),
     ],
 )
-def test_what_the_disk_says_while_saving(
+def test_errors_of_the_disk_while_saving_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, reason: str
 ) -> None:
     write_checkpoint({"step": 1}, tmp_path / "last.ckpt")

@@ -1,8 +1,8 @@
-"""One line and the right exit code for every bad input.
+"""Every bad input is reported in one line with the right exit code.
 
-One row per situation: its number, the command, the exit code, the words of the one line, and how the situation is
-made: `files` in the current folder, or `situation`, a function. FIT, RESUME, PREDICT and VALIDATE begin the commands:
-see `SHORT`. Rows with a letter are relatives of the row with that number; rows without a number stand by themselves.
+One row per situation: its number, the command, the exit code, a part of the one line, and the preparation: `files` in
+the current folder, or `situation`, a function. FIT, RESUME, PREDICT and VALIDATE abbreviate commands, see `SHORT`. Rows
+with a letter are variants of the row with that number; rows without a number are single cases.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SHORT = {
     "PREDICT": "predict --ckpt_path last.ckpt",
     "VALIDATE": "validate --ckpt_path last.ckpt",
 }
-# What only somebody who knows Python or jsonargparse understands.
+# Words of Python and jsonargparse that must not reach the user.
 LEFT_OVER = re.compile(
     r"<class |NoneType|typing\.|Union\[|Optional\[|Traceback|Parser key|Namespace\(|<function| object at 0x"
     r"|\\[wds]|\(\?"
@@ -52,7 +52,7 @@ LEFT_OVER = re.compile(
 
 
 def changed(change: Callable[[dict[str, Any]], object]) -> Callable[[bytes], bytes]:
-    """The bytes of a checkpoint whose content was changed."""
+    """Return a function that changes the content of a checkpoint, given as bytes."""
 
     def save(data: bytes) -> bytes:
         content = torch.load(io.BytesIO(data), weights_only=True)
@@ -68,7 +68,7 @@ def truncated(data: bytes) -> bytes:
 
 
 def with_a_flipped_bit(data: bytes) -> bytes:
-    """In the largest tensor."""
+    """Flip a bit of the largest tensor."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         start = max(archive.infolist(), key=lambda one: one.file_size).header_offset
     name, extra = struct.unpack_from("<HH", data, start + 26)
@@ -87,7 +87,7 @@ def with_code(_: bytes) -> bytes:
 
 
 def set_in(path: str, value: Any) -> Callable[[bytes], bytes]:
-    """A checkpoint with another value at a place such as a/b."""
+    """Return a function that sets a value of a checkpoint at a path such as a/b."""
 
     def change(content: dict[str, Any]) -> None:
         *parents, last = path.split("/")
@@ -106,13 +106,13 @@ without_optimizer = changed(lambda content: content.pop("optimizer_states"))
 
 
 def run(trained: Path, _: Patch) -> None:
-    """The trained run, with a checkpoint before its last."""
+    """Copy the trained run, with a prev.ckpt."""
     shutil.copytree(trained, "run")
     shutil.copy("run/checkpoints/last.ckpt", "run/checkpoints/prev.ckpt")
 
 
 def run_with(last: Callable[[bytes], bytes], *, prev: Callable[[bytes], bytes] = bytes) -> Callable[..., None]:
-    """The trained run with other checkpoints."""
+    """Copy the trained run and damage its checkpoints."""
 
     def make(trained: Path, patch: Patch) -> None:
         run(trained, patch)
@@ -151,7 +151,7 @@ def pipe(*_: object) -> None:
 
 
 def denied(name: str) -> Callable[..., None]:
-    """No file or folder of that name can be opened or made; the tests may run as root, whom no mode stops."""
+    """Deny access to a file or folder; file modes would not stop tests that run as root."""
 
     def make(_: Path, patch: Patch) -> None:
         def denying(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -176,7 +176,7 @@ def full_disk(_: Path, patch: Patch) -> None:
 
 
 def disk_that_fills_up(_: Path, patch: Patch) -> None:
-    """After the first checkpoint."""
+    """Fill the disk after the first checkpoint."""
     sync = os.fsync
 
     def fsync(file: int) -> None:
@@ -199,7 +199,9 @@ def offline_with_a_damaged_vocabulary(trained: Path, patch: Patch) -> None:
     url = "https://openaipublic.blob.core.windows.net/encodings/p50k_base.tiktoken"
     Path("cache", hashlib.sha1(url.encode()).hexdigest()).write_bytes(b"IQ== 0\n")
     remove = os.remove
-    patch.setattr(os, "remove", lambda path: None if "cache" in str(path) else remove(path))  # tiktoken's, of damage
+    patch.setattr(
+        os, "remove", lambda path: None if "cache" in str(path) else remove(path)
+    )  # keeps the damaged file, which tiktoken would delete
 
 
 def another_download(_: Path, patch: Patch) -> None:
@@ -214,7 +216,7 @@ def no_memory(_: Path, patch: Patch) -> None:
 
 
 def stopped_by(number: int) -> Callable[..., None]:
-    """In the second step."""
+    """Raise a signal in the second step."""
 
     def make(_: Path, patch: Patch) -> None:
         step = GPTModule.training_step
@@ -243,16 +245,16 @@ def no_input(_: Path, patch: Patch) -> None:
 
 @dataclass(frozen=True)
 class Row:
-    """A bad input, and what it gets.
+    """A bad input and the expected report.
 
     Attributes:
-        number: Of the situation.
+        number: Number of the situation.
         line: The command.
         code: The exit code.
-        words: In the one line: an error, or where the code is 0 a warning; empty: stderr is.
-        files: Name -> content in the current folder; a function makes it of the bytes of a trained checkpoint.
+        words: Part of the one line on stderr, which is a warning if the code is 0; empty if stderr must be empty.
+        files: Name -> content of files in the current folder; a function gets the bytes of a trained checkpoint.
         situation: Called with the trained run's folder and pytest's monkeypatch, in the current folder.
-        leaves: What is new in the current folder afterwards.
+        leaves: Names that the command may create in the current folder.
     """
 
     number: str
@@ -269,23 +271,23 @@ class Row:
 
 
 def bad_yaml(number: str, content: str | bytes, words: str) -> Row:
-    """A second config file that is wrong."""
+    """Return a row with an invalid second config file."""
     return Row(number, "FIT --config bad.yaml", 2, words, {"bad.yaml": content})
 
 
 def bad_text(number: str, content: str | bytes, words: str, code: int = 2) -> Row:
-    """A text that is wrong."""
+    """Return a row with an invalid text."""
     return Row(number, "VALIDATE --data.text=a.txt", code, words, {"a.txt": content})
 
 
 def bad_class(number: str, setting: str, value: str, words: str) -> Row:
-    """A class of Lightning that is named wrongly or cannot be used."""
+    """Return a row with a class of Lightning that does not exist or cannot be used."""
     return Row(number, f"FIT --trainer.{setting}={shlex.quote(value)}", 2, words)
 
 
 TEXT = "".join(f"The lamp was lit {i} times. " for i in range(100))
 LAUGH = "".join(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 9) if i else 'lol'}]\n" for i in range(9))
-# Of a billion blocks of width 16, without biases in their projections.
+# Number of weights of a billion blocks of width 16, without biases of query, key and value.
 WEIGHTS = 257 * 16 * 2 + 64 * 16 + 10**9 * (12 * 256 + 10 * 16) + 2 * 16
 COMMANDS = "expected one of fit, check, validate, test, predict, verify-resume, import, export, plot, explain, inspect"
 
@@ -545,11 +547,11 @@ ROWS = [*CONFIG_FILES, *SETTINGS, *TRAINER, *CLASSES, *TEXTS, *PROMPTS, *CHECKPO
 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)
-def test_a_bad_input_gets_one_line_and_leaves_nothing_behind(
+def test_a_bad_input_is_reported_in_one_line_and_leaves_no_files(
     row: Row, command: Command, config: Path, trained: Path
 ) -> None:
     if torch.cuda.is_available() and ("cuda" in row.line or "16-" in row.line):
-        pytest.skip("this machine has what the row says is missing")
+        pytest.skip("this machine has the device that the row needs to be missing")
     last = (trained / "checkpoints/last.ckpt").read_bytes()
     for name, content in {"last.ckpt": bytes, **row.files}.items():
         made = content(last) if callable(content) else content
@@ -574,13 +576,13 @@ def test_a_bad_input_gets_one_line_and_leaves_nothing_behind(
     assert new == set()
 
 
-# ---- what only a process of its own shows
+# ---- cases that need a process of their own
 
 GONE = f"{ERROR}the current folder was deleted; change to an existing one (cd)\n"
 
 
 @pytest.mark.parametrize(
-    ("line", "code", "said"),
+    ("line", "code", "stderr"),
     [
         pytest.param("(sleep 0.2; PROGRAM --help) | true; exit ${PIPESTATUS[0]}", 141, "", id="106"),
         pytest.param("PROGRAM --help >&-", 0, "", id="106a"),
@@ -590,7 +592,7 @@ GONE = f"{ERROR}the current folder was deleted; change to an existing one (cd)\n
         pytest.param("cd gone && rmdir ../gone && PROGRAM plot", 1, GONE, id="107c"),
     ],
 )
-def test_an_odd_environment_gets_one_line_or_none(tmp_path: Path, line: str, code: int, said: str) -> None:
+def test_an_unusual_environment_gives_at_most_one_line(tmp_path: Path, line: str, code: int, stderr: str) -> None:
     (tmp_path / "gone").mkdir()
     program = f"env PYTHONPATH={shlex.quote(str(ROOT))} {sys.executable} -m gpt_lightning"
 
@@ -598,5 +600,5 @@ def test_an_odd_environment_gets_one_line_or_none(tmp_path: Path, line: str, cod
         ["bash", "-c", line.replace("PROGRAM", program)], cwd=tmp_path, capture_output=True, text=True, timeout=60
     )
 
-    assert (done.returncode, done.stderr) == (code, said)
+    assert (done.returncode, done.stderr) == (code, stderr)
     assert os.listdir(tmp_path) in ([], ["gone"])

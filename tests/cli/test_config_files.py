@@ -26,7 +26,7 @@ def test_aliases_are_read(in_tmp: Path) -> None:
 
 
 @given(st.dictionaries(st.text(string.ascii_letters, min_size=1), st.integers() | st.text()))
-def test_what_yaml_holds_is_what_is_read(tmp_path_factory: pytest.TempPathFactory, content: dict[str, Any]) -> None:
+def test_yaml_values_are_read_unchanged(tmp_path_factory: pytest.TempPathFactory, content: dict[str, Any]) -> None:
     others = {*SECTIONS, *CLI_ONLY, "prompt"}
     content = {key: value for key, value in content.items() if key not in others}
     path = tmp_path_factory.mktemp("yaml") / "a.yaml"
@@ -47,7 +47,7 @@ def test_prompts_are_texts_whatever_they_look_like(prompts: list[str]) -> None:
 
 
 def parse_yaml(folder: Path, content: str) -> Any:
-    """What jsonargparse makes of a YAML file."""
+    """Return the settings that jsonargparse reads from a YAML file."""
     (folder / "a.yaml").write_text(content, encoding="utf-8")
     parser = ArgumentParser()
     parser.add_argument("--config", action=ConfigFile)
@@ -77,7 +77,7 @@ def test_prompts_in_yaml_are_lists_of_texts(tmp_path: Path, written: str, prompt
 
 @pytest.mark.parametrize("name", ["prompt", "sampling.stop_strings"])
 @pytest.mark.parametrize("written", ["[1.50]", "[null]", "[yes]", "[[1, 2]]", "[1e3]", "{a: 1}", "abc", "3"])
-def test_what_yaml_reads_as_something_else_must_be_quoted(
+def test_values_that_yaml_does_not_read_as_texts_must_be_quoted(
     command: Command, config: Path, name: str, written: str
 ) -> None:
     Path("more.yaml").write_text(f"{name}: {written}\n")
@@ -111,13 +111,13 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"])) | st.lists(st.sampled_
 
 @given(st.lists(TEXTS))
 @example(["\U0001f600 \x85\u2028\ufeff\0", " ", "\r\n"])
-def test_prompts_that_a_run_kept_are_read_again(tmp_path_factory: pytest.TempPathFactory, prompts: list[str]) -> None:
+def test_prompts_in_a_runs_config_are_read_back(tmp_path_factory: pytest.TempPathFactory, prompts: list[str]) -> None:
     kept = yaml.dump({"prompt": prompts, "evaluate_every": 3}, Dumper=Quoting, sort_keys=False)  # as CLI writes it
 
     assert parse_yaml(tmp_path_factory.mktemp("yaml"), kept).prompt == prompts
 
 
-def test_a_typed_text_stands_for_itself() -> None:
+def test_a_text_of_the_command_line_resets_the_fallback_of_yaml() -> None:
     prepared = prepare_arguments(["--data.text", "a.txt", "--data.url=http://b"])
 
     assert prepared == [
@@ -137,7 +137,7 @@ def test_a_typed_text_stands_for_itself() -> None:
         (["--prompt=\udcff"], "prompt is not UTF-8 text (at character 0)"),
     ],
 )
-def test_prompts_that_are_none(
+def test_invalid_prompts_are_refused(
     command: Command, config: Path, trained: Path, name: str, arguments: list[str], message: str
 ) -> None:
     own = ["--config", config] if name == "fit" else ["--ckpt_path", trained / "checkpoints/last.ckpt"]
@@ -147,7 +147,7 @@ def test_prompts_that_are_none(
     assert (result.code, result.error) == (2, message)
 
 
-def test_is_typed() -> None:
+def test_was_passed() -> None:
     assert was_passed(["--a.b", "1"], "--a.b")
     assert was_passed(["--a.b=1"], "--a.b")
     assert not was_passed(["--a.bc=1", "a.b"], "--a.b")

@@ -1,4 +1,4 @@
-"""Whatever is asked for, a step is trained or one line says why not."""
+"""Any settings either train a step or are refused in one line."""
 
 from __future__ import annotations
 
@@ -78,10 +78,10 @@ OVERRIDES = st.lists(
 )
 
 
-@pytest.mark.filterwarnings("ignore")  # of the libraries, about settings that they take nevertheless
+@pytest.mark.filterwarnings("ignore")  # warnings of libraries about settings that they accept
 @settings(max_examples=int(os.environ.get("GPT_LIGHTNING_FUZZ", "40")), suppress_health_check=list(HealthCheck))
 @given(OVERRIDES, TEXTS, st.text(max_size=20).map(lambda text: text or "a"))
-def test_a_step_is_trained_or_one_line_says_why_not(
+def test_any_settings_train_a_step_or_are_refused_in_one_line(
     in_tmp: Path, command: Command, overrides: list[tuple[str, str]], text: bytes, prompt: str
 ) -> None:
     folder = Path(tempfile.mkdtemp(dir=in_tmp))

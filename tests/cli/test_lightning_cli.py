@@ -30,13 +30,13 @@ Command = Callable[..., Result]
 
 
 def program(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs the real command line in a process of its own."""
+    """Run the command line in a process of its own."""
     command = [sys.executable, "-m", "gpt_lightning", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
 
 
-def test_the_table_of_commands_answers_at_once_and_without_lightning() -> None:
+def test_the_list_of_commands_is_shown_without_importing_lightning() -> None:
     code = "import sys; from gpt_lightning.cli.main import main; main(['--help']); print(sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=10)
 
@@ -48,7 +48,7 @@ def test_the_table_of_commands_answers_at_once_and_without_lightning() -> None:
 
 
 @pytest.mark.parametrize("name", MATTER)
-def test_help_shows_each_setting_that_matters_with_its_default_in_one_line(name: str, command: Command) -> None:
+def test_help_shows_each_main_setting_with_its_default_on_one_line(name: str, command: Command) -> None:
     done = command(name, "--help")
 
     lines = done.out.splitlines()
@@ -78,7 +78,7 @@ def test_version(command: Command) -> None:
     assert command("--version").out == f"gpt_lightning {gpt_lightning.__version__}\n"
 
 
-def test_help_of_all_lists_every_setting(command: Command) -> None:
+def test_full_help_lists_every_setting(command: Command) -> None:
     shown = command("fit", "--help=all").out
 
     for name in ("model.n_layers", "data.train_ratio", "sampling.top_k", "evaluate_every", "trainer.max_epochs"):
@@ -149,7 +149,7 @@ def test_eos_id_ends_a_completion_before_it(command: Command, trained: Path) -> 
 
 
 def test_checkpoints_of_other_devices_are_read(trained: Path, command: Command, in_tmp: Path) -> None:
-    # The same file as it would be written on a CUDA device: the place of each storage is a text in it.
+    # The file as a CUDA device would write it: the device of each storage is stored as a text.
     best = trained / "checkpoints/best.ckpt"
     with zipfile.ZipFile(best) as old, zipfile.ZipFile("cuda.ckpt", "w", zipfile.ZIP_STORED) as new:
         for item in old.infolist():
@@ -166,7 +166,7 @@ def test_checkpoints_of_other_devices_are_read(trained: Path, command: Command, 
 # ---- validate and test
 
 
-def test_no_logger_leaves_tensorboard_out(command: Command, config: Path) -> None:
+def test_logger_false_disables_tensorboard(command: Command, config: Path) -> None:
     result = command("fit", "--config", config, "--run_dir", "run", "--trainer.logger=false")
 
     assert result.code == 0, result.err
@@ -174,7 +174,9 @@ def test_no_logger_leaves_tensorboard_out(command: Command, config: Path) -> Non
     assert Path("run/metrics.jsonl").exists()
 
 
-def test_validate_reads_its_own_split_or_the_whole_of_a_text(command: Command, trained: Path, in_tmp: Path) -> None:
+def test_validate_uses_the_validation_split_or_the_whole_of_a_text(
+    command: Command, trained: Path, in_tmp: Path
+) -> None:
     checkpoint = trained / "checkpoints/last.ckpt"
     own = command("validate", "--ckpt_path", checkpoint)
     whole = command("validate", "--ckpt_path", checkpoint, "--data.text", STORY)
@@ -207,7 +209,7 @@ def test_fit_and_validate_agree(command: Command, trained: Path) -> None:
     )
 
 
-def test_typed_settings_win_over_the_checkpoints(command: Command, trained: Path) -> None:
+def test_the_command_line_wins_over_the_checkpoint(command: Command, trained: Path) -> None:
     checkpoint = trained / "checkpoints/last.ckpt"
 
     fewer = command("validate", "--ckpt_path", checkpoint, "--data.train_ratio", "0.95")
@@ -218,7 +220,7 @@ def test_typed_settings_win_over_the_checkpoints(command: Command, trained: Path
 # ---- without the network
 
 
-def test_without_the_verdict_the_own_story_serves(command: Command, in_tmp: Path) -> None:
+def test_without_the_verdict_the_bundled_story_is_used(command: Command, in_tmp: Path) -> None:
     config = ROOT / "configs" / "verdict.yaml"
     tiny = ["--model.emb_dim=12", "--model.n_layers=1", "--model.context_length=64", "--trainer.max_steps=3"]
     fallback = [f"--data.fallback_text={STORY}", "--data.url=http://127.0.0.1:1/the-verdict.txt"]
@@ -239,20 +241,18 @@ def test_without_the_verdict_the_own_story_serves(command: Command, in_tmp: Path
     assert not Path("x").exists()
 
 
-def test_a_mistyped_text_is_not_replaced_by_the_configs(command: Command, in_tmp: Path) -> None:
+def test_a_missing_text_of_the_command_line_is_not_replaced_by_the_fallback(command: Command, in_tmp: Path) -> None:
     result = command("fit", "--config", ROOT / "configs" / "verdict.yaml", "--data.text", "typo.txt")
 
     assert (result.code, result.error) == (2, "typo.txt: no such file")
 
 
-@pytest.mark.parametrize("typed", [(), ("--prompt", "123", "--prompt", "null", "--prompt", "a: b")])
-def test_prompts_are_texts_and_stay_so_in_the_run_folder(
-    command: Command, config: Path, typed: tuple[str, ...]
-) -> None:
-    written = "[others]" if typed else "['123', 'null', 'a: b']"
+@pytest.mark.parametrize("prompts", [(), ("--prompt", "123", "--prompt", "null", "--prompt", "a: b")])
+def test_prompts_are_texts_also_in_the_runs_config(command: Command, config: Path, prompts: tuple[str, ...]) -> None:
+    written = "[others]" if prompts else "['123', 'null', 'a: b']"
     Path("more.yaml").write_text(f"prompt: {written}\ntrainer: {{max_steps: 1}}\n")
 
-    first = command("fit", "--config", config, "--config", "more.yaml", "--run_dir", "first", *typed)
+    first = command("fit", "--config", config, "--config", "more.yaml", "--run_dir", "first", *prompts)
     again = command("fit", "--config", "first/tiny.yaml", "--run_dir", "again")
 
     assert (first.code, again.code) == (0, 0), first.err + again.err
@@ -261,7 +261,7 @@ def test_prompts_are_texts_and_stay_so_in_the_run_folder(
         assert [row["prompt"] for row in rows] == ["123", "null", "a: b"]
 
 
-# ---- what fails; see also test_bad_inputs.py
+# ---- errors; see also test_bad_inputs.py
 
 
 @pytest.mark.parametrize("name", ["fit", "check"])
@@ -292,7 +292,7 @@ def test_a_batch_larger_than_the_memory_is_named(
         {"WeightAveraging": {}, "GradientAccumulationScheduler": {"scheduling": {1: 2}}},
     ],
 )
-def test_callbacks_of_lightning_work_from_yaml_and_from_the_runs_own_settings(
+def test_callbacks_of_lightning_work_from_yaml_and_from_the_runs_config(
     command: Command, config: Path, callbacks: dict[str, Any]
 ) -> None:
     named = [
@@ -310,7 +310,7 @@ def test_callbacks_of_lightning_work_from_yaml_and_from_the_runs_own_settings(
     assert all(torch.equal(tensor, weights[1][key]) for key, tensor in weights[0].items())
 
 
-def test_a_bug_is_one_line_with_the_place_of_its_traceback(
+def test_a_bug_is_reported_in_one_line_with_the_path_of_its_traceback(
     command: Command, config: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     import tempfile
@@ -332,7 +332,7 @@ def test_a_bug_is_one_line_with_the_place_of_its_traceback(
         command("fit", "--config", config, "--debug")
 
 
-def test_output_that_cannot_be_shown_is_no_error(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_that_the_terminal_cannot_encode_is_not_an_error(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
 
@@ -341,7 +341,7 @@ def test_output_that_cannot_be_shown_is_no_error(trained: Path, monkeypatch: pyt
     assert written.getvalue().startswith(b"h?")
 
 
-def test_a_prompt_may_be_the_flag(command: Command, trained: Path) -> None:
+def test_a_prompt_may_be_the_text_debug_flag(command: Command, trained: Path) -> None:
     arguments = ("--ckpt_path", trained / "checkpoints/last.ckpt", "--sampling.max_new_tokens", 2)
 
     result = command("predict", *arguments, "--prompt", "--debug", "--debug")
@@ -380,7 +380,7 @@ class Note(Callback):
 """
 
 
-def test_own_classes_need_a_typed_flag(command: Command, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_classes_need_allow_classes_of(command: Command, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("own_callbacks.py").write_text(OWN_CALLBACK)
     monkeypatch.syspath_prepend(str(Path.cwd()))
     settings = yaml.safe_load(config.read_text())

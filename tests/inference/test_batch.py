@@ -18,7 +18,7 @@ def rows(*prompts: str, job: str = JOB) -> str:
     return "".join(json.dumps({"prompt": prompt, "job": job}) + "\n" for prompt in prompts)
 
 
-def test_a_file_that_came_meanwhile_is_not_added_to(tmp_path: Path) -> None:
+def test_a_file_that_was_created_meanwhile_is_not_appended_to(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text("{}\n")
 
@@ -27,7 +27,7 @@ def test_a_file_that_came_meanwhile_is_not_added_to(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", ["", "{", '{"prompt": "', '{"prompt": "c", "jo'])
-def test_an_incomplete_last_line_is_cut_off(tmp_path: Path, cut: str) -> None:
+def test_an_incomplete_last_line_is_removed(tmp_path: Path, cut: str) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text(rows("a", "b") + cut)
 
@@ -51,7 +51,7 @@ def test_an_incomplete_last_line_is_cut_off(tmp_path: Path, cut: str) -> None:
         ),
     ],
 )
-def test_a_file_that_is_not_the_jobs_is_refused_and_stays_as_it_is(tmp_path: Path, content: str, message: str) -> None:
+def test_a_file_of_another_job_is_refused_and_unchanged(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text(content)
 
@@ -70,7 +70,7 @@ def test_a_file_that_is_not_the_jobs_is_refused_and_stays_as_it_is(tmp_path: Pat
         (["a", "b", "c"], None),
     ],
 )
-def test_prompts_are_compared_with_those_that_are_done(prompts: list[str], message: str | None) -> None:
+def test_prompts_are_compared_with_the_completed_ones(prompts: list[str], message: str | None) -> None:
     checked = check_done(prompts, ["a", "a", "b", "b"], 2, Path("out.jsonl"))
 
     if message is None:
@@ -80,7 +80,7 @@ def test_prompts_are_compared_with_those_that_are_done(prompts: list[str], messa
             list(checked)
 
 
-def test_an_interrupted_batch_is_completed_again_as_a_whole(tmp_path: Path) -> None:
+def test_all_rows_of_an_interrupted_batch_are_completed_again(tmp_path: Path) -> None:
     skipped: list[int] = []
 
     def completer(prompts: Sequence[str], skip: int) -> Iterator[CompletedText]:
@@ -95,7 +95,7 @@ def test_an_interrupted_batch_is_completed_again_as_a_whole(tmp_path: Path) -> N
     assert [(row["prompt"], row["job"]) for row in written] == [("f", JOB), ("g", JOB)]
 
 
-def test_a_job_is_named_by_checkpoint_settings_and_weights(tmp_path: Path) -> None:
+def test_the_fingerprint_of_a_job_depends_on_checkpoint_settings_and_weights(tmp_path: Path) -> None:
     one, other = tmp_path / "one.ckpt", tmp_path / "other.ckpt"
     one.write_bytes(b"1")
     other.write_bytes(b"2")

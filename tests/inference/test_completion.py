@@ -50,7 +50,7 @@ def test_sample_n_of_a_prompt_draws_from_seed_plus_n(model: GPT) -> None:
         assert one.completion == complete(model, one.prompt, alone)
 
 
-def test_sampling_leaves_mode_random_state_and_gradients_as_they_were(model: GPT) -> None:
+def test_sampling_leaves_mode_random_state_and_gradients_unchanged(model: GPT) -> None:
     model.train()
     model.trf_blocks[0].eval()
     state = torch.get_rng_state()
@@ -99,7 +99,9 @@ def test_a_stream_ends_with_the_decoded_text(token_ids: list[int]) -> None:
 
 
 @given(TEXTS, st.lists(TEXTS.filter(bool), max_size=3))
-def test_what_a_stream_settles_grows_to_the_text_before_the_first_stop_string(text: str, stops: list[str]) -> None:
+def test_the_settled_text_of_a_stream_grows_to_the_text_before_the_first_stop_string(
+    text: str, stops: list[str]
+) -> None:
     stream, settled = TextStream(BYTES, stops), [""]
     for token_id in BYTES.encode(text):
         stream.add(token_id)
@@ -109,7 +111,7 @@ def test_what_a_stream_settles_grows_to_the_text_before_the_first_stop_string(te
     stream.finish()
 
     ends = [text.find(stop) + len(stop) for stop in stops if stop in text]
-    first = min(ends, default=None)  # the stop string that is complete first
+    first = min(ends, default=None)  # end of the stop string that is complete first
     expected = text if first is None else text[: min(text[:first].find(one) for one in stops if one in text[:first])]
     assert stream.text == expected
     assert stream.is_stopped == (first is not None)
@@ -117,7 +119,7 @@ def test_what_a_stream_settles_grows_to_the_text_before_the_first_stop_string(te
     assert all(later.startswith(earlier) for earlier, later in pairwise(settled))
 
 
-def test_a_stop_string_ends_a_completion_and_no_piece_of_it_is_shown(model: GPT) -> None:
+def test_a_stop_string_ends_a_completion_and_is_never_shown_in_part(model: GPT) -> None:
     free = complete(model, "ab", SamplingConfig(max_new_tokens=30, temperature=1.0))
     stop = free[10:12]
     pieces: list[str] = []
@@ -130,7 +132,7 @@ def test_a_stop_string_ends_a_completion_and_no_piece_of_it_is_shown(model: GPT)
     assert BYTES.decode(one.completion_ids).endswith(stop)
 
 
-def test_half_a_character_can_be_a_stop_string(model: GPT) -> None:
+def test_a_replacement_character_can_be_a_stop_string(model: GPT) -> None:
     free = complete(model, "ab", SamplingConfig(max_new_tokens=40, temperature=1.0))
     sampling = SamplingConfig(max_new_tokens=len(BYTES.encode("ab")) + 40, temperature=1.0, stop_strings=["\ufffd"])
     (one,) = complete_all(model, BYTES, ["ab"], sampling)
@@ -139,7 +141,7 @@ def test_half_a_character_can_be_a_stop_string(model: GPT) -> None:
     assert one.finish_reason == "stop"
 
 
-def test_a_broken_prompt_comes_behind_those_before_it(model: GPT) -> None:
+def test_an_invalid_prompt_raises_after_the_completions_of_earlier_prompts(model: GPT) -> None:
     def prompts() -> Iterator[str]:
         yield from ("a", "b")
         raise InputError("prompt is empty")
@@ -160,7 +162,7 @@ def test_batches_take_no_more_than_they_need() -> None:
     assert list(chain.from_iterable(in_batches(range(7), 3))) == list(range(7))
 
 
-def test_completions_at_the_beginning_can_be_left_out(model: GPT) -> None:
+def test_completions_at_the_beginning_can_be_skipped(model: GPT) -> None:
     sampling = SamplingConfig(max_new_tokens=3, temperature=1.0, num_samples=2)
     everything = list(complete_all(model, BYTES, ["a", "b", "c"], sampling))
 

@@ -22,8 +22,8 @@ def model() -> GPT:
     return small_gpt()
 
 
-def documents_loop(model: GPT, prompt: list[int], sampling: SamplingConfig, sample: int = 0) -> list[int]:
-    """The completion loop of section 5.3.3 for one row, without a cache: the oracle."""
+def uncached_loop(model: GPT, prompt: list[int], sampling: SamplingConfig, sample: int = 0) -> list[int]:
+    """Complete one row with the loop of the book's section 5.3.3, without a cache, as the oracle."""
     token_ids = torch.tensor([prompt])
     generator = torch.Generator().manual_seed(sampling.seed + sample)
     completion: list[int] = []
@@ -46,14 +46,14 @@ def documents_loop(model: GPT, prompt: list[int], sampling: SamplingConfig, samp
 
 @pytest.mark.parametrize("prompt_length", [1, 5, 12, 20])
 @pytest.mark.parametrize(("temperature", "top_k"), [(0.0, None), (1.0, None), (0.7, 5), (1.4, 25)])
-def test_completions_equal_the_documents_uncached_loop(
+def test_completions_equal_the_uncached_loop_of_the_reference_notes(
     model: GPT, prompt_length: int, temperature: float, top_k: int | None
 ) -> None:
     model.eval()
     prompt = random_prompt(prompt_length, 3)
     sampling = SamplingConfig(max_new_tokens=20, temperature=temperature, top_k=top_k)
 
-    assert generated_ids(model, [prompt], sampling) == [documents_loop(model, prompt, sampling)]
+    assert generated_ids(model, [prompt], sampling) == [uncached_loop(model, prompt, sampling)]
 
 
 @given(
@@ -61,10 +61,10 @@ def test_completions_equal_the_documents_uncached_loop(
     temperature=st.sampled_from([0.0, 0.8, 1.5]),
     seed=st.integers(0, 99),
 )
-def test_each_row_of_a_ragged_batch_gets_what_it_gets_alone_without_a_cache(
+def test_each_row_of_a_ragged_batch_equals_the_row_alone_without_a_cache(
     model: GPT, lengths: list[int], temperature: float, seed: int
 ) -> None:
-    """Within the context (12), across its end and beyond it, with rows that leave at different times."""
+    """For rows shorter than the context (12), growing past it, and longer, which finish at different steps."""
     model.eval()
     prompts = [random_prompt(length, seed + i) for i, length in enumerate(lengths)]
     samples = list(range(len(prompts)))
@@ -72,7 +72,7 @@ def test_each_row_of_a_ragged_batch_gets_what_it_gets_alone_without_a_cache(
 
     together = generated_ids(model, prompts, sampling, samples)
 
-    assert together == [documents_loop(model, *row) for row in zip(prompts, [sampling] * 9, samples, strict=False)]
+    assert together == [uncached_loop(model, *row) for row in zip(prompts, [sampling] * 9, samples, strict=False)]
 
 
 def test_each_row_stops_before_its_own_eos(model: GPT) -> None:
@@ -90,7 +90,7 @@ def test_each_row_stops_before_its_own_eos(model: GPT) -> None:
         assert short[-1].finish_reason == ("eos" if ends_early else "length")
 
 
-def test_no_eos_comes_too_early(model: GPT) -> None:
+def test_eos_cannot_end_a_completion_before_min_new_tokens(model: GPT) -> None:
     prompt = random_prompt(4, 8)
     (free,) = generated_ids(model, [prompt], SamplingConfig(max_new_tokens=10))
 
@@ -100,7 +100,7 @@ def test_no_eos_comes_too_early(model: GPT) -> None:
     assert free[0] not in late
 
 
-def test_log_probabilities_are_the_models_own(model: GPT) -> None:
+def test_log_probabilities_are_those_before_sampling_settings(model: GPT) -> None:
     model.eval()
     prompt = random_prompt(4, 9)
 
@@ -115,7 +115,7 @@ def test_log_probabilities_are_the_models_own(model: GPT) -> None:
         text = [*text, token.token_id]
 
 
-def test_a_completion_ends_where_no_token_is_left() -> None:
+def test_a_completion_ends_when_no_token_is_allowed() -> None:
     torch.manual_seed(3)
     small = GPT(GPTConfig(4, context_length=9, emb_dim=8, n_heads=1, n_layers=1))
     for temperature in (0.0, 1.0):
@@ -127,7 +127,7 @@ def test_a_completion_ends_where_no_token_is_left() -> None:
         assert (tokens[-1].token_id, tokens[-1].finish_reason) == (None, "exhausted")
 
 
-def test_between_steps_and_when_abandoned_mode_and_gradients_are_as_they_were(model: GPT) -> None:
+def test_mode_and_gradients_are_restored_between_steps_and_when_abandoned(model: GPT) -> None:
     model.train()
     model.trf_blocks[0].eval()
     modes = [module.training for module in model.modules()]
@@ -146,7 +146,7 @@ def test_between_steps_and_when_abandoned_mode_and_gradients_are_as_they_were(mo
     assert not torch.is_inference_mode_enabled()
 
 
-def test_what_the_caller_computes_between_steps_changes_no_token(model: GPT) -> None:
+def test_computations_of_the_caller_between_steps_change_no_token(model: GPT) -> None:
     prompts, sampling = [[1, 2], [3]], SamplingConfig(max_new_tokens=20, temperature=1.0)
     expected = generated_ids(model, prompts, sampling)
     model.train()
@@ -161,7 +161,7 @@ def test_what_the_caller_computes_between_steps_changes_no_token(model: GPT) -> 
     assert found == expected
 
 
-def test_a_caller_ends_a_row_and_the_others_stay_as_they_are(model: GPT) -> None:
+def test_a_caller_can_end_a_row_without_changing_the_others(model: GPT) -> None:
     prompts, sampling = [[1, 2], [3], [4, 5, 6]], SamplingConfig(max_new_tokens=6, temperature=1.0)
     free = generated_ids(model, prompts, sampling)
     found: list[list[int | None]] = [[], [], []]
@@ -175,7 +175,7 @@ def test_a_caller_ends_a_row_and_the_others_stay_as_they_are(model: GPT) -> None
     assert found == [free[0], free[1][:2], free[2]]
 
 
-def test_the_mode_comes_back_after_an_error(model: GPT) -> None:
+def test_the_mode_is_restored_after_an_error(model: GPT) -> None:
     model.train()
 
     with pytest.raises(InputError, match="do not fit"), evaluation_mode(model):

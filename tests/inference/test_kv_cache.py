@@ -16,10 +16,10 @@ def model() -> GPT:
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
-def test_logits_of_a_ragged_batch_are_those_of_its_rows_up_to_rounding(
+def test_logits_of_a_ragged_batch_equal_those_of_its_rows_up_to_rounding(
     model: GPT, dtype: torch.dtype, bound: float
 ) -> None:
-    """The condition for equal tokens: candidates further apart than this, relative to the logits' size."""
+    """Tokens are equal if the candidates' logits differ by more than this bound, relative to the largest logit."""
     model = copy.deepcopy(model).eval().to(dtype)
     prompts = [random_prompt(length, length) for length in (3, 7, 5)]
     padded, cache = torch.zeros(3, 7, dtype=torch.int64), KVCache(12)
@@ -35,7 +35,7 @@ def test_logits_of_a_ragged_batch_are_those_of_its_rows_up_to_rounding(
         assert (one - other).abs().max() <= bound * other.abs().max()
 
 
-def test_rows_that_the_cache_keeps_stay_as_they_are(model: GPT) -> None:
+def test_kept_rows_of_the_cache_are_unchanged(model: GPT) -> None:
     model.eval()
     token_ids = torch.tensor([random_prompt(5, seed) for seed in (1, 2, 3)])
     cache, single = KVCache(8), KVCache(8)

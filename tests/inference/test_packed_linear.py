@@ -1,4 +1,4 @@
-"""Packed matrices give the model's own logits, and what torch's unnamed operations are taken for."""
+"""Packed matrices give the model's logits; torch's private operations behave as assumed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gpt_lightning.models.gpt import GPT
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(1, 24), (3, 24), (2, 5, 24), (1, 300, 24)])
-def test_a_packed_layer_is_the_same_linear_function(shape: tuple[int, ...], bias: bool) -> None:
+def test_a_packed_layer_computes_the_same_linear_function(shape: tuple[int, ...], bias: bool) -> None:
     linear, x = nn.Linear(24, 40, bias=bias), torch.randn(shape)
 
     expected = x @ linear.weight.T + (linear.bias if bias else 0)
@@ -25,7 +25,7 @@ def test_a_packed_layer_is_the_same_linear_function(shape: tuple[int, ...], bias
 
 
 @pytest.mark.parametrize("tie_weights", [True, False])
-def test_a_packed_model_completes_as_it_did(tie_weights: bool) -> None:
+def test_a_packed_model_gives_the_same_completions(tie_weights: bool) -> None:
     torch.manual_seed(4)
     model = GPT(
         GPTConfig(257, context_length=12, emb_dim=16, n_heads=2, n_layers=2, qkv_bias=True, tie_weights=tie_weights)
@@ -39,7 +39,7 @@ def test_a_packed_model_completes_as_it_did(tie_weights: bool) -> None:
     assert not any(isinstance(module, nn.Linear) for module in packed.modules())
 
 
-def test_what_cannot_be_packed_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_that_cannot_be_packed_are_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_packable(torch.ones(2, 2))
     assert not is_packable(torch.ones(2, 2, dtype=torch.float64))
     assert not is_packable(torch.ones(2, 2, device="meta"))

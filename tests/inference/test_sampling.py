@@ -42,7 +42,7 @@ CONTROLS = [
 
 
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=9), st.data())
-def test_top_k_keeps_exactly_k_of_equal_logits_the_lowest_ids(values: list[int], data: st.DataObject) -> None:
+def test_top_k_keeps_exactly_k_and_the_lowest_ids_of_ties(values: list[int], data: st.DataObject) -> None:
     k = data.draw(st.integers(1, len(values)))
     order = sorted(range(len(values)), key=lambda i: (-values[i], i))
 
@@ -77,7 +77,7 @@ def test_a_temperature_near_0_is_greedy(temperature: float) -> None:
     assert drawn.tolist() == [1]
 
 
-def test_a_temperature_beyond_float32_draws_evenly_from_what_top_k_keeps() -> None:
+def test_a_temperature_beyond_float32_is_uniform_over_the_top_k() -> None:
     probs = next_token_probs(torch.tensor([[1.0, 5.0, 3.0, -2.0]]), SamplingConfig(temperature=1e300, top_k=2))
 
     assert probs.tolist() == [[0.0, 0.5, 0.5, 0.0]]
@@ -130,7 +130,7 @@ def test_probabilities_equal_those_of_transformers_logits_processors(controls: d
     from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
     draws = torch.Generator().manual_seed(seed)
-    seen = torch.randint(12, (1, 30), generator=draws)  # few ids, so that runs come again
+    seen = torch.randint(12, (1, 30), generator=draws)  # few ids, so that n-grams repeat
     logits = 3 * torch.randn(1, 97, generator=draws)
     sampling = SamplingConfig(**{"temperature": 1.0, **controls})
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "no_repeat_ngram_size", "min_new_tokens")
@@ -152,7 +152,7 @@ def test_probabilities_equal_those_of_transformers_logits_processors(controls: d
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_top_k_and_temperature_equal_the_documents_order(seed: int) -> None:
+def test_top_k_and_temperature_equal_the_order_of_the_reference_notes(seed: int) -> None:
     logits = torch.randn(2, 50, generator=torch.Generator().manual_seed(seed))
     smallest = torch.topk(logits, 7).values[:, -1:]
     expected = torch.softmax(torch.where(logits < smallest, torch.tensor(-math.inf), logits) / 1.4, -1)

@@ -55,7 +55,7 @@ def read_config(reader: WeightReader, n_heads: int | None = None) -> GPTConfig:
     Raises:
         InputError: The number of heads is unknown, or settings and shapes contradict each other.
     """
-    key_map, shapes, said = reader.key_map, reader.shapes, reader.settings
+    key_map, shapes, stated = reader.key_map, reader.shapes, reader.settings
     (embedding,), (positions,) = key_map.names("tok_emb.weight"), key_map.names(POSITIONS)
     for key in (embedding, positions):
         if key not in shapes:
@@ -67,9 +67,9 @@ def read_config(reader: WeightReader, n_heads: int | None = None) -> GPTConfig:
     n_layers = len(numbers)
     if numbers != set(range(n_layers)):
         raise InputError(f"{reader.name}: has weights of {n_layers} layers, but the last has index {max(numbers)}")
-    if said.get("n_layers", n_layers) != n_layers:  # checked first: a wrong number could ask for a billion layers
-        raise InputError(f"{reader.name}: has weights of {n_layers} layers, its settings say {said['n_layers']}")
-    heads = said.get("n_heads", n_heads if n_heads is not None else PUBLISHED_HEADS.get((emb_dim, n_layers)))
+    if stated.get("n_layers", n_layers) != n_layers:  # checked first: a wrong number could ask for a billion layers
+        raise InputError(f"{reader.name}: has weights of {n_layers} layers, its settings say {stated['n_layers']}")
+    heads = stated.get("n_heads", n_heads if n_heads is not None else PUBLISHED_HEADS.get((emb_dim, n_layers)))
     if heads is None:
         raise InputError(f"{reader.name}: does not state its number of attention heads; give --n_heads")
     if n_heads is not None and n_heads != heads:
@@ -85,7 +85,9 @@ def read_config(reader: WeightReader, n_heads: int | None = None) -> GPTConfig:
         "tie_weights": _is_tied(reader),
         "init": "gpt2",
     }
-    architecture = found_settings | {key: value for key, value in said.items() if key in GPTConfig.__dataclass_fields__}
+    architecture = found_settings | {
+        key: value for key, value in stated.items() if key in GPTConfig.__dataclass_fields__
+    }
     architecture["tie_weights"] = found_settings["tie_weights"]
     for key in ("vocab_size", "emb_dim", "context_length"):
         if architecture[key] != found_settings[key]:

