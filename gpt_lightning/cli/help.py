@@ -82,7 +82,7 @@ TRAINER = {
     "max_time": "Time limit as DD:HH:MM:SS; null for none.",
     "accumulate_grad_batches": "Batches whose gradients are summed for one optimizer step.",
     "gradient_clip_val": "Largest norm of the gradient; null does not clip.",
-    "accelerator": "Device: auto (the fastest there is), cpu, cuda or mps.",
+    "accelerator": "Device: auto (the fastest available), cpu, cuda or mps.",
     "devices": "Number of devices, or auto.",
     "strategy": "How devices work together: auto, ddp or fsdp.",
     "num_nodes": "Number of machines, started by torchrun or SLURM.",

@@ -40,8 +40,8 @@ class SamplingConfig:
     """Settings of how the next token is chosen and when a completion ends.
 
     Args:
-        max_new_tokens: Most tokens to add to each prompt.
-        min_new_tokens: Tokens to add before eos_id may end a completion.
+        max_new_tokens: Maximum number of tokens to add to each prompt.
+        min_new_tokens: Minimum number of tokens before eos_id may end a completion.
         temperature: Divides the logits before the softmax; 0 takes the most likely token.
         top_k: Keep only the k most likely tokens; null keeps all.
         top_p: Keep only the most likely tokens that together reach this probability. null keeps all

@@ -134,7 +134,7 @@ def make_parser() -> RaisingParser:
     add("--jsonl", action="store_true", help="Write JSON lines to stdout instead of text.")
     add("--output", type=str | None, default=None, metavar="FILE", help="Write JSON lines to a new file.")
     add("--resume", action="store_true", help="Resume the interrupted job that wrote --output.")
-    add("--interactive", action="store_true", help="Complete lines of standard input, each after all before it.")
+    add("--interactive", action="store_true", help="Complete lines of standard input, each with all earlier text.")
     parser.add_class_arguments(SamplingConfig, "sampling", as_group=False, instantiate=False)
     add("--trainer.accelerator", type=str, default="auto", help=TRAINER["accelerator"])
     help_line = "Type of the weights: 32-true, bf16-true ...; auto: as in training."
