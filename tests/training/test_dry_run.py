@@ -78,7 +78,7 @@ def test_problems_and_settings_without_effect_are_reported(
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (["--resume"], "check looks at new runs; leave --resume out"),
+        (["--resume"], "check estimates new runs only; leave --resume out"),
         (["--data.text=missing.txt"], "missing.txt: no such file"),
         (["--trainer.max_epochs=-1", "--trainer.max_time=00:00:01:00"], "check needs a run of known length; "),
         (["--model.warmup_steps=99"], "model.warmup_steps (99) must be below the run's 15 steps"),
