@@ -32,8 +32,9 @@ def train(config: str | os.PathLike[str], *arguments: str) -> Path:
         The run folder.
 
     Raises:
-        InputError: A setting, text or checkpoint is invalid.
+        InputError: A setting, text or checkpoint is invalid, or the settings ask for several processes.
         MachineError: The system refused an operation: permission, disk, network or memory.
         DivergedError: The loss, a gradient or a weight became infinite or NaN.
     """
-    return run_command("fit", ["--config", os.fspath(config), *arguments]).run_folder
+    # A second process would run the calling script or notebook from its beginning.
+    return run_command("fit", ["--config", os.fspath(config), *arguments], may_launch=False).run_folder

@@ -21,6 +21,8 @@ import threading
 import traceback
 from collections.abc import Iterator
 
+import psutil
+
 from gpt_lightning.console import PROGRAM, format_bytes
 
 EXIT_MACHINE = 1
@@ -29,7 +31,8 @@ EXIT_DIVERGED = 3
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
-EXIT_TERMINATED = 143
+# SIGTERM; a terminal that closes; a batch system's limit of processor time. Windows has the first only.
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGXCPU") if hasattr(signal, name)]
 
 
 class InputError(ValueError):
@@ -63,7 +66,15 @@ class Stopped(Exception):
 
 
 class Terminated(BaseException):
-    """SIGTERM outside of training; like `KeyboardInterrupt`, it is not caught by `except Exception`."""
+    """A stop signal outside of training; like `KeyboardInterrupt`, it is not caught by `except Exception`.
+
+    Args:
+        signal_number: The signal.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"terminated by signal {signal_number}")
+        self.signal_number = signal_number
 
 
 def describe_os_error(error: OSError) -> tuple[str, int]:
@@ -79,7 +90,7 @@ def describe_os_error(error: OSError) -> tuple[str, int]:
 
 def memory_bytes() -> int:
     """Return this machine's total memory in bytes, used or not."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(psutil.virtual_memory().total)
 
 
 def why_out_of_memory(error: BaseException) -> str | None:
@@ -117,22 +128,28 @@ def fail(message: str, exit_code: int) -> SystemExit:
 
 
 @contextlib.contextmanager
-def raising_on_sigterm() -> Iterator[None]:
-    """Make SIGTERM raise `Terminated`, so that `finally` blocks run; `callbacks/signals.py` handles it in training."""
-    before = signal.getsignal(signal.SIGTERM)
-    if threading.current_thread() is not threading.main_thread() or before == signal.SIG_IGN:
-        yield
-        return
+def raising_on_stop_signals() -> Iterator[None]:
+    """Make signals that ask for an end raise `Terminated`, so that `finally` blocks run.
 
-    def terminate(*_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second SIGTERM must not interrupt the cleanup
-        raise Terminated
+    An ignored signal stays ignored, as SIGHUP is under nohup. In training `callbacks/signals.py` handles them.
+    """
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    handled = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
+    if threading.current_thread() is not threading.main_thread():
+        handled = {}
 
-    signal.signal(signal.SIGTERM, terminate)
+    def terminate(number: int, _: object) -> None:
+        for one in handled:
+            signal.signal(one, signal.SIG_IGN)  # a second signal must not interrupt the cleanup
+        raise Terminated(number)
+
+    for number in handled:
+        signal.signal(number, terminate)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in handled.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -154,15 +171,17 @@ def report_errors(debug: bool = False) -> Iterator[None]:
         raise SystemExit(stopped.exit_code) from None
     except KeyboardInterrupt:
         raise fail("interrupted", EXIT_INTERRUPTED) from None
-    except Terminated:
-        raise fail("terminated", EXIT_TERMINATED) from None
+    except Terminated as terminated:
+        raise fail("terminated", 128 + terminated.signal_number) from None
     except Exception as error:
         if debug:
             raise
         known = describe_expected(error)
         if known is not None:
             raise fail(*known) from None
-        with tempfile.NamedTemporaryFile("w", prefix=f"{PROGRAM}-", suffix=".traceback", delete=False) as file:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", prefix=f"{PROGRAM}-", suffix=".traceback", delete=False
+        ) as file:
             file.write(traceback.format_exc())
         first_line = str(error).split("\n", 1)[0][:300]
         raise fail(

@@ -65,7 +65,7 @@ def not_utf8(error: UnicodeDecodeError, name: str | Path, offset: int = 0) -> In
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
     """Append a row to a JSON-lines file."""
-    with with_filename(path), open(path, "a") as file:
+    with with_filename(path), open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 
 
@@ -75,7 +75,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     Invalid lines, such as one that a killed process left incomplete, are skipped. A missing file has no rows.
     """
     rows = []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError, RecursionError):
             row = json.loads(line)
             if isinstance(row, dict) and isinstance(row.get("step"), int):
@@ -89,6 +89,28 @@ def replace_bytes(path: Path, content: bytes) -> None:
     with with_filename(path):
         temporary.write_bytes(content)
         os.replace(temporary, path)
+
+
+def sync_folder(path: Path) -> None:
+    """Flush the entries of a folder to disk, on systems that let a program open a folder."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def packaged_folder(name: str) -> Path:
+    """Return the folder with the files that come with the package: "configs" or "texts".
+
+    A wheel has them inside of the package; a clone of the repository, and an editable install, beside it.
+    """
+    package = Path(__file__).parent
+    inside = package / name
+    return inside if inside.is_dir() else package.parent / {"configs": "configs", "texts": "data"}[name]
 
 
 def check_absent(output: Path) -> None:

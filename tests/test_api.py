@@ -11,6 +11,7 @@ import torch
 from conftest import STORY, Result
 from torch.nn import functional as F
 
+import gpt_lightning
 from gpt_lightning.api import train
 from gpt_lightning.errors import InputError
 from gpt_lightning.inference.pretrained import load
@@ -48,6 +49,20 @@ def test_train_returns_the_run_folder(config: Path) -> None:
     assert load(run / "checkpoints/last.ckpt").model.context_length == 64
     assert train(config, "--trainer.max_steps=3", "--resume") == run
     assert train(config, "--trainer.max_steps=3", "--resume", f"--run_dir={run}") == run  # finished
+
+
+def test_train_uses_one_process(config: Path) -> None:
+    with pytest.raises(InputError, match=r"train\(\) uses one process, the settings ask for 2; use the command line: "):
+        train(config, "--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu")
+
+    assert not Path("runs").exists()
+
+
+def test_the_package_offers_the_interface_when_it_is_used() -> None:
+    assert gpt_lightning.load is load
+    assert gpt_lightning.train is train
+    with pytest.raises(AttributeError, match="module 'gpt_lightning' has no attribute 'lod'"):
+        gpt_lightning.lod  # noqa: B018
 
 
 def test_invalid_arguments_raise_input_errors(config: Path, trained: Path) -> None:

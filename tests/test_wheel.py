@@ -1,4 +1,4 @@
-"""A wheel contains every module, and works without the repository."""
+"""A wheel contains every module, the configs and the bundled story, and works without the repository."""
 
 from __future__ import annotations
 
@@ -12,13 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-CONFIG = """
-data: {text: text.txt, tokenizer: bytes, batch_size: 4}
-model: {context_length: 16, emb_dim: 8, n_heads: 2, n_layers: 1}
-prompt: [The]
-sampling: {max_new_tokens: 4}
-trainer: {accelerator: cpu, precision: 32-true, max_steps: 2}
-"""
+STORY = "the-lamp-at-low-water.txt"
 
 
 def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
@@ -32,8 +26,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build a wheel from a copy of the sources, because a build writes to them."""
     folder = tmp_path_factory.mktemp("wheel")
     shutil.copytree(ROOT / "gpt_lightning", folder / "gpt_lightning", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "configs", folder / "configs")
+    (folder / "data").mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE", f"data/{STORY}"):
+        shutil.copy(ROOT / name, folder / name)
     options = ("--no-build-isolation", "--no-deps", "--no-index", "--disable-pip-version-check", "-q")
     built = run(folder, sys.executable, "-m", "pip", "wheel", *options, "-w", "dist", ".")
     assert built.returncode == 0, built.stderr
@@ -41,13 +37,15 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_wheel_contains_every_module(wheel: Path) -> None:
+def test_a_wheel_contains_every_module_and_config(wheel: Path) -> None:
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "gpt_lightning").rglob("*.py")}
+    configs = {f"gpt_lightning/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.*")}
+    others = {"gpt_lightning/py.typed", f"gpt_lightning/texts/{STORY}"}
 
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
 
-    assert packed == modules
+    assert packed == modules | configs | others
 
 
 @pytest.mark.slow
@@ -55,8 +53,6 @@ def test_an_installed_wheel_trains_and_completes(wheel: Path, tmp_path: Path) ->
     options = ("--no-deps", "--no-index", "--disable-pip-version-check", "-q")
     installed = run(tmp_path, sys.executable, "-m", "pip", "install", *options, "--target", "site", str(wheel))
     assert installed.returncode == 0, installed.stderr
-    (tmp_path / "tiny.yaml").write_text(CONFIG)
-    (tmp_path / "text.txt").write_text("".join(f"The lamp was lit {i} times. " for i in range(100)))
 
     def program(*arguments: str) -> str:
         done = run(tmp_path, sys.executable, "-m", "gpt_lightning", *arguments)
@@ -67,6 +63,13 @@ def test_an_installed_wheel_trains_and_completes(wheel: Path, tmp_path: Path) ->
     assert Path(place) == tmp_path / "site" / "gpt_lightning" / "__init__.py"
     assert program("--version").startswith("gpt_lightning ")
     assert program("explain", "windows")
-    assert "Step 000002" in program("fit", "--config", "tiny.yaml", "--run_dir", "run")
-    completed = program("predict", "--ckpt_path", "run/checkpoints/best.ckpt", "--prompt=The")
+    limits = ("--trainer.max_steps=2", "--model.warmup_steps=0")
+    assert "\nverdict " in program("configs")
+    program("configs", "--copy", "debug")
+    assert "Step 000002" in program("fit", "--config", "debug", *limits)
+    assert "Step 000002" in program("fit", "--config", "debug.yaml", *limits)
+    completed = program("predict", "--ckpt_path", "runs/debug/latest/best.ckpt", "--prompt=The")
     assert completed.startswith("The")
+    assert run(tmp_path, "site/bin/gpt_lightning", "--version").stdout == program("--version")
+    lazy = "import sys, gpt_lightning; print('torch' in sys.modules); gpt_lightning.load; print('torch' in sys.modules)"
+    assert run(tmp_path, sys.executable, "-c", lazy).stdout == "False\nTrue\n"

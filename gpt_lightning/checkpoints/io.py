@@ -19,7 +19,8 @@ import torch
 
 from gpt_lightning.checkpoints.metadata import FORMAT, PLAIN, SCHEMA, check_schema
 from gpt_lightning.errors import InputError, MachineError
-from gpt_lightning.files import find_os_error
+from gpt_lightning.files import find_os_error, sync_folder
+from gpt_lightning.runs.folder import resolve_latest
 
 FOLDER_ATTRIBUTE = 0x10  # the MS-DOS directory flag in a zip record's external_attr
 ZIP_START = b"PK\x03\x04"
@@ -40,7 +41,7 @@ def read_checkpoint(path: str | os.PathLike[str], *, mmap: bool = True) -> dict[
         InputError: The file does not exist, is damaged, contains more than tensors and plain data, was not
             written by this program, or has another format version.
     """
-    name = os.fspath(path)
+    name = resolve_latest(os.fspath(path))
     if "://" in name:
         raise InputError(f"{name}: must be a local file")
     if not os.path.exists(name):
@@ -148,11 +149,7 @@ def write_checkpoint(content: dict[str, Any], path: Path, previous: Path | None 
         if previous is not None and path.exists():
             os.replace(path, previous)  # if killed here, the run resumes from `previous`
         os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(path.parent)
     except Exception as error:
         if (cause := find_os_error(error)) is not None:
             kept = f"; the previous {path.name} is intact" if path.exists() else ""

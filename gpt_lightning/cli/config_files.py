@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 from enum import Enum
@@ -16,7 +17,7 @@ from gpt_lightning.cli.arguments import CLI_ONLY, LINKS, TEXT_SETTINGS
 from gpt_lightning.console import PROGRAM
 from gpt_lightning.data.sources import absolute
 from gpt_lightning.errors import InputError
-from gpt_lightning.files import decode_utf8, with_filename
+from gpt_lightning.files import decode_utf8, packaged_folder, with_filename
 
 MAX_CONFIG_BYTES = 1_000_000
 MAX_CONFIG_NODES = 100_000
@@ -46,8 +47,29 @@ class _Loader(yaml.SafeLoader):
         return value
 
 
+def packaged_configs() -> dict[str, Path]:
+    """Return the configs that come with the package, by their names without a suffix."""
+    return {path.stem: path for path in sorted(packaged_folder("configs").glob("*.yaml"))}
+
+
+def find_config(path: str) -> str:
+    """Return the path of a config; a name without a suffix or a folder is that of a packaged one.
+
+    Raises:
+        InputError: There is no packaged config of that name.
+    """
+    if os.path.exists(path) or Path(path).suffix or os.path.dirname(path):
+        return path
+    configs = packaged_configs()
+    if path not in configs:
+        close = difflib.get_close_matches(path, configs, 1)
+        hint = f"; did you mean {close[0]}?" if close else f" ({', '.join(configs)})"
+        raise InputError(f"{path}: no such file, and no packaged config has this name{hint}")
+    return str(configs[path])
+
+
 def read_config(path: str) -> tuple[dict[str, Any], str]:
-    """Read a YAML file of settings.
+    """Read a YAML file of settings, or a packaged config, see `find_config`.
 
     Returns:
         The settings, and the same settings as YAML for jsonargparse.
@@ -57,6 +79,7 @@ def read_config(path: str) -> tuple[dict[str, Any], str]:
             it contains a repeated key, a tag, or a setting that only the command line may have.
         MachineError: The file cannot be read.
     """
+    path = find_config(path)
     if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
         raise InputError(f"{path}: must be a regular file")  # reading a pipe may never end
     with with_filename(path):

@@ -71,9 +71,11 @@ class CLI(LightningCLI):
     Args:
         command: fit, check, validate or test.
         arguments: The rest of the command line.
+        may_launch: Whether Lightning may start the other processes of a run, with this command line.
     """
 
-    def __init__(self, command: str, arguments: list[str]) -> None:
+    def __init__(self, command: str, arguments: list[str], *, may_launch: bool) -> None:
+        self.may_launch = may_launch
         self.is_check = command == "check"  # check has the settings of fit
         self.command = command = "fit" if self.is_check else command
         self.arguments = arguments
@@ -240,14 +242,17 @@ class CLI(LightningCLI):
         keep(settings, own, sorted(fixed - {"model.context_length", "model.drop_rate"}), f"init_from {name}")
 
     def _choose_precision(self) -> None:
-        """Replace `trainer.precision: auto` by the fastest precision on this machine."""
+        """Set the precision: of `fit` what the settings or this machine say, of evaluations float32 unless given.
+
+        Evaluations of a checkpoint then agree between machines to the last digits.
+        """
         trainer = self.config[self.command]["trainer"]
         given = trainer["precision"]
         check_precision(given)
         self.precision_reason = "as the settings say" if self.checkpoint is None else "as the run began"
-        is_default = not was_passed(self.arguments, "--trainer.precision")
-        elsewhere = self.command != "fit" and given == "bf16-mixed" and is_default
-        if given == "auto" or elsewhere:  # this machine may lack the bf16 support of the checkpoint's machine
+        if self.command != "fit" and not was_passed(self.arguments, "--trainer.precision"):
+            trainer["precision"] = "64-true" if given in ("64-true", "64", 64) else "32-true"
+        elif given == "auto":
             alone = trainer["devices"] in ("auto", 1, "1") and not launched_externally()
             trainer["precision"], self.precision_reason = choose_precision(trainer["accelerator"], probe=alone)
 
@@ -308,6 +313,11 @@ class CLI(LightningCLI):
             check(self.trainer, datamodule, config)
             return
         command = summary.resume_command(self.arguments)
+        if self.trainer.world_size > 1 and not self.may_launch and not launched_externally():
+            raise InputError(
+                f"train() uses one process, the settings ask for {self.trainer.world_size}; "
+                f"use the command line: {command.removesuffix(' --resume')}"
+            )
         resolved = dump_settings(self.config[self.command])
         self.run_folder = fit(self.trainer, datamodule, config, self.plan, resolved, command)
 
@@ -393,12 +403,13 @@ def quiet_lightning() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def run_command(command: str, arguments: list[str]) -> CLI:
+def run_command(command: str, arguments: list[str], *, may_launch: bool = True) -> CLI:
     """Run fit, check, validate or test.
 
     Args:
         command: The command.
         arguments: The rest of the command line.
+        may_launch: See `CLI`.
 
     Returns:
         The CLI that ran.
@@ -416,4 +427,4 @@ def run_command(command: str, arguments: list[str]) -> CLI:
             *allowed_modules(arguments),
         ],
     )
-    return CLI(command, arguments)
+    return CLI(command, arguments, may_launch=may_launch)

@@ -9,7 +9,7 @@ import sys
 
 from gpt_lightning import __version__
 from gpt_lightning.console import PROGRAM
-from gpt_lightning.errors import InputError, MachineError, raising_on_sigterm, report_errors
+from gpt_lightning.errors import InputError, MachineError, raising_on_stop_signals, report_errors
 
 LIGHTNING = "lightning_cli"
 # Command -> its help line and its module in gpt_lightning.cli.
@@ -22,6 +22,7 @@ COMMANDS = {
     "verify-resume": ("check that a killed and resumed run is bit-identical", "commands.verify_resume"),
     "import": ("convert GPT-2 weights of Hugging Face, the book or nanoGPT", "commands.import_weights"),
     "export": ("write a checkpoint's weights for transformers, the book or llama.cpp", "commands.export"),
+    "configs": ("list the configs that come with the package, or copy one", "commands.configs"),
     "plot": ("draw the loss curves of runs", "commands.plot"),
     "explain": ("worked examples of windows, loss and sampling", "commands.explain"),
     "inspect": ("inspect next-token probabilities under different sampling settings", "commands.inspect"),
@@ -39,13 +40,13 @@ def main(argv: list[str] | None = None) -> None:
     """
     arguments = sys.argv[1:] if argv is None else argv
     if sys.stdout is None or sys.stderr is None:  # the shell closed it (`>&-`)
-        nowhere = open(os.devnull, "w")  # noqa: SIM115  open until the end
+        nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  open until the end
         sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
-    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115  open until the end
+    sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: SIM115  open until the end
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # the terminal may not support UTF-8
     # In `--prompt --debug`, --debug is the text of the prompt.
     flags = [i for i, one in enumerate(arguments) if one == "--debug" and arguments[i - 1] != "--prompt"]
-    with report_errors(debug=bool(flags)), raising_on_sigterm():
+    with report_errors(debug=bool(flags)), raising_on_stop_signals():
         _dispatch([argument for i, argument in enumerate(arguments) if i not in flags])
 
 

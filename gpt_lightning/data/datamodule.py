@@ -18,7 +18,7 @@ from gpt_lightning.data.sources import parse_url
 from gpt_lightning.data.text import CLEANERS
 from gpt_lightning.data.tokenizer import Tokenizer, load_tokenizer
 from gpt_lightning.data.windows import Batch, ResumableSampler, Windows
-from gpt_lightning.errors import InputError
+from gpt_lightning.errors import STOP_SIGNALS, InputError
 from gpt_lightning.validation import require, require_integer, require_number
 
 MAX_WORKERS = 16
@@ -40,18 +40,22 @@ class Split:
 
 
 class Loader(DataLoader[Batch]):
-    """A DataLoader whose workers block SIGINT and SIGTERM.
+    """A DataLoader whose workers block the signals that stop a run.
 
     A signal to the whole process group would otherwise stop the workers before the current optimizer step has its
-    batches. Workers inherit the signal mask of the main process, which blocks both signals while it starts them.
+    batches. Workers inherit the signal mask of the main process, which blocks them while it starts the workers.
     """
 
     def __iter__(self) -> Any:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+        names = ("pthread_sigmask", "SIG_BLOCK", "SIG_SETMASK")  # which Windows does not have
+        set_mask, block, restore = (getattr(signal, name, None) for name in names)
+        if set_mask is None:
+            return super().__iter__()
+        before = set_mask(block, (signal.SIGINT, *STOP_SIGNALS))
         try:
             return super().__iter__()
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            set_mask(restore, before)
 
 
 class TextDataModule(LightningDataModule):

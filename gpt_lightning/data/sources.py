@@ -16,7 +16,7 @@ from pathlib import Path
 from gpt_lightning.console import warn
 from gpt_lightning.data.text import MAX_BYTES, Text, check_text, read_text
 from gpt_lightning.errors import InputError, MachineError
-from gpt_lightning.files import with_filename
+from gpt_lightning.files import packaged_folder, with_filename
 
 DATA_ENV = "GPT_LIGHTNING_DATA"
 FETCH_SECONDS = 30
@@ -63,6 +63,9 @@ def find_source(source: str, url: str | None = None, fallback: str | None = None
         if is_there and (sha256 is None or sha256_of(copy) == sha256):
             return copy, url
         tried.append(f"{copy}: {'checksum mismatch' if is_there else 'no such file'}")
+    bundled = packaged_folder("texts") / os.path.basename(source)
+    if bundled.is_file() and sha256 is None:
+        return str(bundled), url
     if address is None and fallback is None:
         raise InputError("; ".join(tried))
     if address is not None:
@@ -73,6 +76,9 @@ def find_source(source: str, url: str | None = None, fallback: str | None = None
             tried.append(str(error))
     if fallback is None:
         raise MachineError("; ".join(tried))
+    bundled = packaged_folder("texts") / os.path.basename(fallback)
+    if not os.path.exists(fallback) and bundled.exists():
+        fallback = str(bundled)
     warn(f"using the text {fallback} instead of {source} ({'; '.join(tried[1:]) or tried[0]})")
     return fallback, None
 

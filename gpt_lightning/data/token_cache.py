@@ -38,7 +38,7 @@ from gpt_lightning.data.documents import PIECE, Piece, batch_pieces, find_docume
 from gpt_lightning.data.text import refuse_nul
 from gpt_lightning.data.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
 from gpt_lightning.errors import InputError, MachineError
-from gpt_lightning.files import with_filename
+from gpt_lightning.files import sync_folder, with_filename
 
 FORMAT = 1  # version of the cache format
 MAX_WORKERS = 8
@@ -118,7 +118,7 @@ def prepare(source: str, tokenizer_name: str, clean: str | None, cache_dir: Path
         if _make_key(files, tokenizer, clean) != key:
             raise InputError(f"{source}: a file changed while it was read; try again when all files are complete")
         meta = {"key": key, "files": len(files), "sha256": _checksums(temporary), **numbers}
-        (temporary / "meta.json").write_text(json.dumps(meta))
+        (temporary / "meta.json").write_text(json.dumps(meta), encoding="ascii")
         _publish(temporary, folder, key)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
@@ -254,8 +254,10 @@ def _make_bar(what: str, size: int, delay: float = 0) -> tqdm[Any]:
 
 def _publish(temporary: Path, folder: Path, key: str) -> None:
     """Rename a complete folder to its final name, unless another process did so first."""
-    for path in [*temporary.iterdir(), temporary]:
-        _sync(path)
+    for path in temporary.iterdir():
+        with open(path, "rb+") as file:
+            os.fsync(file.fileno())
+    sync_folder(temporary)
     while True:
         try:
             os.rename(temporary, folder)
@@ -266,21 +268,13 @@ def _publish(temporary: Path, folder: Path, key: str) -> None:
         if _open_cache(folder, key) is not None:
             break
         shutil.rmtree(folder)
-    _sync(folder.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(folder.parent)
 
 
 def _open_cache(folder: Path, key: str) -> EncodedDocuments | None:
     """Open the documents in a cache folder; return None if it is damaged or missing."""
     try:
-        meta = json.loads((folder / "meta.json").read_text())
+        meta = json.loads((folder / "meta.json").read_text(encoding="ascii"))
         if meta["sha256"] != _checksums(folder):
             return None
         ends, character_ends = np.load(folder / "documents.npy")

@@ -17,12 +17,12 @@ TensorBoard would show the run twice.)
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
 from pathlib import Path
-from typing import IO
+
+from filelock import FileLock, Timeout
 
 from gpt_lightning.console import format_bytes, warn
 from gpt_lightning.errors import InputError, MachineError, describe_os_error
@@ -49,7 +49,7 @@ class Run:
         self.best = self.checkpoints / BEST
         self.metrics_file = self.path / "metrics.jsonl"
         self.samples_file = self.path / "samples.jsonl"
-        self._lock: IO[str] | None = None
+        self._lock = FileLock(self.path / ".lock", fallback_to_soft=False)  # forked data workers do not keep it
 
     @property
     def display_path(self) -> str:
@@ -65,21 +65,7 @@ class Run:
         """
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "a+")  # noqa: SIM115  held until close()
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self._lock.seek(0)
-                holder = self._lock.read().strip()
-                self.close()
-                raise InputError(f"{self.display_path} is in use by process {holder}") from None
-            except OSError as error:  # the file system does not support locks
-                self.close()
-                raise MachineError(f"{self.path / '.lock'}: cannot be locked ({error.strerror})") from None
-            os.register_at_fork(after_in_child=self.close)  # a data worker that outlives this process must not hold it
-            self._lock.truncate(0)
-            self._lock.write(str(os.getpid()))
-            self._lock.flush()
+            self._take_lock()
             for pattern in ("*.tmp-*", "checkpoints/*.tmp-*", ".lr_find_*.ckpt"):  # the last: LearningRateFinder's
                 for left_over in self.path.glob(pattern):
                     left_over.unlink()
@@ -89,16 +75,30 @@ class Run:
         except OSError as error:
             raise MachineError(describe_os_error(error)[0]) from None
 
+    def _take_lock(self) -> None:
+        name = self.path / ".lock"
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            try:
+                holder = f"process {int(name.read_text(encoding='ascii'))}"
+            except (OSError, ValueError):  # Windows does not let others read a locked file
+                holder = "another process"
+            raise InputError(f"{self.display_path} is in use by {holder}") from None
+        except (OSError, NotImplementedError) as error:  # a file system without locks
+            reason = getattr(error, "strerror", None) or error
+            raise MachineError(f"{name}: cannot be locked ({reason})") from None
+        with contextlib.suppress(OSError):
+            name.write_text(str(os.getpid()), encoding="ascii")
+
     @property
     def is_open(self) -> bool:
         """Whether this process holds the lock."""
-        return self._lock is not None
+        return self._lock.is_locked
 
     def close(self) -> None:
         """Release the lock."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._lock.release()
 
     def check_space(self, needed: int) -> None:
         """Raise `MachineError` if the checkpoints, `needed` bytes including existing ones, do not fit on the disk."""
@@ -131,7 +131,10 @@ class Run:
         temporary = self.path.parent / f".latest.tmp-{os.getpid()}"
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
-        temporary.symlink_to(Path(self.path.name) / "checkpoints")
+        try:
+            temporary.symlink_to(Path(self.path.name) / "checkpoints")
+        except OSError:  # Windows without the privilege, a file system without links: see `resolve_latest`
+            return
         os.replace(temporary, self.path.parent / "latest")
 
     def cut_logs(self, step: int, tokens_seen: int) -> None:
@@ -155,6 +158,17 @@ def numbered_runs(name: str) -> list[Path]:
     folder = RUNS / name
     numbers = [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
     return [folder / str(number) for number in sorted(numbers)]
+
+
+def resolve_latest(path: str) -> str:
+    """Replace `latest` in a path by the checkpoints of the newest run, if there is no link of that name."""
+    parts = Path(path).parts
+    if "latest" not in parts or os.path.lexists(Path(*parts[: parts.index("latest") + 1])):
+        return path
+    folder = Path(*parts[: parts.index("latest")])
+    numbers = [int(one.name) for one in folder.iterdir() if one.name.isdigit()] if folder.is_dir() else []
+    rest = parts[parts.index("latest") + 1 :]
+    return str(Path(folder, str(max(numbers)), "checkpoints", *rest)) if numbers else path
 
 
 def new_run_folder(name: str) -> Path:

@@ -10,7 +10,6 @@ cause problems or have no effect. Writes no file.
 from __future__ import annotations
 
 import math
-import resource
 import shutil
 import sys
 import time
@@ -18,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateFinder
@@ -214,8 +214,8 @@ def peak_bytes(trainer: Trainer, model: GPTConfig) -> int:
     device = trainer.strategy.root_device
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit + model.weight_bytes
+    memory = psutil.Process().memory_info()  # freed memory is kept, see `keep_freed_memory`
+    return int(getattr(memory, "peak_wset", memory.rss)) + model.weight_bytes
 
 
 def problems(

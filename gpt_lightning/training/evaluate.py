@@ -50,7 +50,10 @@ def evaluate(
     if not is_whole:
         check_same_text(data, content, name)
     loaded = check_weights(content, name)
-    module = GPTModule(loaded.config, compile=compile, network=loaded.build())
+    network = loaded.build()
+    if trainer.precision == "32-true":
+        network = network.float()  # a bf16-true run's weights are bfloat16
+    module = GPTModule(loaded.config, compile=compile, network=network)
     getattr(trainer, stage)(module, data, verbose=False)
     if trainer.is_global_zero:
         assert data.source is not None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -321,7 +320,7 @@ def train(
         if trainer.is_global_zero:
             say(f"Stopped after step {checkpoints.saved_step}, which is saved. To resume:")
             say(f"  {resume_command}")
-            if callbacks.stop.signal_number == signal.SIGUSR1:
+            if callbacks.stop.is_preempted:
                 requeue()
         raise
 

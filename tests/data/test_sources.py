@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ROOT
 
 from gpt_lightning.data.sources import absolute, find_source, parse_url, read_source, short_name
 from gpt_lightning.errors import InputError, MachineError
@@ -49,6 +50,16 @@ def write(path: Path, content: bytes = STORY) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     return str(path)
+
+
+def test_the_bundled_story_is_found_by_its_name(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "data/the-lamp-at-low-water.txt"
+
+    assert find_source(name) == (str(ROOT / name), None)
+    assert find_source("data/other.txt", fallback=name) == (str(ROOT / name), None)
+    assert capsys.readouterr().err.startswith(f"gpt_lightning: warning: using the text {ROOT / name} instead of ")
+    write(Path(name))
+    assert find_source(name) == (name, None)
 
 
 def test_a_url_is_split_from_its_checksum() -> None:

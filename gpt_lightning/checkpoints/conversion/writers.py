@@ -110,10 +110,10 @@ def write_hf(checkpoint: LoadedCheckpoint, folder: Path) -> Iterator[str]:
         "add_prefix_space": False,
         **dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT),
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="ascii")
     (folder / "vocab.json").write_bytes(encoder)
     (folder / "merges.txt").write_bytes(merges)
-    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer, indent=2) + "\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer, indent=2) + "\n", encoding="ascii")
 
 
 def write_book(checkpoint: LoadedCheckpoint, folder: Path) -> Iterator[str]:

@@ -33,6 +33,7 @@ from gpt_lightning.inference.prompts import STANDARD_INPUT, open_prompts
 from gpt_lightning.inference.sampling import SamplingConfig
 from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.models.gpt import GPT
+from gpt_lightning.runs.folder import resolve_latest
 from gpt_lightning.training.config import TrainingConfig
 from gpt_lightning.training.hardware import PRECISION_ALIASES, PRECISIONS, check_device, check_precision, device_type
 from gpt_lightning.training.optimizers import OptimizerConfig
@@ -295,7 +296,7 @@ def run(arguments: list[str]) -> None:
         converse(completer, "\n".join(config.prompt))
     elif config.jsonl or config.output is not None:
         weight = network.pos_emb.weight
-        job = job_name(Path(config.ckpt_path), sampling, f"{weight.dtype} {weight.device.type}")
+        job = job_name(Path(resolve_latest(config.ckpt_path)), sampling, f"{weight.dtype} {weight.device.type}")
         write_json_lines(completer, prompts, config, job)
     else:
         write_texts(completer, prompts, isinstance(prompts, list) and len(prompts) * sampling.num_samples == 1)

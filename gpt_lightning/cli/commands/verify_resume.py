@@ -10,14 +10,15 @@ step; all other settings are the config's. Both runs are deleted afterwards.
 
 from __future__ import annotations
 
-import os
+import contextlib
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+import psutil
 
 from gpt_lightning.checkpoints.compare import compare_runs
 from gpt_lightning.cli.arguments import was_passed
@@ -105,7 +106,7 @@ def _read_setting(arguments: list[str], section: str, name: str, default: int) -
 
 def _start(arguments: list[str], run: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", PROGRAM, "fit", *arguments, "--resume", "--run_dir", str(run)]
-    with open(_printed(run), "w") as file:
+    with open(_printed(run), "w", encoding="utf-8") as file:
         return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
 
 
@@ -122,7 +123,7 @@ def _finish(process: subprocess.Popen[bytes], run: Path) -> None:
         _kill(process)
         raise
     if process.returncode != 0:
-        printed = _printed(run).read_text(errors="replace")
+        printed = _printed(run).read_text(encoding="utf-8", errors="replace")
         errors = [line for line in printed.splitlines() if line.startswith(f"{PROGRAM}: error: ")]
         reason = errors[-1].removeprefix(f"{PROGRAM}: error: ") if errors else f"exit code {process.returncode}"
         raise InputError(f"the run failed: {reason}")
@@ -137,14 +138,20 @@ def _kill_after(step: int, process: subprocess.Popen[bytes], run: Path) -> int |
                 break
             time.sleep(0.005)
     finally:
-        _kill(process)
-    if process.returncode != -signal.SIGKILL:
+        was_running = _kill(process)
+    if not was_running:
         _finish(process, run)
         return None
     return int(read_rows(run / "metrics.jsonl")[-1]["step"])
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+def _kill(process: subprocess.Popen[bytes]) -> bool:
+    """Kill a process, then those that it has started; return False if it had ended."""
+    if process.poll() is not None:
+        return False
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(process.pid)
+        for one in [parent, *parent.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+    return process.wait() != 0

@@ -1,4 +1,4 @@
-"""Stopping on a signal without losing a step: Ctrl-C, SIGTERM, SLURM's preemption.
+"""Stopping on a signal without losing a step: Ctrl-C, SIGTERM, SIGHUP, SIGXCPU, SLURM's preemption.
 
 A signal only sets a flag. The current optimizer step is completed, with the evaluation and the samples due after it;
 then `Checkpointing` saves and raises `errors.Stopped`. The resumed run equals an uninterrupted one bit for bit. A
@@ -17,8 +17,10 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from gpt_lightning.console import warn
+from gpt_lightning.errors import STOP_SIGNALS
 
 SLURM_JOB = "SLURM_JOB_ID"
+PREEMPTING = "SIGUSR1"  # under SLURM: sbatch --signal=USR1@90
 
 
 class StopOnSignal(Callback):
@@ -42,11 +44,17 @@ class StopOnSignal(Callback):
         """Install our signal handlers; called after Lightning has installed its own."""
         if self._replaced or threading.current_thread() is not threading.main_thread():
             return
-        signals = [signal.SIGINT, signal.SIGTERM]
+        signals = [signal.SIGINT, *STOP_SIGNALS]
         if SLURM_JOB in os.environ:
-            signals.append(signal.SIGUSR1)  # sent before the time limit by sbatch --signal=USR1@90
+            signals.append(getattr(signal, PREEMPTING))
         for number in signals:
-            self._replaced[number] = signal.signal(number, self._record)
+            if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+                self._replaced[number] = signal.signal(number, self._record)
+
+    @property
+    def is_preempted(self) -> bool:
+        """Whether SLURM asked for the stop, to start the job again later."""
+        return self.signal_number == getattr(signal, PREEMPTING, None)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._restore()
@@ -60,12 +68,15 @@ class StopOnSignal(Callback):
         self._replaced = {}
 
     def _record(self, number: int, frame: FrameType | None) -> None:
-        if self.signal_number:
+        urgent = number in (signal.SIGINT, signal.SIGTERM)
+        # SIGHUP and SIGTERM may come as one: both mean that the session ends.
+        if urgent and self.signal_number and self.signal_number not in STOP_SIGNALS[1:]:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
             signal.raise_signal(signal.SIGTERM)
-        self.signal_number = number
+        if urgent or not self.signal_number:
+            self.signal_number = number
 
     def stop_requested(self, trainer: Trainer) -> bool:
         """Return whether any rank was asked to stop; all ranks must call it at the same step."""

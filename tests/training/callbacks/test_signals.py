@@ -18,6 +18,7 @@ from lightning.pytorch import Trainer
 
 from gpt_lightning.checkpoints.compare import compare_runs, first_difference
 from gpt_lightning.data import token_cache
+from gpt_lightning.errors import STOP_SIGNALS
 from gpt_lightning.training.callbacks.progress import Progress
 from gpt_lightning.training.callbacks.signals import StopOnSignal
 from gpt_lightning.training.module import GPTModule
@@ -46,7 +47,14 @@ def raise_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 @pytest.mark.parametrize(
     ("number", "batch", "step"),
-    [(signal.SIGTERM, 0, 1), (signal.SIGINT, 1, 2), (signal.SIGTERM, 4, 5), (signal.SIGINT, 12, 13)],
+    [
+        (signal.SIGTERM, 0, 1),
+        (signal.SIGINT, 1, 2),
+        (signal.SIGTERM, 4, 5),
+        (signal.SIGINT, 12, 13),
+        (signal.SIGHUP, 3, 4),
+        (signal.SIGXCPU, 7, 8),
+    ],
 )
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_run(
     command: Command, config: Path, trained: Path, raise_at: Callable[..., None], number: int, batch: int, step: int
@@ -65,6 +73,28 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_run(
     again = command("fit", "--config", config, "--run_dir", "run", "--resume")
     assert again.code == 0, again.err
     assert compare_runs(Path("run"), trained) is None
+
+
+def test_sighup_and_sigterm_of_one_ending_session_stop_once(
+    command: Command, config: Path, raise_at: Callable[..., None]
+) -> None:
+    raise_at(3, signal.SIGHUP, signal.SIGTERM)
+
+    stopped = command("fit", "--config", config, "--run_dir", "run")
+
+    assert stopped.code == 143
+    assert "Stopped after step 4, which is saved." in stopped.out
+
+
+def test_nohup_keeps_a_run_from_stopping(command: Command, config: Path, raise_at: Callable[..., None]) -> None:
+    raise_at(3, signal.SIGHUP)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    result = command("fit", "--config", config, "--run_dir", "run", "--trainer.max_steps=6")
+
+    assert signal.signal(signal.SIGHUP, before) == signal.SIG_IGN
+    assert result.code == 0
+    assert "Training completed" in result.out
 
 
 def test_a_signal_between_accumulated_batches_waits_for_the_optimizer_step(
@@ -216,24 +246,25 @@ def test_files_of_a_killed_learning_rate_search_are_deleted(command: Command, co
     assert list(Path("run").glob(".lr_find*")) == []
 
 
-def test_sigterm_while_documents_are_encoded_leaves_no_files(
-    command: Command, config: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_stop_signal_while_documents_are_encoded_leaves_no_files(
+    command: Command, config: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     write_tokens = token_cache._write_tokens
 
     def terminated(folder: Path, *arguments: Any) -> Any:
         write_tokens(folder, *arguments)
         assert list(Path("data/cache").iterdir()) == [folder]
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(number)
 
     monkeypatch.setattr(token_cache, "_write_tokens", terminated)
     Path("docs").mkdir()
     for name in "ab":
         Path("docs", f"{name}.txt").write_text(STORY.read_text())
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     result = command("fit", "--config", config, "--data.text", "docs")
 
-    assert (result.code, result.err) == (143, "gpt_lightning: error: terminated\n")
+    assert (result.code, result.err) == (128 + number, "gpt_lightning: error: terminated\n")
     assert sorted(os.listdir()) == ["docs", "tiny.yaml"]
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(number) == before
