@@ -1,4 +1,4 @@
-"""Every command in the README and in docs/ runs; what they quote is what the program prints."""
+"""Every command in the README and in docs/ runs; the names in them exist; the shown run is one of this program."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from conftest import ROOT, STORY, Result, tiny_settings
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt_lightning.cli.main import COMMANDS, LIGHTNING, main
+from gpt_lightning.cli.parser_errors import OTHER_NAMES
 
 Command = Callable[..., Result]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -27,6 +28,7 @@ OTHERS = {
     "pip install -c constraints.txt -e '.[dev]' && pytest",
     "pip install -c constraints.txt -e '.[hub]'",
     "pytest -m slow",
+    "python benchmarks/training.py --json --pairs 9",
     "pytest tests/checkpoints/conversion",
     "tensorboard --logdir runs",
 }
@@ -61,7 +63,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that looks like the repository, with small configs of the same names and a run of verdict.yaml."""
     folder = tmp_path_factory.mktemp("clone")
     (folder / "configs").mkdir()
-    (folder / "configs" / "documents").symlink_to(ROOT / "configs" / "documents")
+    (folder / "configs" / "reference").symlink_to(ROOT / "configs" / "reference")
     (folder / "data").mkdir()
     (folder / "texts").mkdir()
     text = STORY.read_text()[:4000]
@@ -186,23 +188,54 @@ def test_the_page_of_settings_is_up_to_date(command: Command) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_link_leads_to_a_file(page: Path) -> None:
-    links = re.findall(r"\]\(([^)#]+)\)|src(?:set)?=\"([^\"]+)\"", page.read_text())
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)|src(?:set)?=\"([^\"]+)\"", page.read_text())
 
     for link in (first or second for first, second in links):
         assert link.startswith("https://") or (page.parent / link).exists(), link
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_every_named_file_and_setting_exists(page: Path) -> None:
-    text = page.read_text()
-    settings = (ROOT / "docs" / "settings.md").read_text()
+def test_every_named_file_exists() -> None:
+    text = "".join(page.read_text() for page in PAGES)
+    paths = re.findall(r"`((?:tests|benchmarks|configs|docs)/[\w./]+\.\w+)`", text)
+    paths += re.findall(r"(?:pytest|python) ((?:tests|benchmarks|docs)/[\w./]+)", text)
 
-    for path in re.findall(r"`((?:tests|benchmarks|configs|docs)/[\w./]+\.\w+)`", text):
+    assert len(paths) > 20
+    for path in paths:
         assert (ROOT / path).exists(), path
-    for path in re.findall(r"(?:pytest|python) ((?:tests|benchmarks|docs)/[\w./]+)", text):
-        assert (ROOT / path).exists(), path
-    for name in re.findall(r"`-{0,2}((?:data|model|sampling)\.[a-z_]+)[:`]", text):
-        assert f"| `{name}` |" in settings or name in ("model.pth", "model.safetensors"), name
+
+
+def test_every_named_setting_exists() -> None:
+    rows = (ROOT / "docs" / "settings.md").read_text()
+    known = set(re.findall(r"^\| `([\w.]+)` \|", rows, re.MULTILINE))
+    text = "".join(page.read_text() for page in PAGES if page.stem != "settings")
+    dotted = re.findall(r"`-{0,2}((?:data|model|sampling|trainer)\.[a-z_]+)[:` ]", text)
+    single = re.findall(
+        r"`-{0,2}((?:evaluate|save|sample)_(?!model)[a-z]+|early_stopping_patience|init_from)[:` ]", text
+    )
+    tables = (ROOT / "docs" / "sampling.md").read_text().partition("## Files")[0]
+    sampling = re.findall(r"^\| `([a-z_]+)` \|", tables, re.MULTILINE)
+
+    names = {*dotted, *single, *(f"sampling.{name}" for name in sampling)} - {"model.pth", "model.safetensors"}
+    assert len(sampling) == 8
+    assert len(names) > 25
+    assert names <= known
+
+
+def test_names_of_other_trainers_are_suggested() -> None:
+    """A setting that the page names for another trainer leads to the one in the same row."""
+    rows = (ROOT / "docs" / "settings.md").read_text().partition("| here |")[2].partition("\n\n")[0].splitlines()[2:]
+    others = {name for row in rows for name in re.findall(r"`([a-z_]+)`", row.partition("|")[2].partition("|")[2])}
+
+    missing = {"batch_size", "lr_scheduler_type", "warmup_steps"}  # the same name here, or another thing
+    assert len(rows) == 9
+    assert others - missing <= set(OTHER_NAMES)
+
+
+def test_the_quoted_example_is_what_explain_prints(command: Command) -> None:
+    blocks = re.findall(r"```text\n(.*?)```", (ROOT / "docs" / "book.md").read_text(), re.DOTALL)
+    printed = command("explain", "sampling").out.splitlines()
+
+    assert set("".join(blocks).splitlines()) <= set(printed)
 
 
 def test_the_readme_fits_on_a_page() -> None:

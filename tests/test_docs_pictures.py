@@ -63,3 +63,12 @@ def test_the_picture_is_text_without_addresses(tmp_path: Path) -> None:
             *SUMMARY,
         ]
         assert svg.count("http") == 1  # the name space
+
+
+def test_the_committed_pictures_are_of_the_committed_output(tmp_path: Path) -> None:
+    command = "python -m gpt_lightning fit --config configs/verdict.yaml --trainer.precision 32-true"
+
+    PICTURES.draw_terminal(command, (ROOT / "docs" / "verdict.txt").read_text(), tmp_path)
+
+    for name in ("run-light.svg", "run-dark.svg"):
+        assert (tmp_path / name).read_bytes() == (ROOT / "docs" / name).read_bytes()

@@ -47,7 +47,8 @@ def read_checkpoint(path: str | os.PathLike[str], *, mmap: bool = True) -> dict[
     if not os.path.exists(name):
         raise InputError(f"{name}: no such file")
     if os.path.isdir(name):
-        found = [*sorted(Path(name).glob("checkpoints/*.ckpt")), *sorted(Path(name).glob("*.ckpt"))]
+        places = ("checkpoints/*.ckpt", "*.ckpt", "latest/*.ckpt")
+        found = [path for place in places for path in sorted(Path(name).glob(place))]
         hint = f"; it contains {found[0]}" if found else _import_hint(name)
         raise InputError(f"{name}: is a folder, not a checkpoint{hint}")
     if not os.path.isfile(name):  # reading a pipe or a device may never end
@@ -74,7 +75,7 @@ def read_checkpoint(path: str | os.PathLike[str], *, mmap: bool = True) -> dict[
 def _import_hint(name: str) -> str:
     """Return the end of a message about a file or folder that looks like another program's weights, else nothing."""
     is_importable = name.endswith(IMPORTABLE) or os.path.isfile(os.path.join(name, "config.json"))
-    return f"; convert it with `import --from {name}`" if is_importable else ""
+    return f"; convert it with `import --from {name} --output NEW.ckpt`" if is_importable else ""
 
 
 def load_plain(name: str, kind: str, mmap: bool) -> Any:

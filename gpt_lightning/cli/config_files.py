@@ -19,6 +19,7 @@ from gpt_lightning.data.sources import absolute
 from gpt_lightning.errors import InputError
 from gpt_lightning.files import decode_utf8, packaged_folder, with_filename
 
+LONGEST_NAME = 100  # of a packaged config; a longer one is a file's
 MAX_CONFIG_BYTES = 1_000_000
 MAX_CONFIG_NODES = 100_000
 SECTIONS = ("model", "data", "sampling", "trainer")
@@ -58,7 +59,7 @@ def find_config(path: str) -> str:
     Raises:
         InputError: There is no packaged config of that name.
     """
-    if os.path.exists(path) or Path(path).suffix or os.path.dirname(path):
+    if os.path.exists(path) or Path(path).suffix or os.path.dirname(path) or len(path) > LONGEST_NAME:
         return path
     configs = packaged_configs()
     if path not in configs:

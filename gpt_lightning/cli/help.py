@@ -4,49 +4,83 @@ from __future__ import annotations
 
 import re
 import textwrap
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
 from gpt_lightning.cli.config_files import one_line_yaml
+from gpt_lightning.cli.options import TRAINER_HELP, settings_of
 from gpt_lightning.console import PROGRAM
 from gpt_lightning.errors import InputError
 
 COLUMN = 39  # where the explanations start
-# Command -> its usage and description, and its groups of settings: title -> names.
-MATTER = {
-    "fit": (
-        "fit --config FILE [options]\n\n"
+
+
+@dataclass(frozen=True)
+class Help:
+    """The short help of a command.
+
+    Attributes:
+        usage: The rest of the usage line.
+        description: What the command does.
+        groups: Title -> names of settings.
+        explained: Explanations that differ from those of `fit`.
+        values: Defaults that differ from those of `fit`.
+        rest: Where the other settings are explained.
+    """
+
+    usage: str
+    description: str
+    groups: dict[str, str]
+    explained: dict[str, str] = field(default_factory=dict)
+    values: dict[str, str] = field(default_factory=dict)
+    rest: str = "All settings: --help=all."
+
+
+FIT_GROUPS = {
+    "data": "data.text data.val_text data.tokenizer data.train_ratio data.batch_size data.stride",
+    "model": "model.context_length model.emb_dim model.n_heads model.n_layers model.drop_rate model.qkv_bias "
+    "model.tie_weights model.init init_from",
+    "training": "model.learning_rate model.weight_decay model.warmup_steps model.min_learning_rate "
+    "trainer.max_epochs trainer.max_steps trainer.accumulate_grad_batches trainer.gradient_clip_val "
+    "trainer.accelerator trainer.devices trainer.precision seed_everything evaluate_every early_stopping_patience",
+    "sampling": "prompt sampling.max_new_tokens sampling.temperature sampling.top_k",
+    "saving": "run_dir resume save_every save_minutes",
+}
+EVALUATED = "data.batch_size trainer.accelerator trainer.precision"
+OF_EVALUATION = {"trainer.precision": "Numeric precision of Lightning."}
+FROM_CHECKPOINT = {"trainer.precision": "32-true", "data.batch_size": "N"}
+HELP = {
+    "fit": Help(
+        "fit --config FILE [options]",
         "Train a GPT. Settings come from YAML files and from the command line, which wins.",
-        {
-            "data": "data.text data.val_text data.tokenizer data.train_ratio data.batch_size data.stride",
-            "model": "model.context_length model.emb_dim model.n_heads model.n_layers model.drop_rate model.qkv_bias "
-            "model.tie_weights model.init init_from",
-            "training": "model.learning_rate model.weight_decay model.warmup_steps model.min_learning_rate "
-            "trainer.max_epochs trainer.max_steps trainer.accumulate_grad_batches trainer.gradient_clip_val "
-            "trainer.accelerator trainer.devices trainer.precision seed_everything evaluate_every "
-            "early_stopping_patience",
-            "sampling": "prompt sampling.max_new_tokens sampling.temperature sampling.top_k",
-            "saving": "run_dir resume save_every save_minutes",
-        },
+        FIT_GROUPS,
+        rest="All settings: --help=all and docs/settings.md.",
     ),
-    "validate": (
-        "validate --ckpt_path CKPT [--data.text FILE]\n\n"
-        "Print the loss and perplexity of a checkpoint on its validation split, or on the whole of another text.",
-        {
-            "options": "ckpt_path data.text data.batch_size trainer.accelerator trainer.precision "
-            "trainer.limit_val_batches model.compile"
-        },
+    "check": Help(
+        "check --config FILE [options]",
+        "Estimate the time, memory and disk of a run from three discarded steps. It takes the settings of fit.",
+        FIT_GROUPS | {"saving": "run_dir save_every save_minutes"},
+        rest="All settings: --help=all and docs/settings.md.",
     ),
-    "test": (
-        "test --ckpt_path CKPT --data.test_text FILE\n\nPrint the loss and perplexity of a checkpoint on a text.",
-        {
-            "options": "ckpt_path data.test_text data.batch_size trainer.accelerator trainer.precision "
-            "trainer.limit_test_batches model.compile"
-        },
+    "validate": Help(
+        "validate --ckpt_path CKPT [--data.text FILE]",
+        "Print the loss and perplexity of a checkpoint on its validation split, or on all of another text.",
+        {"options": f"ckpt_path data.text {EVALUATED} trainer.limit_val_batches model.compile"},
+        OF_EVALUATION | {"data.text": "Text to evaluate instead of the checkpoint's validation split."},
+        FROM_CHECKPOINT,
     ),
-    "predict": (
-        "predict --ckpt_path CKPT --prompt TEXT [options]\n\nComplete prompts with a checkpoint.",
+    "test": Help(
+        "test --ckpt_path CKPT --data.test_text FILE",
+        "Print the loss and perplexity of a checkpoint on a text.",
+        {"options": f"ckpt_path data.test_text {EVALUATED} trainer.limit_test_batches model.compile"},
+        OF_EVALUATION | {"data.test_text": "Text to evaluate."},
+        FROM_CHECKPOINT,
+    ),
+    "predict": Help(
+        "predict --ckpt_path CKPT --prompt TEXT [options]",
+        "Complete prompts with a checkpoint.",
         {
             "prompts": "ckpt_path prompt prompts_file interactive config",
             "completions": "output resume jsonl",
@@ -55,13 +89,9 @@ MATTER = {
             "sampling.stop_strings sampling.num_samples sampling.seed sampling.batch_size",
             "device": "trainer.accelerator trainer.precision",
         },
+        rest="docs/sampling.md explains them.",
     ),
 }
-MATTER["check"] = (
-    "check --config FILE [options]\n\n"
-    "Estimate the time, memory and disk of a run from three discarded steps. It takes the options of fit.",
-    MATTER["fit"][1],
-)
 # Placeholders for the values of options without a default.
 PLACEHOLDERS = {
     "ckpt_path": "CKPT",
@@ -75,31 +105,13 @@ PLACEHOLDERS = {
     "run_dir": "DIR",
     "sampling.stop_strings": "TEXT",
 }
-# Help lines of the Trainer's main options; Lightning's documentation explains the others.
-TRAINER = {
-    "max_epochs": "Epochs of the whole run; -1 for no limit.",
-    "max_steps": "Optimizer steps of the whole run; -1 for no limit.",
-    "max_time": "Time limit as DD:HH:MM:SS; null for none.",
-    "accumulate_grad_batches": "Batches whose gradients are summed for one optimizer step.",
-    "gradient_clip_val": "Largest norm of the gradient; null does not clip.",
-    "accelerator": "Device: auto (the fastest available), cpu, cuda or mps.",
-    "devices": "Number of devices, or auto.",
-    "strategy": "How devices work together: auto, ddp or fsdp.",
-    "num_nodes": "Number of machines, started by torchrun or SLURM.",
-    "log_every_n_steps": "Optimizer steps between rows of metrics.",
-    "callbacks": "Callbacks of Lightning, by class_path.",
-    "logger": "Loggers of Lightning, by class_path, besides TensorBoard; false for none.",
-    "enable_progress_bar": "Whether to show a progress bar.",
-}
-
-OWN = ("precision", "limit_train_batches", "limit_val_batches", "limit_test_batches")  # lightning_cli.py has their help
-
 SETTINGS_PAGE = f"""# Settings
 
 <!-- python -m {PROGRAM} fit --help=markdown > docs/settings.md -->
 
 Settings come from the defaults, then from the YAML files of `--config` in order, then from the command line as
-`--section.name value`; the later wins. `validate`, `test` and a resumed run start from those of the checkpoint.
+`--section.name value`; the later wins. `validate` and `test` use the settings of the checkpoint. To resume a run, repeat
+its config and what was given on the command line, or give the YAML file in its folder.
 
 ```bash
 python -m {PROGRAM} fit --help
@@ -108,7 +120,21 @@ python -m {PROGRAM} fit --help=all
 
 `trainer.*` are options of Lightning's `Trainer`. Those that are not listed here are explained in
 [its documentation](https://lightning.ai/docs/pytorch/stable/common/trainer.html).
-"""
+
+## Coming from another trainer
+
+| here | nanoGPT | litgpt | transformers |
+|---|---|---|---|
+| `context_length` | `block_size` | `block_size` | `n_positions` |
+| `emb_dim`, `n_heads`, `n_layers` | `n_embd`, `n_head`, `n_layer` | `n_embd`, `n_head`, `n_layer` | `n_embd`, `n_head`, `n_layer` |
+| `drop_rate` | `dropout` | none | `resid_pdrop`, `embd_pdrop`, `attn_pdrop` |
+| `qkv_bias` | `bias` (of all layers) | `attn_bias` | always on |
+| `data.batch_size` | `batch_size` | `--train.micro_batch_size` | `per_device_train_batch_size` |
+| `accumulate_grad_batches` | `gradient_accumulation_steps` | `--train.global_batch_size` / micro | `gradient_accumulation_steps` |
+| `warmup_steps`, `min_learning_rate` | `warmup_iters`, `min_lr` | `--train.lr_warmup_steps`, `--train.min_lr` | `warmup_steps`, `lr_scheduler_type` |
+| `gradient_clip_val` | `grad_clip` | `--train.max_norm` | `max_grad_norm` |
+| `evaluate_every`, `evaluate_batches` | `eval_interval`, `eval_iters` | `--eval.interval`, `--eval.max_iters` | `eval_steps` |
+"""  # noqa: E501
 
 
 def requested_help(arguments: list[str]) -> str | None:
@@ -125,7 +151,7 @@ def print_help(parser: ArgumentParser, command: str, kind: str) -> NoReturn:
 
     Args:
         parser: Of all its settings.
-        command: A command of `MATTER`.
+        command: A command of `HELP`.
         kind: See `requested_help`.
 
     Raises:
@@ -142,25 +168,22 @@ def print_help(parser: ArgumentParser, command: str, kind: str) -> NoReturn:
 
 
 def short_help(parser: ArgumentParser, command: str) -> str:
-    """Return the short help of a command: one line with the default and a sentence for each main setting.
+    """Return the help of a command: each main setting with its default and one line.
 
     Args:
-        parser: The parser of all its settings.
-        command: A key of `MATTER`.
+        parser: Of all its settings.
+        command: A command of `HELP`.
     """
-    start, groups = MATTER[command]
-    lines = [f"usage: python -m {PROGRAM} {start}"]
-    explained = explanations(parser)
-    defaults = parser.get_defaults()
-    for title, names in groups.items():
+    page = HELP[command]
+    lines = [f"usage: python -m {PROGRAM} {page.usage}", "", page.description]
+    explained, defaults = explanations(parser) | page.explained, parser.get_defaults()
+    for title, names in page.groups.items():
         lines += ["", f"{title}:"]
         for name in names.split():
-            option = f"  --{name} {_value(name, defaults.get(name))}".rstrip()
-            first_sentence = re.split(r"\. (?=[A-Zn])", explained[name])[0].removesuffix(".")
-            lines.append(f"{option:<{COLUMN}} {first_sentence}")
-    rest = "More: docs/sampling.md." if command == "predict" else "All settings: --help=all and docs/settings.md."
-    lines += ["", rest]
-    return "\n".join(lines)
+            value = page.values.get(name) or _value(name, defaults.get(name))
+            first_sentence = re.split(r"\. (?=[A-Z]|null)", explained[name])[0].removesuffix(".")
+            lines.append(f"{f'  --{name} {value}'.rstrip():<{COLUMN}} {first_sentence}")
+    return "\n".join([*lines, "", page.rest])
 
 
 def settings_page(parser: ArgumentParser) -> str:
@@ -173,7 +196,7 @@ def settings_page(parser: ArgumentParser) -> str:
     sections: dict[str, list[str]] = {"data": [], "model": [], "sampling": [], "trainer": [], "": []}
     for name, text in explained.items():
         section, _, short = name.rpartition(".")
-        is_known = section != "trainer" or short in {*TRAINER, *OWN}
+        is_known = section != "trainer" or short in TRAINER_HELP
         if is_known and section in sections and name in defaults and name not in sections:
             sections[section].append(f"| `{name}` | `{_yaml(defaults[name])}` | {text} |")
     lines = [SETTINGS_PAGE]
@@ -183,12 +206,8 @@ def settings_page(parser: ArgumentParser) -> str:
 
 
 def explanations(parser: ArgumentParser) -> dict[str, str]:
-    """Return the help text of every option, by its full name."""
-    found = {}
-    for action in parser._actions:  # jsonargparse has no public list of a parser's options
-        text = TRAINER.get(action.dest.removeprefix("trainer."), action.help)
-        found[action.dest] = " ".join(str(text).split())
-    return found
+    """Return the help text of every setting, by its full name."""
+    return {action.dest: " ".join((action.help or "").split()) for action in settings_of(parser)}
 
 
 def _value(name: str, default: Any) -> str:

@@ -29,7 +29,7 @@ from gpt_lightning.cli.arguments import (
 )
 from gpt_lightning.cli.config_files import ConfigFile, dump_settings
 from gpt_lightning.cli.help import explanations, print_help, requested_help
-from gpt_lightning.cli.options import add_model_options, add_run_options
+from gpt_lightning.cli.options import add_model_options, add_run_options, explain_trainer
 from gpt_lightning.cli.parser_errors import ParserError, RaisingParser, explain_class_error, explain_parser_error
 from gpt_lightning.cli.precedence import ARCHITECTURE, FREE_ON_RESUME, checkpoint_settings, keep, keep_text
 from gpt_lightning.cli.trainer_options import (
@@ -115,11 +115,10 @@ class CLI(LightningCLI):
             fail_untyped=False,
             sub_configs=True,
         )
-        help_line = "auto: bf16-mixed if faster on this hardware, else 32-true. Or another precision of Lightning."
-        parser.add_argument("--trainer.precision", type=int | str, default="auto", help=help_line)
+        parser.add_argument("--trainer.precision", type=int | str, default="auto")
         for name in LIMITS:
-            help_line = f"Batches of {LIMITS[name]} (an int) or a share of them (a float); null: all."
-            parser.add_argument(f"--trainer.{name}", type=int | float | None, default=None, help=help_line)
+            parser.add_argument(f"--trainer.{name}", type=int | float | None, default=None)
+        explain_trainer(parser)
         parser.set_defaults(TRAINER_DEFAULTS)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -130,11 +129,11 @@ class CLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the settings; if there is a checkpoint, parse again with its settings as defaults."""
         if kind := requested_help(args):
-            print_help(self._parser(self.command), "check" if self.is_check else self.command, kind)
+            print_help(self._settings_parser, "check" if self.is_check else self.command, kind)
         self._parse(parser, args)
         settings = self.config[self.command]
         try:
-            self._parser(self.command).validate(settings, skip_unset=False)  # jsonargparse accepts YAML's null so far
+            self._settings_parser.validate(settings, skip_unset=False)  # jsonargparse accepts YAML's null so far
         except TypeError as error:
             raise InputError(explain_parser_error(str(error), self._setting_names())) from None
         if self.is_check and settings["resume"]:
@@ -170,8 +169,13 @@ class CLI(LightningCLI):
             if data[name] is not None:
                 data[name] = absolute(data[name])
 
+    @property
+    def _settings_parser(self) -> LightningArgumentParser:
+        """The parser of the command's settings."""
+        return self._parser(self.command)
+
     def _setting_names(self) -> list[str]:
-        return list(explanations(self._parser(self.command)))
+        return list(explanations(self._settings_parser))
 
     def _adopt(self, name: str, own: dict[str, Any], parser: LightningArgumentParser, args: Any) -> Namespace:
         """Parse again with a checkpoint's settings as defaults, so that any difference was given explicitly.
@@ -188,14 +192,14 @@ class CLI(LightningCLI):
         for setting in {*ARCHITECTURE, "data.tokenizer"} & own.keys():
             if own[setting] is None:
                 raise InputError(f"{name}: its settings lack {setting}")
-        self._parser(self.command).set_defaults(own)
+        self._settings_parser.set_defaults(own)
         self._parse(parser, args)
         return self.config[self.command]
 
     def _validate(self, name: str, settings: Namespace) -> None:
         """Check the types of settings from a checkpoint, because jsonargparse does not check defaults."""
         try:
-            self._parser(self.command).validate(settings)
+            self._settings_parser.validate(settings)
         except (TypeError, ValueError) as error:
             raise InputError(f"{name}: {explain_parser_error(str(error), self._setting_names())}") from None
 
@@ -349,7 +353,7 @@ class CLI(LightningCLI):
         )
 
     def validate(self, model: Namespace, datamodule: TextDataModule) -> None:
-        """Print loss and perplexity of the checkpoint on its validation split, or on the whole of `--data.text`."""
+        """Print loss and perplexity of the checkpoint on its validation split, or on all of `--data.text`."""
         self._evaluate(datamodule, "validate")
 
     def test(self, model: Namespace, datamodule: TextDataModule) -> None:

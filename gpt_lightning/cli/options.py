@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from argparse import Action
+
 from jsonargparse import ArgumentParser
 
 from gpt_lightning.cli.arguments import ALLOW_CLASSES
@@ -9,6 +11,39 @@ from gpt_lightning.inference.sampling import SamplingConfig
 from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.training.config import TrainingConfig
 from gpt_lightning.training.optimizers import OptimizerConfig
+
+# Settings of Lightning's Trainer that are explained here; its documentation explains the others.
+TRAINER_HELP = {
+    "max_epochs": "Epochs of the whole run; -1 for no limit.",
+    "max_steps": "Optimizer steps of the whole run; -1 for no limit.",
+    "max_time": "Time limit as DD:HH:MM:SS; null for none.",
+    "accumulate_grad_batches": "Batches whose gradients are averaged for one optimizer step.",
+    "gradient_clip_val": "Largest norm of the gradient; null does not clip.",
+    "accelerator": "Device: auto (the fastest available), cpu, cuda or mps.",
+    "devices": "Number of devices, or auto.",
+    "strategy": "How devices work together: auto, ddp or fsdp.",
+    "num_nodes": "Number of machines, started by torchrun or SLURM.",
+    "precision": "auto: bf16-mixed if faster on this hardware, else 32-true. Or another precision of Lightning.",
+    "limit_train_batches": "Batches of an epoch (an int) or a share of them (a float); null: all.",
+    "limit_val_batches": "Batches of an evaluation (an int) or a share of them (a float); null: all.",
+    "limit_test_batches": "Batches of the test text (an int) or a share of them (a float); null: all.",
+    "log_every_n_steps": "Optimizer steps between rows of metrics.",
+    "callbacks": "Callbacks of Lightning, by class_path.",
+    "logger": "Loggers of Lightning, by class_path, besides TensorBoard; false for none.",
+    "enable_progress_bar": "Whether to show a progress bar.",
+}
+
+
+def settings_of(parser: ArgumentParser) -> list[Action]:
+    """Return the settings of a parser, with their full names as `dest`; jsonargparse has no public list of them."""
+    return parser._actions
+
+
+def explain_trainer(parser: ArgumentParser) -> None:
+    """Replace Lightning's explanations of settings of the Trainer, which name other defaults and much besides."""
+    for setting in settings_of(parser):
+        if setting.dest.removeprefix("trainer.") in TRAINER_HELP and setting.dest.startswith("trainer."):
+            setting.help = TRAINER_HELP[setting.dest.removeprefix("trainer.")]
 
 
 def add_model_options(parser: ArgumentParser) -> None:

@@ -35,7 +35,11 @@ OTHER_NAMES = {
     "n_layer": "model.n_layers",
     "num_hidden_layers": "model.n_layers",
     "dropout": "model.drop_rate",
+    "resid_pdrop": "model.drop_rate",
+    "embd_pdrop": "model.drop_rate",
+    "attn_pdrop": "model.drop_rate",
     "bias": "model.qkv_bias",
+    "attn_bias": "model.qkv_bias",
     "padded_vocab_size": "model.vocab_size",
     "tie_word_embeddings": "model.tie_weights",
     "lr": "model.learning_rate",
@@ -48,6 +52,7 @@ OTHER_NAMES = {
     "seed": "seed_everything",
     "gradient_accumulation_steps": "trainer.accumulate_grad_batches",
     "grad_clip": "trainer.gradient_clip_val",
+    "max_norm": "trainer.gradient_clip_val",
     "max_grad_norm": "trainer.gradient_clip_val",
     "per_device_train_batch_size": "data.batch_size",
     "micro_batch_size": "data.batch_size",
@@ -100,10 +105,11 @@ def unknown_setting(name: str, known: list[str]) -> str:
         instead = TRAINER_OWNED[word]
         is_setting = instead is not None and instead.removeprefix("--") in known
         return f"{name} is not used here; {f'use {instead}' if is_setting else 'leave it out'}"
-    if word in OTHER_NAMES:
-        close = [setting for setting in known if setting == OTHER_NAMES[word]]
-    else:
-        close = difflib.get_close_matches(name, [setting for setting in known if setting not in LINKS.values()], 1)
+    settings = [setting for setting in known if setting not in LINKS.values()]
+    close = [setting for setting in settings if setting == OTHER_NAMES.get(word)]
+    close += [setting for setting in settings if setting.rpartition(".")[2] == word]
+    if not close and word not in OTHER_NAMES:
+        close = difflib.get_close_matches(name, settings, 1)
     return f"unknown setting '{name}'" + (f"; did you mean '{close[0]}'?" if close else "")
 
 
@@ -147,7 +153,9 @@ def explain_parser_error(message: str, known: list[str]) -> str:
     is_text = value == "None" and "null" in types  # null would be accepted
     given = f"'{value}'" if is_text else show_value(value)
     if f"--{name}" in TEXT_LISTS:
-        return f"{name} must be a list of texts, not {given}; put each text in quotes"
+        # Of a list jsonargparse names the item that is no text, so that a text stands where the list should.
+        hint = f"write {name}: [{given}]" if given.startswith("'") else "put each text in quotes"
+        return f"{name} must be a list of texts, not {given}; {hint}"
     if name in CLASS_SETTINGS:
         classes = re.findall(r"'class_path': '(?:\w+\.)*(\w+)'", value)
         reasons = [f"{name}: {one} {reason}" for one in classes if (reason := why_refused(one))]

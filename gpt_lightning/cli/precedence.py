@@ -10,6 +10,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from gpt_lightning.cli.arguments import TEXT_SETTINGS
+from gpt_lightning.cli.config_files import one_line_yaml
 from gpt_lightning.console import warn
 from gpt_lightning.errors import InputError
 from gpt_lightning.models.config import GPTConfig
@@ -52,8 +53,8 @@ def keep(settings: Namespace, own: dict[str, Any], fixed: Iterable[str], name: s
         if setting in left_open and now == left_open[setting]:
             settings[setting] = then
         elif now != then:
-            has = f"{name} has no {setting}" if then is None else f"{name} has {setting} {then}"
-            raise InputError(f"{has}, the settings {'have none' if now is None else f'say {now}'}")
+            has = f"{name} has no {setting}" if then is None else f"{name} has {setting} {one_line_yaml(then)}"
+            raise InputError(f"{has}, the settings {'have none' if now is None else f'say {one_line_yaml(now)}'}")
 
 
 def keep_text(data: Namespace, own: dict[str, Any], name: str) -> None:

@@ -39,11 +39,7 @@ TRAINER_FIXED = {
 }
 # Typed here as int | float: Lightning's Union may try float first, because Python caches Unions regardless of order
 # (https://docs.python.org/3/library/typing.html#typing.Union).
-LIMITS = {
-    "limit_train_batches": "an epoch",
-    "limit_val_batches": "an evaluation",
-    "limit_test_batches": "the test text",
-}
+LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches")
 # Classes of Lightning that take code as a setting.
 TAKING_CODE = ("lightning.pytorch.callbacks.LambdaCallback", "lightning.pytorch.callbacks.lambda_function")
 CLASS_SETTINGS = ("trainer.callbacks", "trainer.logger", "trainer.plugins")

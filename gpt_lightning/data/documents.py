@@ -41,37 +41,39 @@ class Piece(NamedTuple):
 
 
 def find_documents(source: str) -> list[Path]:
-    """Return the files of a folder, a glob or a path, sorted, without hidden ones.
+    """Return the .txt and .jsonl files below a folder, the files that a glob matches, or the file of a path, sorted.
 
-    Of a folder these are the .txt and .jsonl files, with a warning if there are others; of a glob, all that it matches.
+    Hidden files and whatever is no regular file are left out. Files of other kinds in a folder cause a warning.
 
     Raises:
         InputError: There are no such files.
         MachineError: A folder cannot be read.
     """
     path = Path(source)
-    if path.is_dir():
-        found = list(_walk(path))
-        files = [file for file in found if file.suffix in SUFFIXES]
-        others = sorted({file.suffix or "no ending" for file in found if file.suffix not in SUFFIXES})
-        kinds = (
-            f"{len(found) - len(files)} of other kinds ({', '.join(others[:3])}{', ...' if len(others) > 3 else ''})"
-        )
-        if not files:
-            rest = f", only {kinds}; name them by a glob, as in '{path}/*.md'" if others else ""
-            raise InputError(f"{source}: contains no {' or '.join(SUFFIXES)} file{rest}")
-        if others:
-            warn(f"{source}: reads {len(files)} file{'s' * (len(files) > 1)} and leaves out {kinds}")
-    elif glob.has_magic(source) and not path.exists():
-        files = [Path(name) for name in glob.glob(source, recursive=True)]
-        files = [file for file in files if file.is_file() or not file.exists()]  # reading a dangling link says so
+    if not path.exists() and not glob.has_magic(source):
+        raise InputError(f"{source}: no such file")
+    if path.exists() and not path.is_dir():
+        return [path]
+    found = _walk(path) if path.is_dir() else (Path(name) for name in glob.glob(source, recursive=True))
+    files = sorted(
+        file for file in found if file.is_file() or not file.exists()
+    )  # a broken link: reading it reports it
+    if not path.is_dir():
         if not files:
             raise InputError(f"{source}: no file matches it")
-    elif not path.exists():
-        raise InputError(f"{source}: no such file")
-    else:
-        files = [path]
-    return sorted(files)
+        return files
+    texts = [file for file in files if file.suffix in SUFFIXES]
+    if len(texts) < len(files):
+        endings = sorted({file.suffix or "no ending" for file in files if file.suffix not in SUFFIXES})
+        shown = ", ".join([*endings[:3], *(["..."] if len(endings) > 3 else [])])
+        others = f"{len(files) - len(texts)} of other kinds ({shown})"
+        if not texts:
+            hint = f"if they are text, name them by a glob, as in '{path}/*.md'"
+            raise InputError(f"{source}: contains no {' or '.join(SUFFIXES)} file, only {others}; {hint}")
+        warn(f"{source}: reads {len(texts)} file{'s' * (len(texts) > 1)} and leaves out {others}")
+    if not texts:
+        raise InputError(f"{source}: contains no {' or '.join(SUFFIXES)} file")
+    return texts
 
 
 def _walk(folder: Path) -> Iterator[Path]:

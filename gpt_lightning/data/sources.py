@@ -49,6 +49,10 @@ def find_source(source: str, url: str | None = None, fallback: str | None = None
         InputError: The file does not exist, and there is neither a URL nor a fallback.
         MachineError: The file cannot be read or downloaded, and there is no fallback.
     """
+    if "://" in source:
+        raise InputError(
+            f"{source}: data.text must be a file; give the address as data.url and a file name as data.text"
+        )
     address, sha256 = (None, None) if url is None else parse_url(url)
     if source.startswith(DATASET) or os.path.exists(source) or glob.has_magic(source):
         if sha256 is None or not os.path.isfile(source) or sha256_of(source) == sha256:

@@ -23,7 +23,7 @@ class TrainingConfig:
         sample_every: Optimizer steps between samples; null: after each epoch only.
         early_stopping_patience: Evaluations without improvement before the run stops; null: never.
         save_every: Optimizer steps between checkpoints.
-        save_minutes: Minutes between checkpoints. If save_every is null, too, saving takes at most 2.5 % of the time.
+        save_minutes: Minutes between checkpoints. If save_every is null, too, saving takes about 2.5 % of the time.
         peak_flops: Peak FLOP/s of one device, used to log its utilization; null: the vendor's figure, if known.
 
     Raises:

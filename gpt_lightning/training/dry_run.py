@@ -190,7 +190,7 @@ def describe_cost(
     )
     done, running = summary.checkpoint_bytes(model)
     yield summary.line(
-        "disk", f"checkpoints take {format_bytes(done)} when done, up to {format_bytes(running)} during it"
+        "disk", f"checkpoints take {format_bytes(done)} when done, up to {format_bytes(running)} while it runs"
     )
     seconds = min(probe.step_seconds[1:] or probe.step_seconds)
     evaluations = steps.total // config.training.evaluate_every + 1

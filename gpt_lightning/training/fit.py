@@ -272,6 +272,7 @@ def add_loggers(trainer: Trainer, run: Run, hparams: dict[str, Any], has_tensorb
         logger.log_hyperparams(hparams)
     if has_tensorboard:
         tensorboard = TensorBoardLogger(str(run.path), name="", version="", default_hp_metric=False)
+        tensorboard.hparams.update(hparams)  # for its hparams.yaml
         trainer.loggers = [tensorboard, *trainer.loggers]
 
 

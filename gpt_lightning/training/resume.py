@@ -170,7 +170,7 @@ def plan_run(name: str, run_dir: str | None, resume: bool, allow_data_change: bo
         allow_data_change: See `RunPlan`.
 
     Raises:
-        InputError: `run_dir` already holds a run, or is not given although torchrun or SLURM start the processes.
+        InputError: `run_dir` already contains a run, or is not given although torchrun or SLURM start the processes.
     """
     if run_dir is None and launched_externally():
         raise InputError("--run_dir DIR is needed under torchrun and SLURM, so that all processes share it")

@@ -75,7 +75,7 @@ def _left_out(data: TextDataModule, world_size: int, train_batches: int) -> str:
     left_out = len(data.splits["training"].windows) - train_batches * data.hparams["batch_size"] * world_size
     is_limited = train_batches < data.count_train_batches(world_size)
     reason = "trainer.limit_train_batches" if is_limited else "incomplete batch"
-    return f", {left_out} windows per epoch left out ({reason})" if left_out else ""
+    return f", {_plural(left_out, 'window')} per epoch left out ({reason})" if left_out else ""
 
 
 def describe_model(config: GPTConfig) -> str:

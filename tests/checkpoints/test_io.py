@@ -96,10 +96,10 @@ def test_truncated_files_are_refused(trained: Path, tmp_path: Path, share: float
     ("name", "hint"),
     [
         ("a.ckpt", ""),
-        ("model.pth", "; convert it with `import --from model.pth`"),
-        ("ckpt.pt", "; convert it with `import --from ckpt.pt`"),
-        ("pytorch_model.bin", "; convert it with `import --from pytorch_model.bin`"),
-        ("model.safetensors", "; convert it with `import --from model.safetensors`"),
+        ("model.pth", "; convert it with `import --from model.pth --output NEW.ckpt`"),
+        ("ckpt.pt", "; convert it with `import --from ckpt.pt --output NEW.ckpt`"),
+        ("pytorch_model.bin", "; convert it with `import --from pytorch_model.bin --output NEW.ckpt`"),
+        ("model.safetensors", "; convert it with `import --from model.safetensors --output NEW.ckpt`"),
     ],
 )
 def test_weights_of_other_programs_are_refused_with_the_command_that_converts_them(

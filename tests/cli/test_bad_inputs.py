@@ -289,7 +289,7 @@ TEXT = "".join(f"The lamp was lit {i} times. " for i in range(100))
 LAUGH = "".join(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 9) if i else 'lol'}]\n" for i in range(9))
 # Number of weights of a billion blocks of width 16, without biases of query, key and value.
 WEIGHTS = 257 * 16 * 2 + 64 * 16 + 10**9 * (12 * 256 + 10 * 16) + 2 * 16
-COMMANDS = "expected one of fit, check, validate, test, predict, verify-resume, import, export, plot, explain, inspect"
+COMMANDS = "expected one of fit, check, validate, test, predict, verify-resume, import, export, configs, plot, explain, inspect"
 
 # fmt: off
 CONFIG_FILES = [
@@ -498,9 +498,9 @@ CHECKPOINTS = [
     Row("80a", "RESUME --trainer.max_epochs=3", 0, "run/checkpoints/last.ckpt: is not a complete checkpoint; resuming from the previous checkpoint, prev.ckpt", situation=run_with(truncated)),
     Row("80b", "RESUME", 2, "run/checkpoints/last.ckpt: is not a complete checkpoint", situation=run_with(truncated, prev=truncated)),
     Row("80c", "PREDICT --prompt=x", 2, "last.ckpt: is not a checkpoint", {"last.ckpt": "Once upon a time"}),
-    Row("80d", "predict --prompt=x --ckpt_path=model.safetensors", 2, "model.safetensors: is not a checkpoint; convert it with `import --from model.safetensors`", {"model.safetensors": b"\10"}),
-    Row("80e", "predict --prompt=x --ckpt_path=model.pth", 2, "model.pth: is not a checkpoint of gpt_lightning; convert it with `import --from model.pth`", {"model.pth": changed(lambda content: content.pop("gpt_lightning"))}),
-    Row("80f", "predict --prompt=x --ckpt_path=hf", 2, "hf: is a folder, not a checkpoint; convert it with `import --from hf`", situation=hf_folder),
+    Row("80d", "predict --prompt=x --ckpt_path=model.safetensors", 2, "model.safetensors: is not a checkpoint; convert it with `import --from model.safetensors --output NEW.ckpt`", {"model.safetensors": b"\10"}),
+    Row("80e", "predict --prompt=x --ckpt_path=model.pth", 2, "model.pth: is not a checkpoint of gpt_lightning; convert it with `import --from model.pth --output NEW.ckpt`", {"model.pth": changed(lambda content: content.pop("gpt_lightning"))}),
+    Row("80f", "predict --prompt=x --ckpt_path=hf", 2, "hf: is a folder, not a checkpoint; convert it with `import --from hf --output NEW.ckpt`", situation=hf_folder),
     Row("81", "PREDICT --prompt=x", 2, "last.ckpt: checksum mismatch", {"last.ckpt": with_a_flipped_bit}),
     Row("83", "PREDICT --prompt=x", 2, "last.ckpt: refused, because it contains more than tensors", {"last.ckpt": with_code}),
     Row("85", "RESUME", 2, "last.ckpt: has weights but no optimizer state; resume from a run's last.ckpt", situation=run_with(without_optimizer, prev=without_optimizer)),

@@ -86,7 +86,8 @@ def test_values_that_yaml_does_not_read_as_texts_must_be_quoted(
 
     assert result.code == 2
     assert result.error.startswith(f"{name} must be a list of texts, not ")
-    assert result.error.endswith("; put each text in quotes")
+    hint = f"write {name}: ['abc']" if written == "abc" else "put each text in quotes"
+    assert result.error.endswith(f"; {hint}")
 
 
 LOOKS_LIKE_YAML = [

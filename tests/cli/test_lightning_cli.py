@@ -20,7 +20,7 @@ from conftest import ROOT, STORY, Result
 from torch.nn import functional as F
 
 import gpt_lightning
-from gpt_lightning.cli.help import MATTER
+from gpt_lightning.cli.help import HELP
 from gpt_lightning.cli.main import main
 from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.models.gpt import GPT
@@ -47,7 +47,7 @@ def test_the_list_of_commands_is_shown_without_importing_lightning() -> None:
         assert f"\n  {name}" in done.stdout
 
 
-@pytest.mark.parametrize("name", MATTER)
+@pytest.mark.parametrize("name", HELP)
 def test_help_shows_each_main_setting_with_its_default_on_one_line(name: str, command: Command) -> None:
     done = command(name, "--help")
 
@@ -56,12 +56,16 @@ def test_help_shows_each_main_setting_with_its_default_on_one_line(name: str, co
     assert len(lines) <= 80
     assert max(map(len, lines)) <= 115
     options = [line for line in lines if line.startswith("  --")]
-    assert len(options) == sum(len(names.split()) for names in MATTER[name][1].values())
+    assert len(options) == sum(len(names.split()) for names in HELP[name].groups.values())
     for line in options:
         option, explanation = line[:40], line[40:]
         assert option.endswith(" ")
         assert re.fullmatch(r"  --[a-z_.]+( \S+)?", option.rstrip())
         assert re.fullmatch(r"\w.*[\w)]", explanation), line
+    for text in HELP[name].explained.values():
+        assert text.removesuffix(".") in done.out
+    if name == "check":
+        assert "--resume" not in done.out
     if name == "fit":
         assert "  --data.train_ratio 0.9 " in done.out
         assert "model.stride" not in done.out

@@ -61,13 +61,20 @@ def test_globs_and_single_files(in_tmp: Path) -> None:
 
 def test_sources_without_documents_are_refused(in_tmp: Path) -> None:
     write(in_tmp / "in" / "x.md", "x")
-    only = r"^in: contains no .txt or .jsonl file, only 1 of other kinds \(.md\); name them by a glob, as in"
+    only = r"^in: contains no .txt or .jsonl file, only 1 of other kinds \(.md\); if they are text, name them by a"
     with pytest.raises(InputError, match=only):
         find_documents("in")
     with pytest.raises(InputError, match=r"^in/\*.rst: no file matches it$"):
         find_documents("in/*.rst")
     with pytest.raises(InputError, match="^a.txt: no such file$"):
         find_documents("a.txt")
+
+
+def test_pipes_in_a_folder_or_glob_are_left_out(in_tmp: Path) -> None:
+    write(in_tmp / "in" / "a.txt", "x")
+    os.mkfifo(in_tmp / "in" / "pipe.txt")
+
+    assert find_documents("in") == find_documents("in/*") == [Path("in/a.txt")]
 
 
 def test_files_of_other_kinds_in_a_folder_are_counted_in_a_warning(

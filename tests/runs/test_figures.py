@@ -14,7 +14,7 @@ from gpt_lightning.errors import InputError
 from gpt_lightning.runs.figures import Curve, bar_figure, loss_figure, read_curve, save_figure
 
 Command = Callable[..., Result]
-DOCUMENTS = ROOT / "configs" / "documents"
+REFERENCE = ROOT / "configs" / "reference"
 
 
 def test_a_run_draws_its_figure_when_it_ends(trained: Path) -> None:
@@ -51,7 +51,7 @@ def test_the_axis_of_tokens_needs_equal_tokens_per_epoch() -> None:
 
 @pytest.mark.parametrize(("name", "rows", "best"), [("verdict", 18, (59, 6.099)), ("world_war", 56, (160, 7.425))])
 def test_the_tables_of_the_reference_notes(name: str, rows: int, best: tuple[int, float]) -> None:
-    table = [json.loads(line) for line in (DOCUMENTS / f"{name}.jsonl").read_text().splitlines()]
+    table = [json.loads(line) for line in (REFERENCE / f"{name}.jsonl").read_text().splitlines()]
 
     assert len(table) == rows
     lowest = min(table, key=lambda row: row["val_loss"])
@@ -62,7 +62,7 @@ def test_the_tables_of_the_reference_notes(name: str, rows: int, best: tuple[int
 
 def test_plot_draws_runs_and_the_reference_notes_in_one_figure(command: Command, trained: Path, in_tmp: Path) -> None:
     alone = command("plot", trained)
-    several = command("plot", trained, DOCUMENTS / "verdict.jsonl", "--output", "new/both")
+    several = command("plot", trained, REFERENCE / "verdict.jsonl", "--output", "new/both")
 
     assert alone.out.split() == [str(trained / "loss.pdf"), str(trained / "loss.png")]
     assert several.out.split() == ["new/both.pdf", "new/both.png"]
@@ -120,9 +120,9 @@ def test_bad_arguments_of_plot_get_one_line(command: Command, trained: Path) -> 
 
 
 def test_read_curve_keeps_the_order_and_values_of_a_table() -> None:
-    curve = read_curve(DOCUMENTS / "verdict.jsonl")
+    curve = read_curve(REFERENCE / "verdict.jsonl")
 
-    assert (curve.name, curve.val[:3], curve.train[-1]) == ("documents/verdict", [8.888, 7.465, 6.693], 0.749)
+    assert (curve.name, curve.val[:3], curve.train[-1]) == ("reference/verdict", [8.888, 7.465, 6.693], 0.749)
 
 
 def test_labels_of_bars_may_contain_dollar_signs_and_missing_glyphs(tmp_path: Path) -> None:

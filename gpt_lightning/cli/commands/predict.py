@@ -21,7 +21,8 @@ from jsonargparse import Namespace
 from gpt_lightning.checkpoints.loading import LoadedCheckpoint, open_checkpoint
 from gpt_lightning.cli.arguments import literal_texts
 from gpt_lightning.cli.config_files import read_config
-from gpt_lightning.cli.help import TRAINER, print_help, requested_help
+from gpt_lightning.cli.help import print_help, requested_help
+from gpt_lightning.cli.options import TRAINER_HELP
 from gpt_lightning.cli.parser_errors import ParserError, RaisingParser, explain_parser_error, unknown_setting
 from gpt_lightning.console import PROGRAM, warn
 from gpt_lightning.data.tokenizer import load_tokenizer
@@ -137,7 +138,7 @@ def make_parser() -> RaisingParser:
     add("--resume", action="store_true", help="Resume the interrupted job that wrote --output.")
     add("--interactive", action="store_true", help="Complete lines of standard input, each with all earlier text.")
     parser.add_class_arguments(SamplingConfig, "sampling", as_group=False, instantiate=False)
-    add("--trainer.accelerator", type=str, default="auto", help=TRAINER["accelerator"])
+    add("--trainer.accelerator", type=str, default="auto", help=TRAINER_HELP["accelerator"])
     help_line = "Type of the weights: 32-true, bf16-true ...; auto: as in training."
     add("--trainer.precision", type=int | str, default="auto", help=help_line)
     return parser

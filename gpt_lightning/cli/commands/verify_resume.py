@@ -61,12 +61,12 @@ def run(arguments: list[str]) -> None:
     RUNS.mkdir(exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="verify-resume-", dir=RUNS))
     try:
-        straight, interrupted = folder / "straight", folder / "interrupted"
+        reference, interrupted = folder / "reference", folder / "interrupted"
         start = time.monotonic()
-        _finish(_start([*arguments, *overrides], straight), straight)
-        steps = [row["step"] for row in read_rows(straight / "metrics.jsonl")][-1]
+        _finish(_start([*arguments, *overrides], reference), reference)
+        steps = [row["step"] for row in read_rows(reference / "metrics.jsonl")][-1]
         print(f"reference    {steps} steps in {time.monotonic() - start:.0f} s", flush=True)
-        (straight / "checkpoints" / "prev.ckpt").unlink(missing_ok=True)
+        (reference / "checkpoints" / "prev.ckpt").unlink(missing_ok=True)
         start = time.monotonic()
         killed = []
         for step in KILLED_AFTER:
@@ -77,9 +77,9 @@ def run(arguments: list[str]) -> None:
             raise InputError(f"the {steps} steps finished before the run could be killed; use a larger model or batch")
         after = " and ".join(str(step) for step in killed if step)
         print(f"interrupted  killed after steps {after}, in {time.monotonic() - start:.0f} s", flush=True)
-        if found := compare_runs(straight, interrupted):
+        if found := compare_runs(reference, interrupted):
             raise MachineError(f"the resumed run differs from the reference run: {found}")
-        rows = len(read_rows(straight / "metrics.jsonl"))
+        rows = len(read_rows(reference / "metrics.jsonl"))
         print(f"identical    weights, optimizer and random states, {rows} rows of metrics, samples")
     finally:
         shutil.rmtree(folder, ignore_errors=True)

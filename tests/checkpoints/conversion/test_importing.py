@@ -464,7 +464,7 @@ def test_check_evaluates_the_weights(command: Command, start: Path) -> None:
     ("argument", "error"),
     [
         ("--model.emb_dim=12", "init_from {} has model.emb_dim 24, the settings say 12"),
-        ("--model.tie_weights=false", "init_from {} has model.tie_weights True, the settings say False"),
+        ("--model.tie_weights=false", "init_from {} has model.tie_weights true, the settings say false"),
         ("--model.vocab_size=257", "init_from {} has model.vocab_size 300, the settings say 257"),
         ("--data.tokenizer=gpt2", "init_from {} has data.tokenizer bytes, the settings say gpt2"),
         ("--model.context_length=33", "model.context_length (33) must be at most 32, init_from {}'s"),
