@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import re
 import sys
 
 from gpt_lightning import __version__
@@ -67,12 +68,20 @@ def _dispatch(arguments: list[str]) -> None:
     elif not _current_folder_exists():
         raise MachineError("the current folder was deleted; change to an existing one (cd)")
     else:
+        _check_threads()
         name = COMMANDS[arguments[0]][1]
         module = importlib.import_module(f"{PROGRAM}.cli.{name}")
         if name == LIGHTNING:
             module.run_command(arguments[0], arguments[1:])
         else:
             module.run(arguments[1:])
+
+
+def _check_threads() -> None:
+    """Raise `InputError` if torch could not read the number of threads, and would run one per core and warn."""
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    if threads and re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", threads.strip()) is None:
+        raise InputError(f"the environment variable OMP_NUM_THREADS ({threads}) must be an int of at least 1")
 
 
 def _current_folder_exists() -> bool:

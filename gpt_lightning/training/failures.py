@@ -57,10 +57,13 @@ def explained(
         # Before the first optimizer step, the learning rate has had no effect.
         advice = f"; {DIVERGENCE_ADVICE}" if trainer.global_step > 0 else ""
         raise DivergedError(f"{error}; {saved}{advice}") from None
-    except OSError:
-        with with_filename(run.path):  # errors of a logger may name no file
-            raise
     except Exception as error:
+        if run.is_open and not run.path.exists():
+            lost = f"what was trained after step {checkpoints.saved_step} is lost"
+            raise MachineError(f"{run.display_path}: the run folder was deleted or moved; {lost}") from None
+        if isinstance(error, OSError):
+            with with_filename(run.path):  # errors of a logger may name no file
+                raise
         raise blame(error, users_callbacks, None if progress.started else checkpoint) from error
 
 

@@ -578,6 +578,7 @@ def test_a_bad_input_is_reported_in_one_line_and_leaves_no_files(
 
 # ---- cases that need a process of their own
 
+THREADS = "the environment variable OMP_NUM_THREADS ({}) must be an int of at least 1"
 GONE = f"{ERROR}the current folder was deleted; change to an existing one (cd)\n"
 
 
@@ -586,6 +587,8 @@ GONE = f"{ERROR}the current folder was deleted; change to an existing one (cd)\n
     [
         pytest.param("(sleep 0.2; PROGRAM --help) | true; exit ${PIPESTATUS[0]}", 141, "", id="106"),
         pytest.param("PROGRAM --help >&-", 0, "", id="106a"),
+        pytest.param("OMP_NUM_THREADS=0 PROGRAM check --config a.yaml", 2, f"{ERROR}{THREADS.format(0)}\n", id="119"),
+        pytest.param("OMP_NUM_THREADS=two PROGRAM explain loss", 2, f"{ERROR}{THREADS.format('two')}\n", id="119a"),
         pytest.param("env -i LANG=C PROGRAM --help", 0, "", id="107"),
         pytest.param("cd gone && rmdir ../gone && PROGRAM --help", 0, "", id="107a"),
         pytest.param("cd gone && rmdir ../gone && PROGRAM fit", 1, GONE, id="107b"),

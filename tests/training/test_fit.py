@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from conftest import Result
 from lightning.pytorch import Trainer
 
 from gpt_lightning.training.callbacks.exact_resume import ExactResume
+from gpt_lightning.training.callbacks.progress import Progress
 
 Command = Callable[..., Result]
 
@@ -59,3 +61,19 @@ def test_callbacks_are_in_the_order_of_their_dependencies(
 
     expected = ["Progress", "Metrics", "StepBar", "EMAWeightAveraging", "FoundRate", "EarlyStop", "Evaluation"]
     assert names == [*expected, "Summary", "Samples", "StopOnSignal", "ExactResume", "Checkpointing"]
+
+
+def test_a_run_folder_that_disappears_is_named(command: Command, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, batches = Progress.on_train_batch_start, iter(range(1000))
+
+    def delete_the_folder(self: Progress, *arguments: Any) -> None:
+        start(self, *arguments)
+        if next(batches) == 3:
+            shutil.rmtree("run")
+
+    monkeypatch.setattr(Progress, "on_train_batch_start", delete_the_folder)
+
+    result = command("fit", "--config", config, "--run_dir", "run", "--save_every=2")
+
+    assert result.code == 1
+    assert result.error == "run: the run folder was deleted or moved; what was trained after step 2 is lost"

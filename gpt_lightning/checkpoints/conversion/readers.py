@@ -25,6 +25,7 @@ from gpt_lightning.errors import InputError, MachineError
 from gpt_lightning.files import with_filename
 
 SAFETENSORS = "model.safetensors"
+BOOK_FILES, BOOK_NOTE = ("model.pth", "model_and_optimizer.pth"), "model.json"  # what `export --format book` writes
 HUB = "https://huggingface.co"
 HUB_SECONDS = 5
 # Values of config.json that `models.gpt.GPT` supports; the first is the default.
@@ -157,6 +158,9 @@ def _open_pickle(name: str) -> WeightReader:
         raise InputError(f"{name}: is already a checkpoint of {PROGRAM}; use it without import")
     model_args = content.get("model_args")
     settings = NANOGPT.to_our_settings(model_args) if isinstance(model_args, dict) else {}
+    note = Path(name).with_name(BOOK_NOTE)
+    if note.is_file() and Path(name).name in BOOK_FILES:
+        settings = {key: value for key, value in _read_json(note).items() if key in ("n_heads", "tokenizer")}
     for key in ("model_state_dict", "model", "state_dict"):
         if isinstance(content.get(key), dict):
             content = content[key]

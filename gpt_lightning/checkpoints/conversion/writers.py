@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gpt_lightning.checkpoints.conversion.key_maps import BOOK, GGUF, HEAD, HUGGING_FACE, OURS, KeyMap, split_name
-from gpt_lightning.checkpoints.conversion.readers import SAFETENSORS, WeightReader
+from gpt_lightning.checkpoints.conversion.readers import BOOK_NOTE, SAFETENSORS, WeightReader
 from gpt_lightning.checkpoints.io import verify_checksums
 from gpt_lightning.checkpoints.loading import LoadedCheckpoint
 from gpt_lightning.console import PROGRAM
@@ -117,13 +117,15 @@ def write_hf(checkpoint: LoadedCheckpoint, folder: Path) -> Iterator[str]:
 
 
 def write_book(checkpoint: LoadedCheckpoint, folder: Path) -> Iterator[str]:
-    """Write the two files of the book's section 5.4: the state dict, and the state dict with the optimizer's."""
+    """Write the two files of section 5.4 of the book, without and with the optimizer, and a note for `import`."""
     folder.mkdir()
     context_length = checkpoint.config.context_length
     weights = tensors_of(checkpoint, BOOK, head=True, biases=False)
     mask = torch.triu(torch.ones(context_length, context_length), diagonal=1)
     weights |= {f"trf_blocks.{i}.att.mask": mask for i in range(checkpoint.config.n_layers)}
     torch.save(weights, folder / "model.pth")
+    note = {"n_heads": checkpoint.config.n_heads, "tokenizer": checkpoint.tokenizer}  # which the weights do not say
+    (folder / BOOK_NOTE).write_text(json.dumps(note) + "\n", encoding="ascii")
     reason = why_no_optimizer(checkpoint)
     if reason is not None:
         yield f"model_and_optimizer.pth is not written: {reason}"

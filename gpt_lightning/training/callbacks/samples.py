@@ -11,9 +11,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from gpt_lightning.console import say
 from gpt_lightning.data.tokenizer import Tokenizer
+from gpt_lightning.errors import MachineError, why_out_of_memory
 from gpt_lightning.files import append_row, read_rows
-from gpt_lightning.inference.completion import complete_all
+from gpt_lightning.inference.completion import CompletedText, complete_all
 from gpt_lightning.inference.sampling import SamplingConfig
+from gpt_lightning.models.gpt import GPT
 from gpt_lightning.runs.folder import Run
 from gpt_lightning.training.callbacks.step_end import StepEnd, averages_in
 from gpt_lightning.training.module import GPTModule
@@ -54,7 +56,7 @@ class Samples(StepEnd):
         assert isinstance(module, GPTModule)
         epoch = trainer.current_epoch + 1
         with averages_in(trainer, module):
-            completed = list(complete_all(module.model, self.tokenizer, self.prompts, self.sampling))
+            completed = self._complete(module.model)
         for one in completed:
             say(" ".join(one.text.splitlines()))
             row = {"step": step, "epoch": epoch, "prompt": one.prompt, "completion": one.completion}
@@ -63,6 +65,17 @@ class Samples(StepEnd):
             if isinstance(logger, TensorBoardLogger) and self.prompts:
                 rows = read_rows(self.run.samples_file)[-ROWS_SHOWN:]
                 logger.experiment.add_text("samples", samples_table(rows), step)
+
+    def _complete(self, model: GPT) -> list[CompletedText]:
+        try:
+            return list(complete_all(model, self.tokenizer, self.prompts, self.sampling))
+        except Exception as error:
+            if (reason := why_out_of_memory(error)) is None:
+                raise
+            raise MachineError(
+                f"out of memory while sampling ({reason}): lower sampling.batch_size ({self.sampling.batch_size}) "
+                f"or sampling.max_new_tokens ({self.sampling.max_new_tokens})"
+            ) from error
 
 
 def samples_table(rows: list[dict[str, Any]]) -> str:

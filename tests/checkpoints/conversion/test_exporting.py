@@ -189,7 +189,7 @@ def test_the_book_resumes_training_with_weights_and_optimizer(command: Command, 
     """The next optimizer step of the book's model and AdamW equals ours."""
     result = command("export", "--ckpt_path", untied, "--format", "book", "--output", "book")
 
-    assert result.out.splitlines()[0] == "book: book (model.pth, model_and_optimizer.pth)"
+    assert result.out.splitlines()[0] == "book: book (model.json, model.pth, model_and_optimizer.pth)"
     both = torch.load("book/model_and_optimizer.pth", weights_only=True)
     assert set(both) == {"model_state_dict", "optimizer_state_dict"}
     assert list(torch.load("book/model.pth", weights_only=True)) == list(both["model_state_dict"])
@@ -265,7 +265,7 @@ def test_an_optimizer_state_that_the_book_cannot_load_is_not_written(
 
     assert result.code == 0
     lines = result.out.splitlines()
-    assert lines[:2] == [f"model_and_optimizer.pth is not written: {reason}", "book: book (model.pth)"]
+    assert lines[:2] == [f"model_and_optimizer.pth is not written: {reason}", "book: book (model.json, model.pth)"]
 
 
 def test_a_tied_head_is_stored_twice_for_the_book(command: Command, in_tmp: Path, tied: Path) -> None:

@@ -24,6 +24,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from gpt_lightning.checkpoints.conversion import readers
 from gpt_lightning.checkpoints.conversion.importing import convert, read_config
 from gpt_lightning.checkpoints.io import read_checkpoint
+from gpt_lightning.checkpoints.loading import open_checkpoint
 from gpt_lightning.data.datamodule import TextDataModule
 from gpt_lightning.data.tokenizer import load_tokenizer
 from gpt_lightning.errors import InputError, MachineError
@@ -803,3 +804,17 @@ def test_weights_under_two_names_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(InputError, match="two.pth: contains weights twice, under names that differ only in a prefix"):
         readers.open_weights(str(tmp_path / "two.pth"))
+
+
+def test_what_the_export_for_the_book_wrote_is_imported_as_it_is(command: Command, in_tmp: Path, trained: Path) -> None:
+    """A small model on bytes: neither its heads nor its tokenizer can be told from the weights."""
+    checkpoint = trained / "checkpoints/last.ckpt"
+    assert command("export", "--ckpt_path", checkpoint, "--format", "book", "--output", "book").code == 0
+
+    for name in ("model.pth", "model_and_optimizer.pth"):
+        result = command("import", "--from", f"book/{name}", "--output", f"{name}.ckpt")
+        assert result.code == 0, result.err
+        assert open_checkpoint(f"{name}.ckpt").config.n_heads == open_checkpoint(str(checkpoint)).config.n_heads
+        sample = ("--prompt", "The", "--sampling.max_new_tokens=9")
+        ours, theirs = (command("predict", "--ckpt_path", path, *sample).out for path in (checkpoint, f"{name}.ckpt"))
+        assert theirs == ours

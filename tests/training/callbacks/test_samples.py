@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,3 +69,18 @@ def test_the_table_of_samples_escapes_markup() -> None:
         "|---|---|---|---|",
         "| 1 | 5 | a&#124;b | &lt;b&gt; c |",
     ]
+
+
+def test_out_of_memory_while_sampling_names_the_settings_of_sampling(
+    command: Command, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000000000 bytes.")
+
+    monkeypatch.setattr("gpt_lightning.training.callbacks.samples.complete_all", refuse)
+
+    result = command("fit", "--config", config, "--run_dir", "run", "--trainer.max_steps=2")
+
+    assert result.code == 1
+    assert result.error.startswith("out of memory while sampling (tried to allocate 4.0 GB, ")
+    assert re.search(r": lower sampling.batch_size \(8\) or sampling.max_new_tokens \(\d+\)$", result.error)
