@@ -131,6 +131,7 @@ def test_the_resumed_run_of_the_docs_is_identical(
     clone: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (line,) = [line for page in PAGES for line in lines_of(page) if " verify-resume " in line]
+    (clone / "data" / STORY.name).write_text(STORY.read_text())  # long enough to be killed on the way
 
     run_lines([line], command, monkeypatch)
 
