@@ -599,8 +599,14 @@ def test_an_unusual_environment_gives_at_most_one_line(tmp_path: Path, line: str
     (tmp_path / "gone").mkdir()
     program = f"env PYTHONPATH={shlex.quote(str(ROOT))} {sys.executable} -m gpt_lightning"
 
+    environment = os.environ | {"LC_ALL": "C"}  # bash warns of a locale that is not installed
     done = subprocess.run(
-        ["bash", "-c", line.replace("PROGRAM", program)], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        ["bash", "-c", line.replace("PROGRAM", program)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
 
     assert (done.returncode, done.stderr) == (code, stderr)
