@@ -21,8 +21,6 @@ import threading
 import traceback
 from collections.abc import Iterator
 
-import psutil
-
 from gpt_lightning.console import PROGRAM, format_bytes
 
 EXIT_MACHINE = 1
@@ -90,6 +88,8 @@ def describe_os_error(error: OSError) -> tuple[str, int]:
 
 def memory_bytes() -> int:
     """Return this machine's total memory in bytes, used or not."""
+    import psutil  # a quarter of the start-up of commands that do not need it
+
     return int(psutil.virtual_memory().total)
 
 

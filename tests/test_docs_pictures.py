@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 from xml.etree import ElementTree
 
 import pytest
 from conftest import ROOT
+from scripts import load_script
 
-
-def load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_pictures", ROOT / "docs" / "make_pictures.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-PICTURES = load_script()
+PICTURES = load_script("make_pictures")
 HEADER = ["text        story.txt: <3 & more", "Untrained (Step 000000): Train loss 10.999, Val loss 10.981"]
 EPOCHS = [
     [f"Ep {epoch} (Step {2 * epoch:06d}): Train loss 1.000, Val loss 2.000", f"Every   effort\x07 {epoch}", "x" * 500]

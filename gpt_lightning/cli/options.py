@@ -40,10 +40,11 @@ def settings_of(parser: ArgumentParser) -> list[Action]:
 
 
 def explain_trainer(parser: ArgumentParser) -> None:
-    """Replace Lightning's explanations of settings of the Trainer, which name other defaults and much besides."""
+    """Replace Lightning's help texts of the settings `trainer.*`, which state other defaults, by `TRAINER_HELP`."""
     for setting in settings_of(parser):
-        if setting.dest.removeprefix("trainer.") in TRAINER_HELP and setting.dest.startswith("trainer."):
-            setting.help = TRAINER_HELP[setting.dest.removeprefix("trainer.")]
+        section, _, name = setting.dest.partition(".")
+        if section == "trainer" and name in TRAINER_HELP:
+            setting.help = TRAINER_HELP[name]
 
 
 def add_model_options(parser: ArgumentParser) -> None:

@@ -50,15 +50,14 @@ def find_documents(source: str) -> list[Path]:
         MachineError: A folder cannot be read.
     """
     path = Path(source)
-    if not path.exists() and not glob.has_magic(source):
-        raise InputError(f"{source}: no such file")
-    if path.exists() and not path.is_dir():
+    is_folder = path.is_dir()
+    if path.exists() and not is_folder:
         return [path]
-    found = _walk(path) if path.is_dir() else (Path(name) for name in glob.glob(source, recursive=True))
-    files = sorted(
-        file for file in found if file.is_file() or not file.exists()
-    )  # a broken link: reading it reports it
-    if not path.is_dir():
+    if not is_folder and not glob.has_magic(source):
+        raise InputError(f"{source}: no such file")
+    found = _walk(path) if is_folder else (Path(name) for name in glob.glob(source, recursive=True))
+    files = sorted(file for file in found if file.is_file() or not file.exists())  # reading a broken link reports it
+    if not is_folder:
         if not files:
             raise InputError(f"{source}: no file matches it")
         return files

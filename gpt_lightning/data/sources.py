@@ -1,4 +1,4 @@
-"""Find a text: at its path, in the folder `GPT_LIGHTNING_DATA`, at a URL, or on the Hugging Face Hub."""
+"""Find a text: at its path, in the folder `GPT_LIGHTNING_DATA`, in the package, at a URL, or on the Hub."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def short_name(path: str | Path) -> str:
 
 
 def find_source(source: str, url: str | None = None, fallback: str | None = None) -> tuple[str, str | None]:
-    """Look for a text at its path, then in the folder `GPT_LIGHTNING_DATA`, then download it.
+    """Look for a text at its path, in the folder `GPT_LIGHTNING_DATA` and in the package, then download it.
 
     Args:
         source: Path of a file, to which a download is saved. Datasets and globs are returned unchanged.
@@ -67,9 +67,8 @@ def find_source(source: str, url: str | None = None, fallback: str | None = None
         if is_there and (sha256 is None or sha256_of(copy) == sha256):
             return copy, url
         tried.append(f"{copy}: {'checksum mismatch' if is_there else 'no such file'}")
-    bundled = packaged_folder("texts") / os.path.basename(source)
-    if bundled.is_file() and sha256 is None:
-        return str(bundled), url
+    if sha256 is None and (bundled := _find_bundled(source)):
+        return bundled, url
     if address is None and fallback is None:
         raise InputError("; ".join(tried))
     if address is not None:
@@ -80,11 +79,16 @@ def find_source(source: str, url: str | None = None, fallback: str | None = None
             tried.append(str(error))
     if fallback is None:
         raise MachineError("; ".join(tried))
-    bundled = packaged_folder("texts") / os.path.basename(fallback)
-    if not os.path.exists(fallback) and bundled.exists():
-        fallback = str(bundled)
+    if not os.path.exists(fallback):
+        fallback = _find_bundled(fallback) or fallback
     warn(f"using the text {fallback} instead of {source} ({'; '.join(tried[1:]) or tried[0]})")
     return fallback, None
+
+
+def _find_bundled(name: str) -> str | None:
+    """Return the path of the text with a file's name that comes with the package, or None."""
+    path = packaged_folder("texts") / os.path.basename(name)
+    return str(path) if path.is_file() else None
 
 
 def sha256_of(path: str) -> str:

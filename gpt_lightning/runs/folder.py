@@ -120,7 +120,7 @@ class Run:
         shutil.rmtree(self.path, ignore_errors=True)
         if self.is_numbered:
             (self.path.parent / "latest").unlink(missing_ok=True)
-            for older in numbered_runs(self.path.parent.name)[-1:]:
+            for older in numbered_runs(self.path.parent)[-1:]:
                 Run(older).link_latest()
             with contextlib.suppress(OSError):  # not empty
                 self.path.parent.rmdir()
@@ -153,9 +153,8 @@ class Run:
             cut_events(path, step, tokens_seen)
 
 
-def numbered_runs(name: str) -> list[Path]:
-    """Return the numbered folders of runs/<name>, oldest first."""
-    folder = RUNS / name
+def numbered_runs(folder: Path) -> list[Path]:
+    """Return the numbered folders in runs/<name>, oldest first."""
     numbers = [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
     return [folder / str(number) for number in sorted(numbers)]
 
@@ -165,10 +164,9 @@ def resolve_latest(path: str) -> str:
     parts = Path(path).parts
     if "latest" not in parts or os.path.lexists(Path(*parts[: parts.index("latest") + 1])):
         return path
-    folder = Path(*parts[: parts.index("latest")])
-    numbers = [int(one.name) for one in folder.iterdir() if one.name.isdigit()] if folder.is_dir() else []
-    rest = parts[parts.index("latest") + 1 :]
-    return str(Path(folder, str(max(numbers)), "checkpoints", *rest)) if numbers else path
+    place = parts.index("latest")
+    runs = numbered_runs(Path(*parts[:place]))
+    return str(Path(runs[-1], "checkpoints", *parts[place + 1 :])) if runs else path
 
 
 def new_run_folder(name: str) -> Path:
@@ -177,7 +175,7 @@ def new_run_folder(name: str) -> Path:
     Raises:
         MachineError: The folder cannot be created.
     """
-    existing = numbered_runs(name)
+    existing = numbered_runs(RUNS / name)
     number = int(existing[-1].name) + 1 if existing else 1
     while True:
         path = RUNS / name / str(number)

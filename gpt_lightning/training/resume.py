@@ -14,7 +14,7 @@ from gpt_lightning.console import warn
 from gpt_lightning.data.datamodule import TextDataModule
 from gpt_lightning.errors import InputError
 from gpt_lightning.files import read_rows
-from gpt_lightning.runs.folder import LAST, PREVIOUS, RUN_DIR_ENV, Run, check_empty, numbered_runs
+from gpt_lightning.runs.folder import LAST, PREVIOUS, RUN_DIR_ENV, RUNS, Run, check_empty, numbered_runs
 from gpt_lightning.training.distributed import is_first_process, launched_externally
 
 RESUME_SCHEMA = {
@@ -181,7 +181,7 @@ def plan_run(name: str, run_dir: str | None, resume: bool, allow_data_change: bo
         if not resume and RUN_DIR_ENV not in os.environ and is_first_process():  # else rank 0 may have created it
             check_empty(Path(run_dir))
     else:
-        folder = next(reversed(numbered_runs(name)), None)
+        folder = next(reversed(numbered_runs(RUNS / name)), None)
     if not resume or folder is None:
         return RunPlan(name, folder if run_dir is not None else None)
     found = newest_checkpoint(folder)

@@ -426,9 +426,7 @@ def test_a_file_of_prompts_is_read_once(command: Command, checkpoint: Path, monk
         opened.append(str(name))
         return real_open(name, *arguments, **keywords)
 
-    monkeypatch.setattr(
-        builtins, "open", lambda name, *rest, **more: (opened.append(str(name)), real_open(name, *rest, **more))[1]
-    )
+    monkeypatch.setattr(builtins, "open", noting)
 
     assert command("predict", "--ckpt_path", checkpoint, "--prompts_file=p.txt", "--jsonl", *SETTINGS).code == 0
 
