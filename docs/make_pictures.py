@@ -39,7 +39,6 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = 116  # the last line of a run, a command, is that long
 MOST_BYTES = 300_000  # of a PNG
-CURVES = ("train_eval_loss", "val_loss", "train_loss", "gradient_norm", "learning_rate", "tokens_per_second")
 SCALARS = "data/plugin/scalars/tags"
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 
@@ -151,12 +150,11 @@ def draw_terminal(command: str, log: str, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def tensorboard(logdir: Path, tags: int) -> Iterator[str]:
+def tensorboard(logdir: Path) -> Iterator[str]:
     """Serve runs with TensorBoard until the block ends; give its address once it has read them.
 
     Args:
         logdir: Folder of the runs.
-        tags: Least number of scalar tags to wait for.
     """
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -169,7 +167,7 @@ def tensorboard(logdir: Path, tags: int) -> Iterator[str]:
             if server.poll() is not None:
                 raise SystemExit(f"tensorboard ended with exit code {server.returncode}")
             with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/{SCALARS}", timeout=10) as answer:
-                if any(len(found) >= tags for found in json.load(answer).values()):
+                if any(json.load(answer).values()):
                     break
             time.sleep(0.5)
         else:
@@ -202,9 +200,8 @@ def photograph_tensorboard(run: Path, picture: Path) -> None:
         (extension / "manifest.json").write_text(json.dumps(manifest))
         settings = f"localStorage.setItem('_tb_global_settings', JSON.stringify({json.dumps(PAGE)}))"
         (extension / "settings.js").write_text(settings)
-        with tensorboard(Path(temporary) / "runs", len(CURVES)) as address:
-            pinned = json.dumps([{"plugin": "scalars", "tag": tag} for tag in CURVES], separators=(",", ":"))
-            query = urllib.parse.urlencode({"darkMode": "false", "smoothing": 0, "pinnedCards": pinned})
+        with tensorboard(Path(temporary) / "runs") as address:
+            query = urllib.parse.urlencode({"darkMode": "false", "smoothing": 0})
             command = [
                 browser,
                 "--headless",

@@ -29,6 +29,7 @@ EXIT_DIVERGED = 3
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
+LONG_NAME = re.compile(r"([^\s/\\]{40})[^\s/\\]{41,}([^\s/\\]{40})")  # of a file, or a value
 # SIGTERM; a terminal that closes; a batch system's limit of processor time. Windows has the first only.
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGXCPU") if hasattr(signal, name)]
 
@@ -122,8 +123,9 @@ def describe_expected(error: BaseException) -> tuple[str, int] | None:
 
 
 def fail(message: str, exit_code: int) -> SystemExit:
-    """Print a one-line error to stderr and return the `SystemExit` to raise."""
-    print(f"{PROGRAM}: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    """Print a one-line error to stderr, long names shortened, and return the `SystemExit` to raise."""
+    line = LONG_NAME.sub(r"\1...\2", " ".join(message.split()))
+    print(f"{PROGRAM}: error: {line}", file=sys.stderr, flush=True)
     return SystemExit(exit_code)
 
 

@@ -34,6 +34,8 @@ class MisconfigurationException(Exception):  # recognized by its name, as Lightn
         (OSError(errno.ENOSPC, "No space left on device"), 1, "no space left on device"),
         (MisconfigurationException("no such strategy"), 2, "no such strategy"),
         (ModuleNotFoundError("needs psutil"), 2, "needs psutil; install the missing package with pip"),
+        (InputError(f"a/{'b' * 255}/c: no such file"), 2, f"a/{'b' * 40}...{'b' * 40}/c: no such file"),
+        (InputError("d" * 120), 2, "d" * 120),
         (KeyboardInterrupt(), 130, "interrupted"),
         (
             MemoryError("4 GB"),

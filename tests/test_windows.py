@@ -52,7 +52,9 @@ def program(folder: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]
 
 @pytest.mark.slow
 def test_a_run_without_what_windows_lacks(tmp_path: Path) -> None:
-    folder = tmp_path / "Übung und Maß" / ("x" * 60)
+    folder = tmp_path / "Übung und Maß"
+    while len(str(folder)) < 240:
+        folder /= "x" * 60
     folder.mkdir(parents=True)
     (folder / "Erzählung.txt").write_text("“日本” é. " + STORY.read_text(), encoding="utf-8")
     options = ["--trainer.max_steps=4", "--model.warmup_steps=0", "--data.num_workers=0"]

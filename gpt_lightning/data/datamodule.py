@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from gpt_lightning.console import warn
 from gpt_lightning.data.corpus import Corpus, Part, open_corpus
-from gpt_lightning.data.sources import parse_url
+from gpt_lightning.data.sources import absolute, parse_url
 from gpt_lightning.data.text import CLEANERS
 from gpt_lightning.data.tokenizer import Tokenizer, load_tokenizer
 from gpt_lightning.data.windows import Batch, ResumableSampler, Windows
@@ -84,6 +84,7 @@ class TextDataModule(LightningDataModule):
 
     Attributes:
         source: The training or test text; None before `setup`.
+        found_in: The folder of `text`, if it was not found at its own path.
         val_sha256: Checksum of `val_text`, or None if there is none.
         total_tokens: Number of tokens of `text`.
         splits: The splits by name: training and validation, or test.
@@ -126,6 +127,7 @@ class TextDataModule(LightningDataModule):
         self.save_hyperparameters(logger=False)
         self.stride = stride or context_length
         self.source: Corpus | None = None
+        self.found_in: Path | None = None
         self.val_sha256: str | None = None
         self.total_tokens = 0
         self.splits: dict[str, Split] = {}
@@ -179,6 +181,8 @@ class TextDataModule(LightningDataModule):
         if not self.hparams["text"]:
             raise InputError("data.text is missing; name a text file, or use a config that names one")
         corpus = self._open("text", self.hparams["url"], self.hparams["fallback_text"])
+        if absolute(str(corpus.path)) != absolute(self.hparams["text"]):
+            self.found_in = corpus.path.parent
         self.hparams.update(text=str(corpus.path), url=corpus.url, fallback_text=None)
         return corpus
 

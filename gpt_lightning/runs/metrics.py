@@ -1,4 +1,4 @@
-"""TensorBoard's event files, truncated to a checkpoint when a run is resumed."""
+"""TensorBoard's tags, and its event files, truncated to a checkpoint when a run is resumed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ from pathlib import Path
 
 from gpt_lightning.files import replace_bytes
 
-BY_TOKENS = "by_tokens/"  # prefix of the TensorBoard tags whose step is the number of tokens seen
+BY_TOKENS = "loss_by_tokens/"  # prefix of the TensorBoard tags whose step is the number of tokens seen
+FINAL = "loss_final/"  # prefix of the losses that TensorBoard's HPARAMS page shows beside the settings
+
+
+def tensorboard_tag(metric: str) -> str:
+    """Return the TensorBoard tag of a metric: its group, by which TensorBoard sorts its page, and its name."""
+    if metric in ("learning_rate", "gradient_norm"):
+        return f"optimizer/{metric}"
+    kind = metric.rpartition("_")[2]
+    return f"{kind if kind in ('loss', 'perplexity') else 'throughput'}/{metric}"
 
 
 def cut_events(path: Path, step: int, tokens_seen: int) -> None:

@@ -22,7 +22,7 @@ RESUME_SCHEMA = {
     "lr_schedulers": list,
     "loops": {"fit_loop": dict},
     "callbacks": {"Progress": dict, "Checkpointing": dict},
-    "rng_states": dict,
+    "rng_states": list,
     "TextDataModule": {"epoch": int, "batches": int},
 }
 

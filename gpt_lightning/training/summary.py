@@ -45,12 +45,13 @@ def describe_data(data: TextDataModule, steps: Steps, world_size: int) -> list[s
     assert data.source is not None
     source = data.source
     contents = f" in {source.contents}" if source.contents else ""
+    found = f" (in {data.found_in})" if data.found_in else ""
     train, val = data.splits["training"], data.splits["validation"]
     batch_size, context_length = data.hparams["batch_size"], data.hparams["context_length"]
     return [
         line(
             "text",
-            f"{source.name}: {source.characters:,} characters, {data.total_tokens:,} tokens{contents} "
+            f"{source.name}{found}: {source.characters:,} characters, {data.total_tokens:,} tokens{contents} "
             f"({data.tokenizer.name}, {data.tokenizer.vocab_size:,} in the vocabulary)",
         ),
         line(

@@ -15,6 +15,7 @@ import torch
 import yaml
 from conftest import ROOT, Result
 
+from gpt_lightning.checkpoints.compare import compare_runs
 from gpt_lightning.errors import InputError, MachineError
 from gpt_lightning.files import append_row, read_rows
 from gpt_lightning.runs import folder
@@ -230,6 +231,26 @@ def test_two_processes_share_a_folder_and_average_the_loss_over_all_tokens(comma
     assert [row["step"] for row in both] == [row["step"] for row in alone]
     # Before the first optimizer step the weights are equal, and so are the losses, because no rank repeats a window.
     assert both[0]["val_loss"] == pytest.approx(alone[0]["val_loss"], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_draw_masks_of_their_own_and_resume_exactly(config: Path) -> None:
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=28", "--model.drop_rate=0.2"]
+    program = [sys.executable, "-m", "gpt_lightning", "fit", "--config", str(config), *two]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    for arguments in (
+        ["--run_dir=whole"],
+        ["--run_dir=part", "--trainer.max_epochs=2"],
+        ["--run_dir=part", "--resume"],
+    ):
+        done = subprocess.run([*program, *arguments], env=environment, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stderr
+
+    content = torch.load("whole/checkpoints/last.ckpt", weights_only=True)
+    first, second = (states["torch"] for states in content["rng_states"])
+    assert not torch.equal(first, second)
+    assert compare_runs(Path("whole"), Path("part")) is None
 
 
 def test_a_forked_process_does_not_keep_the_lock(tmp_path: Path) -> None:

@@ -1,16 +1,21 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import lightning
 import pytest
 import torch
+from conftest import STORY, Result
 from lightning.pytorch import Trainer
 
 from gpt_lightning.console import format_bytes
 from gpt_lightning.training.summary import describe_device, predict_command
+
+Command = Callable[..., Result]
 
 
 @pytest.mark.parametrize(
@@ -75,3 +80,13 @@ def test_sizes_are_shown_in_decimal_units() -> None:
     assert format_bytes(2_598_715_392) == "2.6 GB"
     assert format_bytes(6_245_376) == "6.2 MB"
     assert format_bytes(437_600_000) == "437.6 MB"
+
+
+def test_a_text_found_elsewhere_is_shown_with_its_folder(
+    command: Command, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPT_LIGHTNING_DATA", str(STORY.parent))
+
+    result = command("fit", "--config", config, "--data.text", STORY.name, "--trainer.max_steps=1")
+
+    assert f"text        {STORY.name} (in {STORY.parent}): 20,459 characters" in result.out

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler
+from torch import distributed
 
 from gpt_lightning.checkpoints.metadata import CheckpointInfo
 from gpt_lightning.data.datamodule import TextDataModule
@@ -18,14 +19,15 @@ from gpt_lightning.training.callbacks.early_stopping import has_triggered
 class ExactResume(Callback):
     """Saves and restores random states, Lightning's step count, gradient accumulation and early stopping.
 
-    It must come after all callbacks that may draw random numbers when training starts.
+    It must come after all callbacks that may draw random numbers when training starts. All ranks begin with the same
+    seed, because their weights must be equal; from the first step on, each draws dropout masks of its own.
     """
 
     def __init__(self) -> None:
-        self._rng_states: dict[str, Any] | None = None
+        self._rng_states: list[dict[str, Any]] | None = None
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["rng_states"] = get_rng_states()
+        checkpoint["rng_states"] = gather_rng_states()
         # Lightning's monitors use this count as their x-axis. Most saves are made in hooks that run before it is
         # incremented; if the batch is not completed, a resumed run increments it.
         loops = checkpoint["loops"]["fit_loop"]
@@ -44,6 +46,8 @@ class ExactResume(Callback):
                     states[callback.state_key]["patience"] = callback.patience  # the current setting
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_rank > 0:
+            torch.manual_seed(torch.initial_seed() + trainer.global_rank)
         if self._rng_states is None:
             return
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -51,7 +55,8 @@ class ExactResume(Callback):
                 callback.on_train_epoch_start(trainer)  # Lightning does not call it within an epoch
             elif isinstance(callback, EarlyStopping) and has_triggered(callback):
                 trainer.should_stop = True  # a checkpoint does not store it
-        set_rng_states(self._rng_states)
+        if trainer.global_rank < len(self._rng_states):  # else the run is resumed with more processes
+            set_rng_states(self._rng_states[trainer.global_rank])
         self._rng_states = None
 
 
@@ -64,8 +69,18 @@ def text_changed(trainer: Trainer, checkpoint: dict[str, Any]) -> bool:
     return (text.sha256, text.val_sha256) != (data.source.sha256, data.val_sha256)
 
 
+def gather_rng_states() -> list[dict[str, Any]]:
+    """Return the states of all global random generators of each rank. Every rank must call it."""
+    states = get_rng_states()
+    if not distributed.is_initialized():
+        return [states]
+    gathered: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(gathered, states)
+    return gathered
+
+
 def get_rng_states() -> dict[str, Any]:
-    """Return the states of all global random generators as tensors, numbers and lists."""
+    """Return the states of this process's global random generators as tensors, numbers and lists."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     assert isinstance(keys, np.ndarray)
@@ -78,11 +93,7 @@ def get_rng_states() -> dict[str, Any]:
 
 
 def set_rng_states(states: dict[str, Any]) -> None:
-    """Restore the states that `get_rng_states` returned.
-
-    Args:
-        states: States of rank 0; those of the other ranks are the same.
-    """
+    """Restore the states that `get_rng_states` returned."""
     version, words, gauss = states["python"]
     name, keys, position, has_gauss, cached = states["numpy"]
     torch.set_rng_state(states["torch"])

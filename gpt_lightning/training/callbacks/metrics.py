@@ -16,7 +16,7 @@ from gpt_lightning.files import append_row
 from gpt_lightning.models.loss import perplexity
 from gpt_lightning.runs.figures import Curve, loss_figure, read_curve, save_figure
 from gpt_lightning.runs.folder import Run
-from gpt_lightning.runs.metrics import BY_TOKENS
+from gpt_lightning.runs.metrics import BY_TOKENS, FINAL, tensorboard_tag
 from gpt_lightning.training.callbacks.progress import Progress
 from gpt_lightning.training.callbacks.step_end import StepEnd, at_step_boundary
 from gpt_lightning.training.module import GPTModule
@@ -25,7 +25,7 @@ from gpt_lightning.training.module import GPTModule
 def log(trainer: Trainer, run: Run, progress: Progress, values: dict[str, float]) -> None:
     """Write values of the current optimizer step to metrics.jsonl and to every logger.
 
-    TensorBoard also gets each loss with tokens_seen as its x-axis.
+    TensorBoard gets them in groups, and each loss again with tokens_seen as its x-axis.
 
     Args:
         trainer: The run's Trainer.
@@ -36,10 +36,12 @@ def log(trainer: Trainer, run: Run, progress: Progress, values: dict[str, float]
     step, tokens_seen = trainer.global_step, progress.tokens_seen
     append_row(run.metrics_file, {"step": step, "epoch": progress.epochs, "tokens_seen": tokens_seen, **values})
     for logger in trainer.loggers:
-        logger.log_metrics(values, step)
         if isinstance(logger, TensorBoardLogger):
+            logger.log_metrics({tensorboard_tag(name): value for name, value in values.items()}, step)
             losses = {BY_TOKENS + name: value for name, value in values.items() if name.endswith("loss")}
             logger.log_metrics(losses, tokens_seen)
+        else:
+            logger.log_metrics(values, step)
 
 
 class Metrics(Callback):
@@ -83,7 +85,8 @@ class Metrics(Callback):
                 values["flops_utilization"] = flops / (self.peak_flops * trainer.world_size)
             log(trainer, self.run, self.progress, values)
             for logger in trainer.loggers:
-                logger.log_metrics({"tokens_seen": self.progress.tokens_seen}, trainer.global_step)
+                name = tensorboard_tag("tokens_seen") if isinstance(logger, TensorBoardLogger) else "tokens_seen"
+                logger.log_metrics({name: self.progress.tokens_seen}, trainer.global_step)
 
 
 class Summary(StepEnd):
@@ -107,9 +110,9 @@ class Summary(StepEnd):
             return
         step = trainer.global_step
         final = {
-            "final/train_eval_loss": self._curve.train[-1],
-            "final/val_loss": self._curve.val[-1],
-            "final/best_val_loss": min(self._curve.val),
+            f"{FINAL}train_eval_loss": self._curve.train[-1],
+            f"{FINAL}val_loss": self._curve.val[-1],
+            f"{FINAL}best_val_loss": min(self._curve.val),
         }
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
@@ -140,4 +143,4 @@ def draw_losses(run: Run, trainer: Trainer, curve: Curve) -> None:
     save_figure(figure, run.path / "loss")
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_figure("loss", figure, trainer.global_step, close=False)
+            logger.experiment.add_figure("loss_figure", figure, trainer.global_step, close=False)

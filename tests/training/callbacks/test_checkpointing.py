@@ -275,7 +275,7 @@ def test_the_last_save_of_a_run_comes_after_its_sample_and_final_metrics(
     def recording(self: AtomicCheckpointIO, content: dict[str, Any], *rest: Any, **named: Any) -> None:
         save(self, content, *rest, **named)
         sampled.append((content["global_step"], [row["step"] for row in read_rows(Path("run/samples.jsonl"))]))
-        summed_up.append(any(b"final/best_val_loss" in path.read_bytes() for path in Path("run").glob("events.*")))
+        summed_up.append(any(b"loss_final/best_val_loss" in path.read_bytes() for path in Path("run").glob("events.*")))
 
     monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", recording)
     result = command(

@@ -24,31 +24,31 @@ def test_tensorboard_has_every_scalar_at_its_step(trained: Path) -> None:
     table = rows(trained)
 
     assert set(events.Tags()["scalars"]) == {
-        "by_tokens/train_eval_loss",
-        "by_tokens/train_loss",
-        "by_tokens/val_loss",
-        "final/best_val_loss",
-        "final/train_eval_loss",
-        "final/val_loss",
-        "gradient_norm",
-        "learning_rate",
-        "tokens_per_second",
-        "tokens_seen",
-        "train_eval_loss",
-        "train_eval_perplexity",
-        "train_loss",
-        "train_perplexity",
-        "val_loss",
-        "val_perplexity",
+        "loss/train_eval_loss",
+        "loss/train_loss",
+        "loss/val_loss",
+        "loss_by_tokens/train_eval_loss",
+        "loss_by_tokens/train_loss",
+        "loss_by_tokens/val_loss",
+        "loss_final/best_val_loss",
+        "loss_final/train_eval_loss",
+        "loss_final/val_loss",
+        "optimizer/gradient_norm",
+        "optimizer/learning_rate",
+        "perplexity/train_eval_perplexity",
+        "perplexity/train_perplexity",
+        "perplexity/val_perplexity",
+        "throughput/tokens_per_second",
+        "throughput/tokens_seen",
     }
     assert events.Tags()["tensors"] == ["samples/text_summary"]
     evaluated = [0, 2, 4, 6, 8, 10, 12, 14, 15]
     for name, steps in (("train_loss", range(1, 16)), ("val_loss", evaluated), ("train_eval_loss", evaluated)):
-        scalars = events.Scalars(name)
+        scalars = events.Scalars(f"loss/{name}")
         assert [one.step for one in scalars] == list(steps)
         in_table = [row[name] for row in table if name in row]
         assert [one.value for one in scalars] == pytest.approx(in_table, rel=1e-6)
-    assert [one.value for one in events.Scalars("tokens_seen")] == [56 * 64 * step for step in range(1, 16)]
+    assert [one.value for one in events.Scalars("throughput/tokens_seen")] == [56 * 64 * step for step in range(1, 16)]
 
 
 def test_perplexity_is_exp_of_the_mean_loss(trained: Path) -> None:
@@ -70,14 +70,14 @@ def test_tensorboard_shows_losses_by_tokens_final_losses_and_samples(trained: Pa
 
     for name in ("train_loss", "val_loss", "train_eval_loss"):
         own = [row for row in table if name in row]
-        by_tokens = events.Scalars(f"by_tokens/{name}")
+        by_tokens = events.Scalars(f"loss_by_tokens/{name}")
         assert [event.step for event in by_tokens] == [row["tokens_seen"] for row in own]
         assert [event.value for event in by_tokens] == pytest.approx([row[name] for row in own])
     val_losses = [row["val_loss"] for row in table if "val_loss" in row]
-    assert events.Scalars("final/val_loss")[0].value == pytest.approx(val_losses[-1])
-    assert events.Scalars("final/best_val_loss")[0].value == pytest.approx(min(val_losses))
+    assert events.Scalars("loss_final/val_loss")[0].value == pytest.approx(val_losses[-1])
+    assert events.Scalars("loss_final/best_val_loss")[0].value == pytest.approx(min(val_losses))
     assert "_hparams_/experiment" in events.summary_metadata
-    assert events.Tags()["images"] == ["loss"]
+    assert events.Tags()["images"] == ["loss_figure"]
     samples = events.Tensors("samples/text_summary")[-1].tensor_proto.string_val[0].decode()
     assert len(samples.splitlines()) == 2 + 3  # a row for each epoch
 
@@ -95,7 +95,7 @@ def test_tensorboard_shows_each_step_of_a_resumed_run_once(command: Command, con
 
     assert result.code == 0, result.err
     pieces, whole = tensorboard(Path("run")), tensorboard(trained)
-    for name in ("train_loss", "by_tokens/train_loss", "val_loss", "final/val_loss"):
+    for name in ("loss/train_loss", "loss_by_tokens/train_loss", "loss/val_loss", "loss_final/val_loss"):
         got, expected = ([(one.step, one.value) for one in events.Scalars(name)] for events in (pieces, whole))
         assert got == expected
 
