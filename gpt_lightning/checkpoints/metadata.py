@@ -70,6 +70,7 @@ class CheckpointInfo:
         progress: Progress of the run.
         evaluated: Losses and perplexities of the last evaluation.
         fit: The settings outside `model.*` and `data.*` that a resumed run keeps.
+        baselines: Validation losses of counting the training text, see `evaluation.baselines`.
         imported: Source and format of imported weights; None for a checkpoint of a run.
         format: Version of the file format; a file of another version is refused.
         versions: Versions of this package, torch and lightning.
@@ -79,6 +80,7 @@ class CheckpointInfo:
     progress: ProgressInfo
     evaluated: dict[str, float]
     fit: dict[str, Any]
+    baselines: dict[str, float] | None = None
     imported: dict[str, str] | None = None
     format: int = FORMAT
     versions: dict[str, str] = field(default_factory=_versions)

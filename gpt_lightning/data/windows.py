@@ -60,6 +60,18 @@ class Windows(Dataset[Batch]):
             piece = torch.from_numpy(piece.astype(np.int64))
         return piece[:-1], piece[1:]
 
+    def times_predicted(self, windows: int) -> NDArray[np.int64]:
+        """Return how many of the first windows have each token as a target, (N,); 0 for the first token.
+
+        Args:
+            windows: Number of windows to count, at least 1.
+        """
+        starts = np.array(self.starts[:windows])
+        changes = np.zeros(len(self.token_ids) + 1, np.int64)
+        np.add.at(changes, starts + 1, 1)
+        np.add.at(changes, starts + self.context_length + 1, -1)
+        return np.cumsum(changes[:-1])
+
     @property
     def unused_tokens(self) -> int:
         """Number of trailing tokens that are not a target of any window."""

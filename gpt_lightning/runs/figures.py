@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from gpt_lightning.errors import InputError
 from gpt_lightning.files import read_rows, replace_bytes
+from gpt_lightning.runs.folder import BASELINES
 
 FORMATS = ("pdf", "png")
 METADATA: dict[str, dict[str, None]] = {"pdf": {"CreationDate": None}, "png": {}}  # no dates, for reproducible files
@@ -30,6 +32,7 @@ class Curve:
         tokens: Tokens seen before each evaluation.
         train: Training loss in evaluation mode, in nats per token.
         val: Validation loss, in nats per token.
+        baseline: Name and validation loss of the best baseline of the run's text, if it is known.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Curve:
     tokens: list[int]
     train: list[float]
     val: list[float]
+    baseline: tuple[str, float] | None = None
 
 
 def read_curve(path: str | Path) -> Curve:
@@ -59,7 +63,16 @@ def read_curve(path: str | Path) -> Curve:
         raise InputError(f"{table}: has no evaluation after the first optimizer step")
     name = f"{path.absolute().parent.name}/{path.stem}"
     epochs, tokens, train, val = ([row[name] for row in rows] for name in names)
-    return Curve(name, epochs, tokens, train, val)
+    return Curve(name, epochs, tokens, train, val, best_baseline(path))
+
+
+def best_baseline(path: Path) -> tuple[str, float] | None:
+    """Return the name and the loss of the best n-gram baseline of a run, or None if it is not recorded."""
+    try:
+        found = json.loads((path / BASELINES).read_text(encoding="utf-8"))
+        return min(((name, float(found[name])) for name in ("unigram", "bigram", "trigram")), key=lambda pair: pair[1])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def _is_finite(value: Any) -> bool:
@@ -82,6 +95,8 @@ def loss_figure(curves: Sequence[Curve]) -> Figure:
         style: dict[str, Any] = {"marker": ".", "markersize": 4}
         axes.plot(curve.epochs, curve.train, color=train_colour, label=f"{label}Training loss", **style)
         axes.plot(curve.epochs, curve.val, "-.", color=val_colour, label=f"{label}Validation loss", **style)
+    for name, loss in sorted({curve.baseline for curve in curves if curve.baseline is not None}):
+        axes.axhline(loss, color="0.45", linewidth=0.8, label=f"{name.capitalize()} baseline")
     axes.set_xlabel("Epochs")
     axes.set_ylabel("Loss (nats per token)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=max(curve.epochs[-1] for curve in curves) > 1))

@@ -4,6 +4,7 @@
         <name>.yaml                  all settings, to repeat the run
         metrics.jsonl                one line per optimizer step and evaluation
         samples.jsonl                one line per sample
+        baselines.json               validation losses of counting the training text
         checkpoints/                 best.ckpt, last.ckpt and its predecessor prev.ckpt
         loss.pdf, loss.png           the loss curves, drawn when the run ends
         events.out.tfevents.*        logs for TensorBoard
@@ -26,11 +27,12 @@ from filelock import FileLock, Timeout
 
 from gpt_lightning.console import format_bytes, warn
 from gpt_lightning.errors import InputError, MachineError, describe_os_error
-from gpt_lightning.files import read_rows, replace_bytes
+from gpt_lightning.files import read_rows, replace_bytes, with_filename
 from gpt_lightning.runs.metrics import cut_events
 
 RUNS = Path("runs")
 BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "prev.ckpt"
+BASELINES = "baselines.json"
 RUN_DIR_ENV = "GPT_LIGHTNING_RUN_DIR"  # set by rank 0 for the ranks that it starts
 
 
@@ -99,6 +101,11 @@ class Run:
     def close(self) -> None:
         """Release the lock."""
         self._lock.release()
+
+    def write_baselines(self, losses: dict[str, float]) -> None:
+        """Write the baselines of the run's text to baselines.json."""
+        with with_filename(self.path / BASELINES):
+            replace_bytes(self.path / BASELINES, json.dumps(losses).encode())
 
     def check_space(self, needed: int) -> None:
         """Raise `MachineError` if the checkpoints, `needed` bytes including existing ones, do not fit on the disk."""

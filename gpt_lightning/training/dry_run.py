@@ -30,7 +30,7 @@ from gpt_lightning.training import summary
 from gpt_lightning.training.callbacks.evaluation import require_finite_losses
 from gpt_lightning.training.config import RunConfig
 from gpt_lightning.training.failures import DIVERGENCE_ADVICE, naming_batch
-from gpt_lightning.training.fit import prepare
+from gpt_lightning.training.fit import measure_split_baselines, prepare
 from gpt_lightning.training.hardware import keep_freed_memory
 from gpt_lightning.training.module import GPTModule
 from gpt_lightning.training.steps import Steps
@@ -111,6 +111,7 @@ def check(trainer: Trainer, data: TextDataModule, config: RunConfig) -> None:
         raise InputError("check needs a run of known length; set trainer.max_epochs or trainer.max_steps")
     for line in (
         *summary.describe_data(data, steps, trainer.world_size),
+        summary.describe_baselines(measure_split_baselines(trainer, data, config.model.vocab_size, steps)),
         summary.describe_model(config.model),
         *summary.describe_init(config.init_from, config.model),
         summary.describe_device(trainer, config.accelerator, config.precision_reason),

@@ -6,10 +6,11 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateFinder, Timer
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -19,6 +20,7 @@ from gpt_lightning.checkpoints.loading import open_checkpoint
 from gpt_lightning.console import say, warn
 from gpt_lightning.data.datamodule import TextDataModule
 from gpt_lightning.errors import InputError, MachineError, Stopped
+from gpt_lightning.evaluation.baselines import Baselines, measure_baselines
 from gpt_lightning.files import read_rows, replace_bytes
 from gpt_lightning.runs.figures import FORMATS, loss_figure, read_curve, save_figure
 from gpt_lightning.runs.folder import BEST, LAST, PREVIOUS, RUN_DIR_ENV, RUNS, Run, new_run_folder
@@ -72,10 +74,14 @@ def fit(
         return report_finished(trainer, plan)
     module, steps = prepare(trainer, data, config, is_resumed=plan.content is not None)
     with open_run(trainer, plan, config, resolved_config) as run:
-        callbacks = build_callbacks(trainer, run, data, module, config, plan)
-        add_loggers(trainer, run, {**module.hparams, **data.hparams}, config.has_tensorboard)
+        baselines = None
         if trainer.is_global_zero:
-            announce(trainer, data, config, plan, steps, run)
+            baselines = measure_split_baselines(trainer, data, config.model.vocab_size, steps)
+            run.write_baselines(asdict(baselines))
+        callbacks = build_callbacks(trainer, run, data, module, config, plan, baselines)
+        add_loggers(trainer, run, {**module.hparams, **data.hparams}, config.has_tensorboard)
+        if baselines is not None:
+            announce(trainer, data, config, plan, steps, run, baselines)
         train(trainer, data, module, config, plan, run, callbacks, resume_command)
         if callbacks.progress.session_tokens == 0:
             check_why_nothing_was_trained(plan, data)
@@ -120,6 +126,15 @@ def prepare(trainer: Trainer, data: TextDataModule, config: RunConfig, *, is_res
         network=network,
     )
     return module, steps
+
+
+def measure_split_baselines(trainer: Trainer, data: TextDataModule, vocab_size: int, steps: Steps) -> Baselines:
+    """Measure the baselines on the validation windows that the run evaluates."""
+    train, val = data.splits["training"].windows, data.splits["validation"].windows
+    windows = max(1, steps.val_batches * data.hparams["batch_size"] * trainer.world_size)
+    return measure_baselines(
+        np.asarray(train.token_ids), np.asarray(val.token_ids), val.times_predicted(windows), vocab_size
+    )
 
 
 def check_callbacks(callbacks: list[Callback]) -> None:
@@ -223,12 +238,20 @@ class RunCallbacks:
 
 
 def build_callbacks(
-    trainer: Trainer, run: Run, data: TextDataModule, module: GPTModule, config: RunConfig, plan: RunPlan
+    trainer: Trainer,
+    run: Run,
+    data: TextDataModule,
+    module: GPTModule,
+    config: RunConfig,
+    plan: RunPlan,
+    baselines: Baselines | None,
 ) -> RunCallbacks:
     """Set the Trainer's callbacks, in the order of their dependencies, and return those that `fit` reads."""
     training = config.training
     progress, stop = Progress(), StopOnSignal()
-    checkpoints = Checkpointing(run, progress, stop, training.save_every, training.save_minutes, config.resume_settings)
+    checkpoints = Checkpointing(
+        run, progress, stop, training.save_every, training.save_minutes, config.resume_settings, baselines
+    )
     users = [
         callback
         for callback in trainer.callbacks  # type: ignore[attr-defined]
@@ -276,11 +299,20 @@ def add_loggers(trainer: Trainer, run: Run, hparams: dict[str, Any], has_tensorb
         trainer.loggers = [tensorboard, *trainer.loggers]
 
 
-def announce(trainer: Trainer, data: TextDataModule, config: RunConfig, plan: RunPlan, steps: Steps, run: Run) -> None:
-    """Print the text, model, device and run folder before training."""
+def announce(
+    trainer: Trainer,
+    data: TextDataModule,
+    config: RunConfig,
+    plan: RunPlan,
+    steps: Steps,
+    run: Run,
+    baselines: Baselines,
+) -> None:
+    """Print the text, baselines, model, device and run folder before training."""
     is_resumed = plan.content is not None
     for line in (
         *summary.describe_data(data, steps, trainer.world_size),
+        summary.describe_baselines(baselines),
         summary.describe_model(config.model),
         *summary.describe_init(None if is_resumed else config.init_from, config.model),
         summary.describe_device(trainer, config.accelerator, config.precision_reason),

@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 
 from gpt_lightning.console import PROGRAM, format_bytes
 from gpt_lightning.data.datamodule import Split, TextDataModule
+from gpt_lightning.evaluation.baselines import MOST_TRAINING_TOKENS, Baselines
 from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.runs.folder import Run
 from gpt_lightning.training.callbacks.checkpointing import Checkpointing
@@ -94,6 +95,14 @@ def describe_init(init_from: str | None, config: GPTConfig) -> list[str]:
     if init_from is None:
         return []
     return [line("weights", f"from {init_from}, with its first {config.context_length} positions and a new optimizer")]
+
+
+def describe_baselines(baselines: Baselines) -> str:
+    """Describe the losses that counting the training tokens reaches."""
+    losses = ", ".join(f"{name} {loss:.3f}" for name, loss in baselines.by_loss)
+    is_limited = baselines.training_tokens == MOST_TRAINING_TOKENS
+    counted = f"first {MOST_TRAINING_TOKENS:,} training tokens" if is_limited else "training text"
+    return line("baselines", f"{losses} (validation loss of counting the {counted})")
 
 
 def describe_device(trainer: Trainer, accelerator: str, precision_reason: str) -> str:

@@ -30,10 +30,11 @@ def test_each_evaluation_is_plotted_at_its_epoch(trained: Path) -> None:
     steps = [2, 4, 6, 8, 10, 12, 14, 15]
     assert curve.epochs == pytest.approx([step / 5 for step in steps])
     assert curve.tokens == [step * 56 * 64 for step in steps]
-    train, val = axes.get_lines()
+    train, val, baseline = axes.get_lines()
     assert list(train.get_xdata()) == curve.epochs
     assert (list(train.get_ydata()), list(val.get_ydata())) == (curve.train, curve.val)
     assert train.get_linestyle() != val.get_linestyle()
+    assert baseline.get_label() == "Trigram baseline"
     assert (axes.get_xlabel(), above.get_xlabel()) == ("Epochs", "Tokens seen")
     assert above.get_xlim() == pytest.approx([limit * 5 * 56 * 64 for limit in axes.get_xlim()])
 

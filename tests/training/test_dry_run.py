@@ -23,8 +23,8 @@ def test_check_predicts_what_fit_does(command: Command, config: Path) -> None:
     assert sorted(path.name for path in Path().iterdir()) == ["tiny.yaml"]
     fitted = command("fit", "--config", config, "--run_dir", "run")
 
-    common = ("text ", "split ", "windows ", "batches ", "model ", "device ")
-    assert [line for line in checked.out.splitlines() if line.startswith(common)] == fitted.out.splitlines()[:6]
+    common = ("text ", "split ", "windows ", "batches ", "baselines ", "model ", "device ")
+    assert [line for line in checked.out.splitlines() if line.startswith(common)] == fitted.out.splitlines()[:7]
     rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     untrained, last = rows[0], rows[-1]
     assert (

@@ -25,13 +25,14 @@ def test_a_run_prints_its_data_model_and_results(trained: Path, command: Command
         "windows     287 + 31 of 64 tokens, stride 64; 44 + 61 trailing tokens are unused",
     ]
     assert lines[3].startswith("batches     5 + 1 of 56 windows; 5 optimizer steps per epoch, 7 windows per epoch left")
-    assert lines[4].startswith("model       12,512 parameters: 1 layer, 2 heads, width 16, context 64, untied head")
-    assert lines[5].startswith(
+    assert lines[4].startswith("baselines   trigram 1.616, bigram 2.183, unigram 2.987 (validation loss of counting")
+    assert lines[5].startswith("model       12,512 parameters: 1 layer, 2 heads, width 16, context 64, untied head")
+    assert lines[6].startswith(
         "device      cpu (as set by trainer.accelerator), precision 32-true (as the settings say), "
     )
-    assert lines[6].startswith("run folder  run; checkpoints take 350.3 kB when done, up to 500.5 kB while it runs")
+    assert lines[7].startswith("run folder  run; checkpoints take 350.3 kB when done, up to 500.5 kB while it runs")
     untrained = r"Untrained \(Step 000000\): Train loss \d\.\d{3}, Val loss \d\.\d{3}; uniform baseline: ln 257 = 5.549"
-    assert re.fullmatch(untrained, lines[7])
+    assert re.fullmatch(untrained, lines[8])
     assert re.fullmatch(r"Training completed in \d+\.\d\d minutes\.", lines[-4])
     assert re.match(
         r"53,760 tokens seen, [\d,]+ tokens per second in the training steps \(utilization of the peak rate n/a\), \d",

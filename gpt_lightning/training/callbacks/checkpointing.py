@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from gpt_lightning.checkpoints.loading import find_non_finite
 from gpt_lightning.checkpoints.metadata import CheckpointInfo, ProgressInfo, TextInfo
 from gpt_lightning.console import warn
 from gpt_lightning.errors import DivergedError, InputError, Stopped
+from gpt_lightning.evaluation.baselines import Baselines
 from gpt_lightning.runs.folder import Run
 from gpt_lightning.training.callbacks.exact_resume import text_changed
 from gpt_lightning.training.callbacks.progress import Progress
@@ -124,6 +126,7 @@ class Checkpointing(StepEnd, Checkpoint):
         save_minutes: Minutes between saves. If both are None, saving takes about 1/40 of the time. The last step before
             the run ends or stops is always saved.
         resume_settings: Settings outside `model` and `data` that a resumed run must keep.
+        baselines: Losses to store beside the model's; None on ranks other than 0.
 
     Attributes:
         best: The weights with the lowest validation loss.
@@ -143,6 +146,7 @@ class Checkpointing(StepEnd, Checkpoint):
         save_every: int | None,
         save_minutes: float | None,
         resume_settings: dict[str, Any],
+        baselines: Baselines | None,
     ) -> None:
         self.run = run
         self.progress = progress
@@ -150,6 +154,7 @@ class Checkpointing(StepEnd, Checkpoint):
         self.save_every = save_every
         self.save_minutes = save_minutes
         self.resume_settings = resume_settings
+        self.baselines = baselines
         self.best = BestWeights(run)
         self.saved_step = -1
         self.saving_seconds = 0.0
@@ -240,4 +245,5 @@ class Checkpointing(StepEnd, Checkpoint):
             progress=ProgressInfo(data.position[0], trainer.global_step, self.progress.tokens_seen),
             evaluated=module.evaluated,
             fit=self.resume_settings,
+            baselines=None if self.baselines is None else asdict(self.baselines),
         )
