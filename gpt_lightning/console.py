@@ -23,6 +23,16 @@ def format_bytes(size: int) -> str:
     return f"{size / 1e3:.1f} kB"
 
 
+def plural(count: int, noun: str) -> str:
+    """Return a count and a noun, which gets an s unless the count is 1."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def labeled(label: str, text: str) -> str:
+    """Return a line of text after its label, which is padded to a column."""
+    return f"{label:<12}{text}"
+
+
 def say(line: str) -> None:
     """Print a line to stdout, above the progress bar if one is shown."""
     tqdm.write(line, file=sys.stdout)

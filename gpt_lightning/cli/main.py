@@ -26,6 +26,7 @@ COMMANDS = {
     "configs": ("list the configs that come with the package, or copy one", "commands.configs"),
     "plot": ("draw the loss curves of runs", "commands.plot"),
     "explain": ("worked examples of windows, loss and sampling", "commands.explain"),
+    "info": ("what a checkpoint contains, or what differs between two", "commands.info"),
     "inspect": ("inspect next-token probabilities under different sampling settings", "commands.inspect"),
 }
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gpt_lightning.console import plural
 from gpt_lightning.errors import InputError, MachineError, memory_bytes
 from gpt_lightning.validation import require, require_integer, require_number
 
@@ -79,6 +80,14 @@ class GPTConfig:
         looked_up = (self.vocab_size * (not self.tie_weights) + self.context_length) * self.emb_dim
         attention = 12 * self.n_layers * self.context_length * self.emb_dim
         return 6 * (self.num_parameters - looked_up) + attention
+
+    @property
+    def description(self) -> str:
+        """The size and shape of the network in words."""
+        return (
+            f"{self.num_parameters:,} parameters: {plural(self.n_layers, 'layer')}, {plural(self.n_heads, 'head')}, "
+            f"width {self.emb_dim}, context {self.context_length}, {'tied' if self.tie_weights else 'untied'} head"
+        )
 
     def check_memory(self) -> None:
         """Raise `MachineError` if the weights alone exceed this machine's memory."""

@@ -22,7 +22,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateFinder
 
-from gpt_lightning.console import format_bytes, say
+from gpt_lightning.console import format_bytes, labeled, say
 from gpt_lightning.data.datamodule import TextDataModule
 from gpt_lightning.errors import DivergedError, InputError, memory_bytes
 from gpt_lightning.models.config import GPTConfig
@@ -112,7 +112,7 @@ def check(trainer: Trainer, data: TextDataModule, config: RunConfig) -> None:
     for line in (
         *summary.describe_data(data, steps, trainer.world_size),
         summary.describe_baselines(measure_split_baselines(trainer, data, config.model.vocab_size, steps)),
-        summary.describe_model(config.model),
+        labeled("model", config.model.description),
         *summary.describe_init(config.init_from, config.model),
         summary.describe_device(trainer, config.accelerator, config.precision_reason),
         *describe_text(data),
@@ -123,9 +123,9 @@ def check(trainer: Trainer, data: TextDataModule, config: RunConfig) -> None:
     for line in describe_cost(trainer, data, config, steps, probe, peak):
         say(line)
     for problem in problems(data, config, steps, probe.losses, peak):
-        say(summary.line("problem", problem))
+        say(labeled("problem", problem))
     for effect in ineffective_settings(data, config, steps, trainer.gradient_clip_val):
-        say(summary.line("no effect", effect))
+        say(labeled("no effect", effect))
 
 
 def run_probe(trainer: Trainer, data: TextDataModule, module: GPTModule, config: RunConfig) -> Probe:
@@ -156,12 +156,12 @@ def describe_text(data: TextDataModule) -> Iterator[str]:
     """Show the beginning of the text, and the inputs and targets of the first window."""
     windows, decode = data.splits["training"].windows, data.tokenizer.decode
     start = decode([int(one) for one in windows.token_ids[:SHOWN_CHARACTERS]])[:SHOWN_CHARACTERS]
-    yield summary.line("begins", repr(start))
+    yield labeled("begins", repr(start))
     inputs, targets = (ids.tolist() for ids in windows[0])
     for name, ids in (("inputs", inputs), ("targets", targets)):
         shown = ", ".join(repr(decode([one])) for one in ids[:SHOWN_TOKENS])
         more = f", ... ({len(ids)} tokens)" if len(ids) > SHOWN_TOKENS else ""
-        yield summary.line(name, f"{shown}{more}")
+        yield labeled(name, f"{shown}{more}")
 
 
 def describe_cost(
@@ -178,32 +178,32 @@ def describe_cost(
         peak: Peak memory of the run, in bytes.
     """
     model = config.model
-    yield summary.line(
+    yield labeled(
         "untrained" if config.init_from is None else "pretrained",
         f"Train loss {probe.losses['train_eval_loss']:.3f}, Val loss {probe.losses['val_loss']:.3f}; "
         f"uniform baseline: ln {model.vocab_size:,} = {math.log(model.vocab_size):.3f}",
     )
     weights, rest = format_bytes(model.weight_bytes), format_bytes(peak - 4 * model.weight_bytes)
-    yield summary.line(
+    yield labeled(
         "memory",
         f"{format_bytes(peak)}: {weights} each for weights, gradients and AdamW's two moments, {rest} for "
         "activations, copies and the program",
     )
     done, running = summary.checkpoint_bytes(model)
-    yield summary.line(
+    yield labeled(
         "disk", f"checkpoints take {format_bytes(done)} when done, up to {format_bytes(running)} while it runs"
     )
     seconds = min(probe.step_seconds[1:] or probe.step_seconds)
     evaluations = steps.total // config.training.evaluate_every + 1
     minutes = (steps.total * seconds + evaluations * probe.evaluation_seconds) / 60
-    yield summary.line(
+    yield labeled(
         "run",
         f"{steps.total:,} optimizer steps of {seconds:.2f} s, {evaluations:,} evaluations of "
         f"{probe.evaluation_seconds:.2f} s: {minutes:,.1f} minutes, plus sampling and saving",
     )
     per_epoch = steps.train_batches * data.hparams["batch_size"] * model.context_length * trainer.world_size
     tokens = round(steps.total / steps.per_epoch * per_epoch)
-    yield summary.line(
+    yield labeled(
         "tokens",
         f"{tokens:,} to train on in the whole run, {tokens / model.num_parameters:.3g} per parameter; "
         f"the training split has {data.splits['training'].tokens / model.num_parameters:.3g} per parameter",

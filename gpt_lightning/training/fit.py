@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from gpt_lightning.checkpoints.io import read_checkpoint
 from gpt_lightning.checkpoints.loading import open_checkpoint
-from gpt_lightning.console import say, warn
+from gpt_lightning.console import labeled, say, warn
 from gpt_lightning.data.datamodule import TextDataModule
 from gpt_lightning.errors import InputError, MachineError, Stopped
 from gpt_lightning.evaluation.baselines import Baselines, measure_baselines
@@ -313,14 +313,14 @@ def announce(
     for line in (
         *summary.describe_data(data, steps, trainer.world_size),
         summary.describe_baselines(baselines),
-        summary.describe_model(config.model),
+        labeled("model", config.model.description),
         *summary.describe_init(None if is_resumed else config.init_from, config.model),
         summary.describe_device(trainer, config.accelerator, config.precision_reason),
         summary.describe_folder(run.display_path, config.model),
     ):
         say(line)
     if plan.content is not None:
-        say(summary.line("resumed", f"after step {plan.content['global_step']}"))
+        say(labeled("resumed", f"after step {plan.content['global_step']}"))
 
 
 def train(

@@ -7,7 +7,7 @@ import shlex
 import torch
 from lightning.pytorch import Trainer
 
-from gpt_lightning.console import PROGRAM, format_bytes
+from gpt_lightning.console import PROGRAM, format_bytes, labeled, plural
 from gpt_lightning.data.datamodule import Split, TextDataModule
 from gpt_lightning.evaluation.baselines import MOST_TRAINING_TOKENS, Baselines
 from gpt_lightning.models.config import GPTConfig
@@ -17,15 +17,6 @@ from gpt_lightning.training.callbacks.progress import Progress
 from gpt_lightning.training.steps import Steps
 
 STATES_PER_WEIGHT = 3  # a full checkpoint holds the weight and AdamW's two moments
-
-
-def line(label: str, text: str) -> str:
-    """Return a line of text after its label, which is padded to a column."""
-    return f"{label:<12}{text}"
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def checkpoint_bytes(config: GPTConfig) -> tuple[int, int]:
@@ -50,22 +41,22 @@ def describe_data(data: TextDataModule, steps: Steps, world_size: int) -> list[s
     train, val = data.splits["training"], data.splits["validation"]
     batch_size, context_length = data.hparams["batch_size"], data.hparams["context_length"]
     return [
-        line(
+        labeled(
             "text",
             f"{source.name}{found}: {source.characters:,} characters, {data.total_tokens:,} tokens{contents} "
             f"({data.tokenizer.name}, {data.tokenizer.vocab_size:,} in the vocabulary)",
         ),
-        line(
+        labeled(
             "split",
             f"{train.characters:,} / {val.characters:,} characters, {train.tokens:,} / {val.tokens:,} tokens for "
             "training / validation",
         ),
-        line(
+        labeled(
             "windows",
             f"{len(train.windows)} + {len(val.windows)} of {context_length} tokens, stride {data.stride}; "
             f"{train.windows.unused_tokens} + {val.windows.unused_tokens} trailing tokens are unused",
         ),
-        line(
+        labeled(
             "batches",
             f"{steps.train_batches} + {steps.val_batches} of {batch_size} windows; "
             f"{steps.per_epoch} optimizer steps per epoch{_left_out(data, world_size, steps.train_batches)}",
@@ -77,24 +68,16 @@ def _left_out(data: TextDataModule, world_size: int, train_batches: int) -> str:
     left_out = len(data.splits["training"].windows) - train_batches * data.hparams["batch_size"] * world_size
     is_limited = train_batches < data.count_train_batches(world_size)
     reason = "trainer.limit_train_batches" if is_limited else "incomplete batch"
-    return f", {_plural(left_out, 'window')} per epoch left out ({reason})" if left_out else ""
-
-
-def describe_model(config: GPTConfig) -> str:
-    """Describe the size and shape of the network."""
-    tied = "tied" if config.tie_weights else "untied"
-    return line(
-        "model",
-        f"{config.num_parameters:,} parameters: {_plural(config.n_layers, 'layer')}, "
-        f"{_plural(config.n_heads, 'head')}, width {config.emb_dim}, context {config.context_length}, {tied} head",
-    )
+    return f", {plural(left_out, 'window')} per epoch left out ({reason})" if left_out else ""
 
 
 def describe_init(init_from: str | None, config: GPTConfig) -> list[str]:
     """Describe the origin of a new run's weights; return no line if they are random."""
     if init_from is None:
         return []
-    return [line("weights", f"from {init_from}, with its first {config.context_length} positions and a new optimizer")]
+    return [
+        labeled("weights", f"from {init_from}, with its first {config.context_length} positions and a new optimizer")
+    ]
 
 
 def describe_baselines(baselines: Baselines) -> str:
@@ -102,7 +85,7 @@ def describe_baselines(baselines: Baselines) -> str:
     losses = ", ".join(f"{name} {loss:.3f}" for name, loss in baselines.by_loss)
     is_limited = baselines.training_tokens == MOST_TRAINING_TOKENS
     counted = f"first {MOST_TRAINING_TOKENS:,} training tokens" if is_limited else "training text"
-    return line("baselines", f"{losses} (validation loss of counting the {counted})")
+    return labeled("baselines", f"{losses} (validation loss of counting the {counted})")
 
 
 def describe_device(trainer: Trainer, accelerator: str, precision_reason: str) -> str:
@@ -120,18 +103,18 @@ def describe_device(trainer: Trainer, accelerator: str, precision_reason: str) -
         reason = "no CUDA or MPS device found"
     else:
         reason = "found on this machine"
-    threads = f", {_plural(torch.get_num_threads(), 'thread')}" if device == "cpu" else ""
+    threads = f", {plural(torch.get_num_threads(), 'thread')}" if device == "cpu" else ""
     count = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
     text = f"{count}{device} ({reason}), precision {trainer.precision} ({precision_reason}){threads}"
     if device == "mps":
         text += "; the reference notes report issues with training on MPS; --trainer.accelerator cpu trains on the CPU"
-    return line("device", text)
+    return labeled("device", text)
 
 
 def describe_folder(display_path: str, config: GPTConfig) -> str:
     """Describe the run folder and the size of its checkpoints."""
     done, running = checkpoint_bytes(config)
-    return line(
+    return labeled(
         "run folder",
         f"{display_path}; checkpoints take {format_bytes(done)} when done, up to {format_bytes(running)} while it runs",
     )
