@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from gpt_lightning.errors import InputError
-from gpt_lightning.files import read_rows, replace_bytes
+from gpt_lightning.files import replace_bytes
+from gpt_lightning.runs.records import read_evaluations
 
 FORMATS = ("pdf", "png")
 METADATA: dict[str, dict[str, None]] = {"pdf": {"CreationDate": None}, "png": {}}  # no dates, for reproducible files
@@ -52,18 +53,16 @@ def read_curve(path: str | Path) -> Curve:
     table = path / "metrics.jsonl" if path.is_dir() else path
     if not table.is_file():
         raise InputError(f"{table}: no such file")
-    names = ("epoch", "tokens_seen", "train_eval_loss", "val_loss")
-    rows = [row for row in read_rows(table) if row["step"] > 0 and all(_is_finite(row.get(name)) for name in names)]
-    rows = [row for row in rows if row["epoch"] > 0]
+    rows = [row for row in read_evaluations(table) if row.step > 0 and row.epoch > 0]
     if not rows:
         raise InputError(f"{table}: has no evaluation after the first optimizer step")
-    name = f"{path.absolute().parent.name}/{path.stem}"
-    epochs, tokens, train, val = ([row[name] for row in rows] for name in names)
-    return Curve(name, epochs, tokens, train, val)
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and abs(value) < 1e300  # JSON integers may exceed the range of a float
+    return Curve(
+        name=f"{path.absolute().parent.name}/{path.stem}",
+        epochs=[row.epoch for row in rows],
+        tokens=[row.tokens_seen for row in rows],
+        train=[row.train_eval_loss for row in rows],
+        val=[row.val_loss for row in rows],
+    )
 
 
 def loss_figure(curves: Sequence[Curve]) -> Figure:
