@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ import yaml
 from conftest import ROOT, STORY, Result
 
 from gpt_lightning.models.config import GPTConfig
+from gpt_lightning.runs.records import read_evaluations
+from gpt_lightning.training.config import ExpectedConfig
 
 Command = Callable[..., Result]
 ALL = sorted((ROOT / "configs").glob("*.yaml"))
@@ -118,7 +122,38 @@ def test_debug_matches_its_header(command: Command, tmp_path: Path, monkeypatch:
     files = (tmp_path / "run").rglob("*")
     size = sum(path.stat().st_size for path in files if path.name != "prev.ckpt")  # only runs above a minute have one
     assert 5e6 < size < 7e6
+    assert "\n            losses as expected of this config\n" in result.out
     assert torch.load(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == 108
+
+
+@pytest.mark.parametrize(("name", "steps"), [("verdict", 10 * 9), ("classroom", 36 * 18), ("debug", 6 * 18)])
+def test_what_a_config_expects_is_of_its_own_text_and_size(name: str, steps: int) -> None:
+    config = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
+    expected = ExpectedConfig(**config["expected"])
+
+    settings = config["model"] | {"vocab_size": 257 if name == "debug" else 50257}
+    model = GPTConfig(**{one.name: settings[one.name] for one in fields(GPTConfig) if one.name in settings})
+    url = config["data"].get("url", f"#sha256={hashlib.sha256(STORY.read_bytes()).hexdigest()}")
+    assert expected.applies_to(url.partition("#sha256=")[2], steps, model.num_parameters)
+    assert list(expected.ranges) == ["untrained_val_loss", "best_val_loss", "last_train_eval_loss"]
+
+
+def test_verdict_expects_the_losses_of_the_documents() -> None:
+    """Of the shown run, of the reference notes' table, and of the book's loop on a CPU (6.130 and 0.356)."""
+    ranges = yaml.safe_load((ROOT / "configs" / "verdict.yaml").read_text())["expected"]
+    shown = (ROOT / "docs" / "verdict.txt").read_text()
+    losses = [(float(one), float(other)) for one, other in re.findall(r"Train loss (\S+), Val loss ([\d.]+)", shown)]
+    notes = read_evaluations(ROOT / "configs" / "reference" / "verdict.jsonl")
+
+    best = [min(val for _, val in losses), min(row.val_loss for row in notes), 6.130]
+    last = [losses[-1][0], notes[-1].train_eval_loss, 0.356]
+    for name, values in (
+        ("untrained_val_loss", [losses[0][1]]),
+        ("best_val_loss", best),
+        ("last_train_eval_loss", last),
+    ):
+        low, high = ranges[name]
+        assert all(low < value < high for value in values)
 
 
 def test_verdict_has_the_settings_of_note_a() -> None:

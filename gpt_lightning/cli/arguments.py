@@ -76,6 +76,35 @@ TEXT_OPTIONS = ("--data.text", "--data.val_text", "--data.test_text")
 TEXT_LISTS = ("--prompt", "--sampling.stop_strings")
 # Settings that belong to `data.text`: they are reset when another text is named.
 TEXT_SETTINGS = ("url", "fallback_text")
+# `expected` is dropped by this setting, and is dropped if another file or the command line changes the run's losses.
+EXPECTED_TEXT = "expected.sha256"
+SAME_LOSSES = (
+    "data.cache_dir",
+    "data.fallback_text",
+    "data.num_workers",
+    "data.test_text",
+    "data.text",  # compared by its checksum
+    "data.url",
+    "model.activation_checkpointing",
+    "model.compile",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.enable_progress_bar",
+    "trainer.log_every_n_steps",
+    "trainer.logger",
+    "trainer.precision",
+)
+
+
+def changes_losses(setting: str) -> bool:
+    """Return whether another value of a setting makes the losses of a run incomparable with those expected.
+
+    Args:
+        setting: Full name of the setting, in any section.
+    """
+    section = setting.partition(".")[0]
+    others = ("seed_everything", "init_from", "evaluate_every", "evaluate_batches", "early_stopping_patience")
+    return section in ("data", "model", "trainer", *others) and setting not in SAME_LOSSES
 
 
 def was_passed(arguments: list[str], option: str) -> bool:
@@ -118,7 +147,7 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
     """Rewrite the command line for jsonargparse.
 
     Texts are quoted by `literal_texts`. `--data.text FILE` also resets the URL and the fallback, which belong to the
-    text that a YAML file names.
+    text that a YAML file names, and options that change the losses reset `expected`.
 
     Raises:
         InputError: See `literal_texts`; or a text option is repeated.
@@ -133,4 +162,7 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
         if name == "--data.text":
             prepared += [f"--data.{one}=null" for one in TEXT_SETTINGS if not was_passed(arguments, f"--data.{one}")]
         prepared.append(argument)
+    names = [name.removeprefix("--") for name in seen]
+    if any(map(changes_losses, names)) and not any(name.startswith("expected") for name in names):
+        prepared.append(f"--{EXPECTED_TEXT}=null")
     return prepared

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 
-from gpt_lightning.cli.arguments import CLI_ONLY, LINKS, TEXT_SETTINGS
+from gpt_lightning.cli.arguments import CLI_ONLY, EXPECTED_TEXT, LINKS, TEXT_SETTINGS, changes_losses
 from gpt_lightning.console import PROGRAM
 from gpt_lightning.data.sources import absolute
 from gpt_lightning.errors import InputError
@@ -22,7 +22,7 @@ from gpt_lightning.files import decode_utf8, packaged_folder, with_filename
 LONGEST_NAME = 100  # of a packaged config; a longer one is a file's
 MAX_CONFIG_BYTES = 1_000_000
 MAX_CONFIG_NODES = 100_000
-SECTIONS = ("model", "data", "sampling", "trainer")
+SECTIONS = ("model", "data", "sampling", "expected", "trainer")
 NO_NAMES = ("tag:yaml.org,2002:merge", "tag:yaml.org,2002:null")
 
 
@@ -153,6 +153,17 @@ class ConfigFile(ActionConfigFile):
             for name in TEXT_SETTINGS:
                 if name not in data:
                     cfg[f"data.{name}"] = None
+        if "expected" not in config and any(map(changes_losses, _full_names(config))):
+            cfg[EXPECTED_TEXT] = None
+
+
+def _full_names(config: dict[str, Any]) -> list[str]:
+    """Return the full names of the settings of a YAML file."""
+    return [
+        f"{name}.{one}" if name in SECTIONS else name
+        for name, value in config.items()
+        for one in (value if name in SECTIONS else [None])
+    ]
 
 
 def dump_settings(settings: Namespace) -> str:

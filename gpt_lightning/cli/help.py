@@ -193,7 +193,7 @@ def settings_page(parser: ArgumentParser) -> str:
         parser: The parser of `fit`.
     """
     explained, defaults = explanations(parser), parser.get_defaults()
-    sections: dict[str, list[str]] = {"data": [], "model": [], "sampling": [], "trainer": [], "": []}
+    sections: dict[str, list[str]] = {name: [] for name in ("data", "model", "sampling", "expected", "trainer", "")}
     for name, text in explained.items():
         section, _, short = name.rpartition(".")
         is_known = section != "trainer" or short in TRAINER_HELP

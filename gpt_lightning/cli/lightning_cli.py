@@ -340,6 +340,7 @@ class CLI(LightningCLI):
             optimizer=OptimizerConfig(**{one.name: model[one.name] for one in fields(OptimizerConfig)}),
             training=self.training,
             sampling=settings["sampling"],
+            expected=settings["expected"],
             compile=model["compile"],
             activation_checkpointing=model["activation_checkpointing"],
             init_from=settings["init_from"],

@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser
 from gpt_lightning.cli.arguments import ALLOW_CLASSES
 from gpt_lightning.inference.sampling import SamplingConfig
 from gpt_lightning.models.config import GPTConfig
-from gpt_lightning.training.config import TrainingConfig
+from gpt_lightning.training.config import ExpectedConfig, TrainingConfig
 from gpt_lightning.training.optimizers import OptimizerConfig
 
 # Settings of Lightning's Trainer that are explained here; its documentation explains the others.
@@ -63,6 +63,7 @@ def add_run_options(parser: ArgumentParser, command: str) -> None:
     """Add the settings of sampling and of the run, and the options of the command."""
     parser.add_class_arguments(SamplingConfig, "sampling")
     parser.add_class_arguments(TrainingConfig, None)
+    parser.add_class_arguments(ExpectedConfig, "expected")
     if command == "fit":
         parser.add_argument(
             "--init_from",

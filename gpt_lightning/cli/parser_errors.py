@@ -149,7 +149,8 @@ def explain_parser_error(message: str, known: list[str]) -> str:
     if wrong is None:
         return message
     name, expected, value = (group.strip() for group in wrong.groups())
-    types = [words for one, words in TYPES.items() if f"<class '{one}'>" in expected.partition(" Errors: ")[0]]
+    allowed = expected.partition(" Errors: ")[0].replace("list[float]", "<class 'list'>")
+    types = [words for one, words in TYPES.items() if f"<class '{one}'>" in allowed]
     is_text = value == "None" and "null" in types  # null would be accepted
     given = f"'{value}'" if is_text else show_value(value)
     if f"--{name}" in TEXT_LISTS:

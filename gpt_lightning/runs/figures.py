@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from gpt_lightning.errors import InputError
-from gpt_lightning.files import read_rows, replace_bytes
-from gpt_lightning.runs.folder import BASELINES
+from gpt_lightning.files import replace_bytes
+from gpt_lightning.runs.records import read_baselines, read_evaluations
 
 FORMATS = ("pdf", "png")
 METADATA: dict[str, dict[str, None]] = {"pdf": {"CreationDate": None}, "png": {}}  # no dates, for reproducible files
@@ -56,27 +55,24 @@ def read_curve(path: str | Path) -> Curve:
     table = path / "metrics.jsonl" if path.is_dir() else path
     if not table.is_file():
         raise InputError(f"{table}: no such file")
-    names = ("epoch", "tokens_seen", "train_eval_loss", "val_loss")
-    rows = [row for row in read_rows(table) if row["step"] > 0 and all(_is_finite(row.get(name)) for name in names)]
-    rows = [row for row in rows if row["epoch"] > 0]
+    rows = [row for row in read_evaluations(table) if row.step > 0 and row.epoch > 0]
     if not rows:
         raise InputError(f"{table}: has no evaluation after the first optimizer step")
-    name = f"{path.absolute().parent.name}/{path.stem}"
-    epochs, tokens, train, val = ([row[name] for row in rows] for name in names)
-    return Curve(name, epochs, tokens, train, val, best_baseline(path))
+    return Curve(
+        name=f"{path.absolute().parent.name}/{path.stem}",
+        epochs=[row.epoch for row in rows],
+        tokens=[row.tokens_seen for row in rows],
+        train=[row.train_eval_loss for row in rows],
+        val=[row.val_loss for row in rows],
+        baseline=best_baseline(path),
+    )
 
 
 def best_baseline(path: Path) -> tuple[str, float] | None:
     """Return the name and the loss of the best n-gram baseline of a run, or None if it is not recorded."""
-    try:
-        found = json.loads((path / BASELINES).read_text(encoding="utf-8"))
-        return min(((name, float(found[name])) for name in ("unigram", "bigram", "trigram")), key=lambda pair: pair[1])
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and abs(value) < 1e300  # JSON integers may exceed the range of a float
+    found = read_baselines(path) or {}
+    losses = [(found[name], name) for name in ("unigram", "bigram", "trigram") if name in found]
+    return min(losses)[::-1] if losses else None
 
 
 def loss_figure(curves: Sequence[Curve]) -> Figure:

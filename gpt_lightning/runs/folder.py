@@ -7,6 +7,7 @@
         baselines.json               validation losses of counting the training text
         checkpoints/                 best.ckpt, last.ckpt and its predecessor prev.ckpt
         loss.pdf, loss.png           the loss curves, drawn when the run ends
+        summary.json                 the verdict, written when the run ends
         events.out.tfevents.*        logs for TensorBoard
 
 When a run is resumed, rows and events after the checkpoint are removed from the logs.
@@ -51,6 +52,7 @@ class Run:
         self.best = self.checkpoints / BEST
         self.metrics_file = self.path / "metrics.jsonl"
         self.samples_file = self.path / "samples.jsonl"
+        self.summary_file = self.path / "summary.json"
         self._lock = FileLock(self.path / ".lock", fallback_to_soft=False)  # forked data workers do not keep it
 
     @property
@@ -145,12 +147,13 @@ class Run:
         os.replace(temporary, self.path.parent / "latest")
 
     def cut_logs(self, step: int, tokens_seen: int) -> None:
-        """Remove log entries after a step, so that a resumed run does not log them twice.
+        """Remove log entries after a step, so that a resumed run does not log them twice, and the outdated summary.
 
         Args:
             step: Last optimizer step to keep.
             tokens_seen: Tokens seen at that step.
         """
+        self.summary_file.unlink(missing_ok=True)
         for path in (self.metrics_file, self.samples_file):
             kept = [row for row in read_rows(path) if row["step"] <= step]
             if path == self.metrics_file and step > 0 and not kept:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from gpt_lightning.inference.sampling import SamplingConfig
 from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.training.optimizers import OptimizerConfig
-from gpt_lightning.validation import require_integer, require_number
+from gpt_lightning.validation import require, require_integer, require_number
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,54 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
+class ExpectedConfig:
+    """The ranges in which a config expects the losses of its run on its own text.
+
+    They are compared only with a run of these sizes, and the command line drops them with any setting that changes
+    losses (`cli.arguments.changes_losses`).
+
+    Args:
+        sha256: Checksum of the text; null: nothing is expected.
+        steps: Optimizer steps of the run.
+        parameters: Parameters of the model.
+        untrained_val_loss: Lowest and highest validation loss before training.
+        best_val_loss: Lowest and highest best validation loss.
+        last_train_eval_loss: Lowest and highest training loss (in evaluation mode) at the end.
+
+    Raises:
+        InputError: A value is out of range.
+    """
+
+    sha256: str | None = None
+    steps: int | None = None
+    parameters: int | None = None
+    untrained_val_loss: list[float] | None = None
+    best_val_loss: list[float] | None = None
+    last_train_eval_loss: list[float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.sha256 is None:
+            return
+        is_checksum = re.fullmatch(r"[0-9a-f]{64}", self.sha256) is not None
+        require(is_checksum, "expected.sha256", "be 64 hexadecimal digits", self.sha256)
+        for name in ("steps", "parameters"):
+            require_integer(f"expected.{name}", getattr(self, name), 1)
+        for name, limits in self.ranges.items():
+            is_range = len(limits) == 2 and limits[0] <= limits[1]  # False for NaN
+            require(is_range, f"expected.{name}", "be the lowest and the highest value", limits)
+
+    @property
+    def ranges(self) -> dict[str, list[float]]:
+        """The ranges that are set, by name."""
+        names = ("untrained_val_loss", "best_val_loss", "last_train_eval_loss")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def applies_to(self, sha256: str, steps: int, parameters: int) -> bool:
+        """Return whether the ranges are those of a run on this text and of this size."""
+        return self.sha256 is not None and (self.sha256, self.steps, self.parameters) == (sha256, steps, parameters)
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """The settings of `fit`, except those of the data and of Lightning's Trainer.
 
@@ -61,6 +110,7 @@ class RunConfig:
         optimizer: AdamW and its learning-rate schedule.
         training: Evaluation, samples, checkpoints and early stopping.
         sampling: How the tokens of a sample are chosen.
+        expected: The ranges of the losses that the config expects.
         compile: See `GPTModule`.
         activation_checkpointing: See `GPTModule`.
         init_from: Checkpoint with the initial weights of a new run; None for random weights.
@@ -77,6 +127,7 @@ class RunConfig:
     optimizer: OptimizerConfig
     training: TrainingConfig
     sampling: SamplingConfig
+    expected: ExpectedConfig
     compile: bool
     activation_checkpointing: bool
     init_from: str | None

@@ -71,7 +71,7 @@ def fit(
     data.setup("fit")
     plan.check_text(data)
     if plan.is_finished(config.max_epochs, config.max_steps, config.training.early_stopping_patience):
-        return report_finished(trainer, plan)
+        return report_finished(trainer, data, config, plan)
     module, steps = prepare(trainer, data, config, is_resumed=plan.content is not None)
     with open_run(trainer, plan, config, resolved_config) as run:
         baselines = None
@@ -85,8 +85,10 @@ def fit(
         train(trainer, data, module, config, plan, run, callbacks, resume_command)
         if callbacks.progress.session_tokens == 0:
             check_why_nothing_was_trained(plan, data)
+            if trainer.is_global_zero:
+                summary.write_verdict(run, trainer, data, config)  # `restore_files` has removed it
         elif trainer.is_global_zero:
-            report_result(trainer, module, config, run, callbacks, time.monotonic() - start, resume_command)
+            report_result(trainer, data, module, config, run, callbacks, time.monotonic() - start, resume_command)
         return run.path
 
 
@@ -152,8 +154,8 @@ def check_callbacks(callbacks: list[Callback]) -> None:
             )
 
 
-def report_finished(trainer: Trainer, plan: RunPlan) -> Path:
-    """Report that the run to resume has reached its limits, and draw its loss figure if that is missing.
+def report_finished(trainer: Trainer, data: TextDataModule, config: RunConfig, plan: RunPlan) -> Path:
+    """Report that the run to resume has reached its limits; draw its loss figure and judge it if that is missing.
 
     Raises:
         InputError: The run's best.ckpt is missing or damaged.
@@ -170,6 +172,9 @@ def report_finished(trainer: Trainer, plan: RunPlan) -> Path:
             except InputError as error:
                 warn(f"{error}, so the loss figure is not drawn")
         limits = "trainer.max_epochs, trainer.max_steps and early_stopping_patience"
+        run = Run(folder)
+        for line in [] if run.summary_file.exists() else summary.write_verdict(run, trainer, data, config):
+            say(line)
         say(f"{folder}: finished; nothing is left to do within {limits}")
     return folder.absolute()
 
@@ -371,6 +376,7 @@ def check_why_nothing_was_trained(plan: RunPlan, data: TextDataModule) -> None:
 
 def report_result(
     trainer: Trainer,
+    data: TextDataModule,
     module: GPTModule,
     config: RunConfig,
     run: Run,
@@ -395,5 +401,6 @@ def report_result(
         say(f"  {resume_command}")
     prompt = config.training.prompt[0] if config.training.prompt else "Every effort moves you"
     flops = config.model.flops_per_token / trainer.world_size, peak_rate(trainer, config)
-    for line in summary.summarize_run(run, callbacks.progress, checkpoints, seconds, flops, prompt):
+    verdict = summary.write_verdict(run, trainer, data, config)
+    for line in summary.summarize_run(run, callbacks.progress, checkpoints, seconds, flops, verdict, prompt):
         say(line)

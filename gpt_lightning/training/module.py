@@ -51,6 +51,7 @@ class GPTModule(LightningModule):
         self.total_steps = total_steps
         self.evaluated: dict[str, float] = {}  # losses and perplexities of the last evaluation
         self.evaluated_tokens: dict[str, int] = {}  # number of tokens that each loss is the mean over
+        self.val_window_losses: list[float] = []  # mean loss of each validation window of this rank, in order
         self.gradient_norm = math.nan  # of the last optimizer step, before clipping
         self._nll_sums: dict[str, list[float]] = {}  # name -> [sum of losses, number of tokens]
         if network is not None:
@@ -103,9 +104,12 @@ class GPTModule(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self._nll_sums = {}
+        self.val_window_losses = []
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._add_losses(EVALUATED[dataloader_idx], batch)
+        losses = self._add_losses(EVALUATED[dataloader_idx], batch)
+        if EVALUATED[dataloader_idx] == "val":
+            self.val_window_losses += losses.mean(1).tolist()
 
     def on_validation_epoch_end(self) -> None:
         self.evaluated = {}
@@ -125,12 +129,14 @@ class GPTModule(LightningModule):
         self.evaluated = {"test_loss": loss, "test_perplexity": perplexity(loss)}
         self.log_dict(self.evaluated, logger=False)
 
-    def _add_losses(self, name: str, batch: Batch) -> None:
+    def _add_losses(self, name: str, batch: Batch) -> Tensor:
+        """Add the losses of a batch to the sums of a split, and return them: (B, T) float64, on the CPU."""
         inputs, targets = batch
-        losses = cross_entropy(self(inputs), targets)
+        losses = cross_entropy(self(inputs), targets).cpu().double()
         sums = self._nll_sums.setdefault(name, [0.0, 0.0])
-        sums[0] += losses.cpu().double().sum().item()
+        sums[0] += losses.sum().item()
         sums[1] += targets.numel()
+        return losses
 
     def _mean_loss(self, name: str) -> float:
         """Return the mean loss over all tokens of all ranks, summed in float64; not a mean of batch means."""

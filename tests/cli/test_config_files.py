@@ -46,15 +46,18 @@ def test_prompts_are_texts_whatever_they_look_like(prompts: list[str]) -> None:
     assert parser.parse_args(prepare_arguments(arguments)).prompt == prompts
 
 
-def parse_yaml(folder: Path, content: str) -> Any:
-    """Return the settings that jsonargparse reads from a YAML file."""
-    (folder / "a.yaml").write_text(content, encoding="utf-8")
+def parse_yaml(folder: Path, *contents: str) -> Any:
+    """Return the settings that jsonargparse reads from YAML files."""
+    paths = [folder / f"{number}.yaml" for number in range(len(contents))]
+    for path, content in zip(paths, contents, strict=True):
+        path.write_text(content, encoding="utf-8")
     parser = ArgumentParser()
     parser.add_argument("--config", action=ConfigFile)
     parser.add_argument("--prompt", type=list[str])
     parser.add_argument("--evaluate_every", type=int)
     parser.add_argument("--sampling.stop_strings", type=list[str])
-    return parser.parse_args(["--config", str(folder / "a.yaml")])
+    parser.add_argument("--expected.sha256", type=str | None)
+    return parser.parse_args([f"--config={path}" for path in paths])
 
 
 @pytest.mark.parametrize(
@@ -69,7 +72,7 @@ def test_prompts_in_yaml_are_lists_of_texts(tmp_path: Path, written: str, prompt
     settings = parse_yaml(tmp_path, f"prompt: {written}")
 
     assert settings.prompt == prompts
-    assert settings.config == [str(tmp_path / "a.yaml")]
+    assert settings.config == [str(tmp_path / "0.yaml")]
     nested = parse_yaml(tmp_path, "sampling:\n" + indent(f"stop_strings: {written}", "  "))
     dotted = parse_yaml(tmp_path, f"sampling.stop_strings: {written}")
     assert dotted.sampling.stop_strings == nested.sampling.stop_strings == prompts
@@ -127,6 +130,38 @@ def test_a_text_of_the_command_line_resets_the_fallback_of_yaml() -> None:
         "a.txt",
         "--data.url=http://b",
     ]
+
+
+@pytest.mark.parametrize(
+    ("argument", "is_reset"),
+    [
+        ("--model.drop_rate=0.3", True),
+        ("--init_from=a.ckpt", True),
+        ("--trainer.max_epochs=3", True),
+        ("--trainer.precision=32-true", False),
+        ("--data.num_workers=2", False),
+        ("--sampling.top_k=3", False),
+        ("--resume", False),
+    ],
+)
+def test_options_that_change_the_losses_reset_what_the_config_expects(argument: str, is_reset: bool) -> None:
+    assert prepare_arguments([argument]) == [argument, *(["--expected.sha256=null"] if is_reset else [])]
+    own = [argument, "--expected.steps=3"]
+    assert prepare_arguments(own) == own
+
+
+@pytest.mark.parametrize(
+    ("content", "kept"),
+    [
+        ("evaluate_every: 3\n", None),
+        ("prompt: [It]\n", "a"),
+        ("evaluate_every: 3\nexpected: {sha256: b}\n", "b"),
+    ],
+)
+def test_a_later_file_that_changes_the_losses_resets_what_an_earlier_one_expects(
+    tmp_path: Path, content: str, kept: str | None
+) -> None:
+    assert parse_yaml(tmp_path, "evaluate_every: 5\nexpected: {sha256: a}\n", content).expected.sha256 == kept
 
 
 @pytest.mark.parametrize("name", ["fit", "predict"])

@@ -33,11 +33,12 @@ def test_a_run_prints_its_data_model_and_results(trained: Path, command: Command
     assert lines[7].startswith("run folder  run; checkpoints take 350.3 kB when done, up to 500.5 kB while it runs")
     untrained = r"Untrained \(Step 000000\): Train loss \d\.\d{3}, Val loss \d\.\d{3}; uniform baseline: ln 257 = 5.549"
     assert re.fullmatch(untrained, lines[8])
-    assert re.fullmatch(r"Training completed in \d+\.\d\d minutes\.", lines[-4])
+    assert re.fullmatch(r"Training completed in \d+\.\d\d minutes\.", lines[-8])
     assert re.match(
         r"53,760 tokens seen, [\d,]+ tokens per second in the training steps \(utilization of the peak rate n/a\), \d",
-        lines[-3],
+        lines[-7],
     )
+    assert [one[:12].strip() for one in lines[-6:-2]] == ["verdict", "", "", "advice"]
     assert re.match(r"best.ckpt is of step 15 \(Val loss \d\.\d{3}\), last.ckpt of step 15. To sample:", lines[-2])
     assert lines[-1] == (
         '  python -m gpt_lightning predict --ckpt_path run/checkpoints/best.ckpt --prompt "Every effort"'

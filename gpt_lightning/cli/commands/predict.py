@@ -147,7 +147,7 @@ def make_parser() -> RaisingParser:
 def read_run_config(path: str) -> dict[str, Any]:
     """Return the settings of a YAML file that `predict` uses.
 
-    Other settings of a run are ignored; those in the sections model, data and trainer are not even checked.
+    Other settings of a run are ignored; those in the sections model, data, expected and trainer are not even checked.
 
     Raises:
         InputError: See `read_config`; or a name is not a setting of a run.
@@ -157,7 +157,7 @@ def read_run_config(path: str) -> dict[str, Any]:
         config |= {f"{section}.{name}": value for name, value in config.pop(section, {}).items()}
     used = ["prompt", "trainer.accelerator", "trainer.precision"]
     used += [f"sampling.{one.name}" for one in fields(SamplingConfig)]
-    ignored = ["model", "data", "trainer", "init_from", *(one.name for one in fields(TrainingConfig))]
+    ignored = ["model", "data", "expected", "trainer", "init_from", *(one.name for one in fields(TrainingConfig))]
     for name in config:
         is_misspelt = name.startswith("trainer.") and difflib.get_close_matches(name, used, 1, 0.85)
         if name not in used and (is_misspelt or name.partition(".")[0] not in ignored):

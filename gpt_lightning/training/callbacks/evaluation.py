@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from gpt_lightning.console import say
 from gpt_lightning.errors import DivergedError
+from gpt_lightning.evaluation.intervals import block_means
 from gpt_lightning.runs.folder import Run
 from gpt_lightning.training.callbacks.metrics import log
 from gpt_lightning.training.callbacks.progress import Progress
@@ -22,6 +23,9 @@ class Evaluation(Callback):
     Lightning counts batches between validations; this callback sets its interval after each batch so that Lightning
     validates now or not at all. It also ends the run at the end of an optimizer step: at `max_steps`, or if another
     callback, such as that of `max_time`, has requested it. It must come after these callbacks.
+
+    The row in metrics.jsonl has the losses of groups of validation windows, too, as `val_blocks`; under several ranks
+    those of rank 0's windows only.
 
     Args:
         run: The run folder; metrics are written there.
@@ -69,7 +73,9 @@ class Evaluation(Callback):
                 f"Ep {trainer.current_epoch + 1} (Step {trainer.global_step:06d}): "
                 f"Train loss {train_loss:.3f}, Val loss {val_loss:.3f}"
             )
-        log(trainer, self.run, self.progress, {name: losses[name] for name in sorted(losses)})
+        blocks = block_means(pl_module.val_window_losses)
+        recorded = {"val_blocks": blocks} if blocks else None
+        log(trainer, self.run, self.progress, {name: losses[name] for name in sorted(losses)}, recorded)
 
 
 def require_finite_losses(losses: dict[str, float], step: int) -> None:

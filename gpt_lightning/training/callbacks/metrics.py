@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,7 +23,13 @@ from gpt_lightning.training.callbacks.step_end import StepEnd, at_step_boundary
 from gpt_lightning.training.module import GPTModule
 
 
-def log(trainer: Trainer, run: Run, progress: Progress, values: dict[str, float]) -> None:
+def log(
+    trainer: Trainer,
+    run: Run,
+    progress: Progress,
+    values: dict[str, float],
+    recorded: Mapping[str, list[float]] | None = None,
+) -> None:
     """Write values of the current optimizer step to metrics.jsonl and to every logger.
 
     TensorBoard gets them in groups, and each loss again with tokens_seen as its x-axis.
@@ -32,9 +39,11 @@ def log(trainer: Trainer, run: Run, progress: Progress, values: dict[str, float]
         run: The run folder.
         progress: Counter of tokens and epochs.
         values: Value of each metric by name.
+        recorded: Lists for metrics.jsonl only.
     """
     step, tokens_seen = trainer.global_step, progress.tokens_seen
-    append_row(run.metrics_file, {"step": step, "epoch": progress.epochs, "tokens_seen": tokens_seen, **values})
+    row = {"step": step, "epoch": progress.epochs, "tokens_seen": tokens_seen, **values, **(recorded or {})}
+    append_row(run.metrics_file, row)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.log_metrics({tensorboard_tag(name): value for name, value in values.items()}, step)

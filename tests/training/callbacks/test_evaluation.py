@@ -5,8 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from compared import rows
-from conftest import Result
+from conftest import STORY, Result
+from torch.nn.functional import cross_entropy
+
+from gpt_lightning.checkpoints.loading import open_checkpoint
 
 Command = Callable[..., Result]
 
@@ -58,3 +62,25 @@ def test_a_limited_evaluation_prints_how_many_windows_are_left_out(command: Comm
     shown = command("validate", "--ckpt_path", trained / "checkpoints/last.ckpt", *arguments)
 
     assert shown.out.endswith("over 512 tokens in 8 windows of 64; 23 windows left out by a limit\n")
+
+
+def test_evaluations_record_the_losses_of_groups_of_validation_windows(
+    command: Command, config: Path, trained: Path
+) -> None:
+    command("fit", "--config", config, "--run_dir", "many", "--trainer.max_epochs=1", "--model.context_length=32")
+    command("fit", "--config", config, "--run_dir", "few", "--trainer.max_epochs=1", "--model.context_length=220")
+    text = STORY.read_bytes()
+
+    for run, length, size in ((trained, 64, 1), (Path("many"), 32, 2)):
+        network = open_checkpoint(run / "checkpoints/last.ckpt").build().eval()
+        ids = torch.tensor(list(text[int(0.9 * len(text)) :]))
+        windows = torch.stack([ids[start : start + length + 1] for start in range(0, len(ids) - length, length)])
+        with torch.no_grad():
+            logits = network(windows[:, :-1]).transpose(1, 2)
+        losses = cross_entropy(logits, windows[:, 1:], reduction="none").double().mean(1)
+        expected = [group.mean().item() for group in losses.split(size)]
+        row = rows(run)[-1]
+        assert row["val_blocks"] == pytest.approx(expected, rel=1e-5)
+        assert row["val_loss"] == pytest.approx(losses.mean().item(), rel=1e-6)
+    assert all(("val_blocks" in row) == ("val_loss" in row) for row in rows(trained))
+    assert not any("val_blocks" in row for row in rows("few"))  # 9 windows

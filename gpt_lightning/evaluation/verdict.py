@@ -1,0 +1,332 @@
+"""Judge a run by its records: when its validation loss turned, what it is worth, and what to change.
+
+`judge` is a pure function of the tables in a run folder; `fit` writes its result to summary.json and prints it.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from gpt_lightning.evaluation.intervals import FEWEST, bootstrap_interval
+from gpt_lightning.runs.records import EvaluationRow, Records
+
+MODELS = ("uniform", "unigram", "bigram", "trigram")  # in baselines.json, beside numbers of tokens
+EXPECTED = {
+    "untrained_val_loss": "untrained Val loss",
+    "best_val_loss": "best Val loss",
+    "last_train_eval_loss": "last Train loss",
+}
+EARLY = 0.5  # of the run's steps
+# A step is a spike if the norm of its gradient is above SPIKE times the median of the NEIGHBOURS before and after it.
+SPIKE, NEIGHBOURS, MANY_SPIKES = 5, 10, 3
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The losses of one evaluation, in nats per token."""
+
+    step: int
+    epoch: float
+    train_eval_loss: float
+    val_loss: float
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Whether and when the validation loss began to rise.
+
+    Attributes:
+        step: Optimizer step of the lowest validation loss, if the last one is higher, else None.
+        certain: Whether the rise is more than the noise of the validation windows.
+        reason: How the last loss compares with the lowest one.
+    """
+
+    step: int | None
+    certain: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """A value of the run, and the range that its config expects.
+
+    Attributes:
+        range: The lowest and the highest value expected.
+        value: The value of the run.
+        inside: Whether the value is within the range.
+    """
+
+    range: list[float]
+    value: float
+    inside: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a run is worth; the contents of summary.json.
+
+    Attributes:
+        steps: Optimizer steps.
+        epochs: Epochs, with a fraction.
+        minutes: Time in optimizer steps; None if it was not logged.
+        untrained: Losses before training; None if they are not recorded.
+        best: Losses at the lowest validation loss.
+        last: Losses at the end.
+        turn: Whether and when the validation loss began to rise.
+        memorizing_steps: Optimizer steps after the turn, if the training loss fell further.
+        gap_at_best: Validation loss minus training loss at the best step.
+        gap_at_last: The same at the end.
+        baselines: See `Records`.
+        copied: See `Records`.
+        expected: Comparison with the ranges that the config expects, by name; None without such ranges.
+        advice: What to change, in one sentence.
+        verdict: The other attributes in words, at most four lines.
+    """
+
+    steps: int
+    epochs: float
+    minutes: float | None
+    untrained: Losses | None
+    best: Losses
+    last: Losses
+    turn: Turn
+    memorizing_steps: int
+    gap_at_best: float
+    gap_at_last: float
+    baselines: dict[str, float] | None
+    copied: float | None
+    expected: dict[str, Expectation] | None
+    advice: str
+    verdict: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the contents of summary.json as plain data."""
+        return asdict(self)
+
+
+def judge(
+    records: Records,
+    expected: Mapping[str, Sequence[float]] | None = None,
+    *,
+    is_pretrained: bool = False,
+    is_clipped: bool = False,
+) -> Verdict | None:
+    """Judge a run.
+
+    Args:
+        records: The tables of the run.
+        expected: Lowest and highest value by a name of `EXPECTED`; None if the config expects nothing of this run.
+        is_pretrained: Whether the run started from pretrained weights.
+        is_clipped: Whether its gradients were clipped.
+
+    Returns:
+        The verdict, or None if the run was not evaluated after its first optimizer step.
+    """
+    rows = [row for row in records.evaluations if row.step > 0]
+    if not rows:
+        return None
+    before = [row for row in records.evaluations if row.step == 0]
+    untrained = _losses(before[0]) if before else None
+    lowest, last = min(rows, key=lambda row: row.val_loss), rows[-1]
+    best, end = _losses(lowest), _losses(last)
+    turn = find_turn(lowest, last)
+    memorized = turn.step is not None and end.train_eval_loss < best.train_eval_loss
+    memorizing_steps = end.step - best.step if memorized else 0
+    compared = compare(expected, untrained, best, end)
+    return Verdict(
+        steps=end.step,
+        epochs=end.epoch,
+        minutes=records.minutes,
+        untrained=untrained,
+        best=best,
+        last=end,
+        turn=turn,
+        memorizing_steps=memorizing_steps,
+        gap_at_best=best.val_loss - best.train_eval_loss,
+        gap_at_last=end.val_loss - end.train_eval_loss,
+        baselines=records.baselines,
+        copied=records.copied,
+        expected=compared,
+        advice=advise(
+            untrained,
+            best,
+            end,
+            turn,
+            records.baselines or {},
+            compared or {},
+            0 if is_clipped else count_spikes(records.gradient_norms),
+            is_pretrained=is_pretrained,
+        ),
+        verdict=[
+            _describe_turn(best, end, turn, is_alone=len(rows) == 1),
+            _describe_gap(best, end, memorizing_steps, records.copied),
+            *_describe_worth(best, records.baselines or {}, compared),
+        ],
+    )
+
+
+def _losses(row: EvaluationRow) -> Losses:
+    return Losses(row.step, row.epoch, row.train_eval_loss, row.val_loss)
+
+
+# ---- findings
+
+
+def find_turn(best: EvaluationRow, last: EvaluationRow) -> Turn:
+    """Return whether the validation loss turned: a paired bootstrap of last minus best over the validation windows.
+
+    The noise is that of the choice of windows. Neither another seed nor the choice of the best among all evaluations
+    is part of it.
+
+    Args:
+        best: The evaluation with the lowest validation loss.
+        last: The last evaluation.
+    """
+    if last.val_loss <= best.val_loss:
+        return Turn(None, False, "no evaluation was lower than the last one")
+    end = f"the last, {last.val_loss:.3f}"
+    rise = f"{end}, is higher by {last.val_loss - best.val_loss:.3f}"
+    if min(len(best.val_blocks), len(last.val_blocks)) < FEWEST:
+        return Turn(best.step, False, f"{rise}; fewer than {FEWEST} validation windows cannot say how sure that is")
+    if len(best.val_blocks) != len(last.val_blocks):
+        return Turn(best.step, False, f"{rise}, but on other validation windows")
+    low, high = bootstrap_interval(np.array(last.val_blocks) - np.array(best.val_blocks))
+    interval = f"95 %: {low:.3f} to {high:.3f}"
+    if low > 0:
+        return Turn(best.step, True, f"{rise} ({interval})")
+    return Turn(None, False, f"{end}, is within its noise (difference {interval})")
+
+
+def compare(
+    expected: Mapping[str, Sequence[float]] | None, untrained: Losses | None, best: Losses, last: Losses
+) -> dict[str, Expectation] | None:
+    """Compare the losses with the ranges that the config expects."""
+    if expected is None:
+        return None
+    values = {"best_val_loss": best.val_loss, "last_train_eval_loss": last.train_eval_loss}
+    if untrained is not None:
+        values["untrained_val_loss"] = untrained.val_loss
+    return {
+        name: Expectation(list(expected[name]), values[name], expected[name][0] <= values[name] <= expected[name][1])
+        for name in EXPECTED
+        if name in expected and name in values
+    }
+
+
+def count_spikes(norms: Sequence[float]) -> int:
+    """Return the number of gradient norms that are far above those of the steps around them."""
+    count = 0
+    for place, norm in enumerate(norms):
+        around = [*norms[max(0, place - NEIGHBOURS) : place], *norms[place + 1 : place + 1 + NEIGHBOURS]]
+        count += len(around) >= NEIGHBOURS and norm > SPIKE * statistics.median(around)
+    return count
+
+
+# ---- in words
+
+
+def advise(
+    untrained: Losses | None,
+    best: Losses,
+    last: Losses,
+    turn: Turn,
+    baselines: Mapping[str, float],
+    expected: Mapping[str, Expectation],
+    spikes: int,
+    *,
+    is_pretrained: bool,
+) -> str:
+    """Return the first of these sentences whose condition holds: from what makes a run worthless to refinements.
+
+    Args:
+        untrained: Losses before training, if they are recorded.
+        best: Losses at the lowest validation loss.
+        last: Losses at the end.
+        turn: Whether the validation loss turned.
+        baselines: Losses of counting models; may be empty.
+        expected: Comparison with the ranges of the config; may be empty.
+        spikes: Number of spikes of the gradient norm that clipping would have prevented.
+        is_pretrained: Whether the run started from pretrained weights.
+    """
+    is_falling = best.step == last.step
+    bigram = baselines.get("bigram")
+    remedy = "use more text, a smaller model, or GPT-2's weights (import, init_from)"
+    if is_pretrained:
+        remedy = "use more text or a smaller model"
+    rules = [
+        (
+            not all(one.inside for one in expected.values()),
+            "check the installation (pip install -c constraints.txt -e '.[dev]' && pytest), "
+            "unless you changed the config",
+        ),
+        (
+            untrained is not None and best.val_loss >= untrained.val_loss,
+            "lower model.learning_rate: no evaluation is below the Val loss before training",
+        ),
+        (
+            turn.step is not None and last.train_eval_loss >= best.train_eval_loss,
+            "lower model.learning_rate: Train loss rose as well",
+        ),
+        (
+            not is_falling and bigram is not None and best.val_loss >= bigram,
+            f"{remedy}: counting pairs of tokens predicts this text better",
+        ),
+        (
+            spikes >= MANY_SPIKES,
+            f"set trainer.gradient_clip_val 1.0 or raise model.warmup_steps: in {spikes} steps the gradient norm was "
+            f"{SPIKE} times that of the steps around",
+        ),
+        (is_falling, "train longer (trainer.max_epochs): the last Val loss is the lowest"),
+        (
+            turn.step is not None and best.step < EARLY * last.step,
+            f"train on more text, or stop after epoch {best.epoch:.1f}: most steps came after the best one",
+        ),
+        (turn.step is not None, "use best.ckpt; more text would let Val loss fall for longer"),
+        (True, "more epochs would hardly lower Val loss; more text or a larger model may"),
+    ]
+    return next(sentence for holds, sentence in rules if holds)
+
+
+def _describe_turn(best: Losses, last: Losses, turn: Turn, *, is_alone: bool) -> str:
+    if is_alone:
+        return f"Val loss was {last.val_loss:.3f} at step {last.step}, the only evaluation"
+    if best.step == last.step:
+        return f"Val loss was lowest, {best.val_loss:.3f}, at the end, step {last.step}"
+    place = f"step {best.step} of {last.step} (epoch {best.epoch:.1f} of {last.epoch:.1f})"
+    return f"Val loss was lowest, {best.val_loss:.3f}, at {place}; {turn.reason}"
+
+
+def _describe_gap(best: Losses, last: Losses, memorizing_steps: int, copied: float | None) -> str:
+    at_last = last.val_loss - last.train_eval_loss
+    if memorizing_steps:
+        fall = f"Train loss fell from {best.train_eval_loss:.3f} to {last.train_eval_loss:.3f}"
+        text = f"the last {memorizing_steps} steps only memorized: {fall}, {at_last:.3f} below Val loss"
+    else:
+        side = "below" if at_last >= 0 else "above"
+        text = f"Train loss was {last.train_eval_loss:.3f} at the end, {abs(at_last):.3f} {side} Val loss"
+    return text if copied is None else f"{text}; {100 * copied:.0f} % of the last samples is copied"
+
+
+def _describe_worth(
+    best: Losses, baselines: Mapping[str, float], expected: Mapping[str, Expectation] | None
+) -> Iterator[str]:
+    """Yield a line about the baselines and one about the expected ranges, if there are any."""
+    parts = []
+    for word, is_beaten in (("better than", True), ("not better than", False)):
+        names = [name for name in MODELS if name in baselines and (best.val_loss < baselines[name]) == is_beaten]
+        if names:
+            parts.append(f"{word} counting: " + ", ".join(f"{name} {baselines[name]:.3f}" for name in names))
+    if parts:
+        yield "; ".join(parts)
+    if expected:
+        outside = [
+            f"{EXPECTED[name]} {one.value:.3f} is not in {one.range[0]:g} to {one.range[1]:g}"
+            for name, one in expected.items()
+            if not one.inside
+        ]
+        yield "; ".join(outside) if outside else "losses as expected of this config"

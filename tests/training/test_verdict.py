@@ -1,0 +1,223 @@
+"""`fit` judges a run from its folder, whenever and however it ends."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import STORY, Result, tiny_settings
+
+from gpt_lightning.evaluation.verdict import Verdict, judge
+from gpt_lightning.runs.records import read_records
+from gpt_lightning.training.callbacks.progress import Progress
+from gpt_lightning.training.config import ExpectedConfig
+
+Command = Callable[..., Result]
+EXPECTED = {
+    "sha256": hashlib.sha256(STORY.read_bytes()).hexdigest(),
+    "steps": 3,
+    "parameters": 12512,
+    "untrained_val_loss": [5.0, 6.5],
+    "best_val_loss": [3.0, 5.4],
+    "last_train_eval_loss": [3.0, 5.4],
+}
+KEYS = [
+    *("steps", "epochs", "minutes", "untrained", "best", "last", "turn", "memorizing_steps", "gap_at_best"),
+    *("gap_at_last", "baselines", "copied", "expected", "advice", "verdict"),
+]
+
+
+def summary(run: Path | str = "run") -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(Path(run, "summary.json").read_text())
+    return content
+
+
+def without_minutes(content: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in content.items() if name != "minutes"}
+
+
+def test_the_summary_follows_from_the_tables_of_the_run(trained: Path) -> None:
+    verdict = judge(read_records(trained))
+
+    assert verdict is not None
+    assert summary(trained) == verdict.to_dict()
+    assert list(summary(trained)) == [one.name for one in fields(Verdict)] == KEYS
+    assert (summary(trained)["steps"], summary(trained)["epochs"], summary(trained)["best"]["step"]) == (15, 3.0, 15)
+
+
+def test_the_verdict_is_printed_before_the_next_command(command: Command, config: Path) -> None:
+    result = command("fit", "--config", config, "--run_dir", "run", "--trainer.max_steps=3")
+
+    lines = result.out.splitlines()
+    words = summary()["verdict"]
+    assert lines[-6] == f"verdict     {words[0]}"
+    assert lines[-5:-3] == [f"            {one}" for one in words[1:]]
+    assert lines[-3] == f"advice      {summary()['advice']}"
+    assert lines[-2].startswith("best.ckpt is of step 3 ")
+
+
+def test_baselines_and_copied_tokens_of_the_folder_are_part_of_it(
+    command: Command, config: Path, trained: Path
+) -> None:
+    shutil.copytree(trained, "run")
+    Path("run/summary.json").unlink()
+    Path("run/baselines.json").write_text('{"uniform": 5.549, "unigram": 3.0, "bigram": 2.0}')
+    table = Path("run/samples.jsonl")
+    rows = [json.loads(line) | {"copied": {"tokens": 2, "of": 8}} for line in table.read_text().splitlines()]
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    result = command("fit", "--config", config, "--run_dir", "run", "--resume")
+
+    assert result.code == 0
+    assert summary()["baselines"] == {"uniform": 5.549, "unigram": 3.0, "bigram": 2.0}
+    assert summary()["copied"] == 0.25
+    assert "            better than counting: uniform 5.549; not better than counting: unigram 3.000" in result.out
+    assert "; 25 % of the last samples is copied\n" in result.out
+
+
+def test_a_stopped_run_has_no_verdict_until_it_ends(
+    command: Command, config: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command("fit", "--config", config, "--run_dir", "run", "--trainer.max_steps=4")
+    assert summary()["steps"] == 4
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "on_train_batch_start", lambda *_: signal.raise_signal(signal.SIGTERM))
+        patch.setattr(Progress, "on_train_batch_end", lambda *_: None)
+
+        stopped = command("fit", "--config", config, "--run_dir", "run", "--resume")
+
+    assert stopped.code == 143
+    assert not Path("run/summary.json").exists()  # that of step 4 is outdated
+    shutil.rmtree("run")
+    command("fit", "--config", config, "--run_dir", "run", "--trainer.max_steps=4")
+    command("fit", "--config", config, "--run_dir", "run", "--resume")
+    assert without_minutes(summary()) == without_minutes(summary(trained))
+
+
+def test_a_finished_run_that_was_killed_before_its_verdict_gets_it(
+    command: Command, config: Path, trained: Path
+) -> None:
+    shutil.copytree(trained, "run")
+    Path("run/summary.json").unlink()
+
+    first = command("fit", "--config", config, "--run_dir", "run", "--resume")
+    again = command("fit", "--config", config, "--run_dir", "run", "--resume")
+
+    assert summary() == summary(trained)
+    assert first.out.startswith(f"verdict     {summary()['verdict'][0]}\n")
+    assert again.out.startswith("run: finished; nothing is left to do")
+
+
+def test_a_resumed_run_without_a_step_left_keeps_its_verdict(command: Command, config: Path) -> None:
+    arguments = ("fit", "--config", config, "--run_dir", "run", "--trainer.max_time=00:00:00:01")
+    command(*arguments, "--trainer.max_epochs=100000")
+    before = summary()
+
+    result = command(*arguments, "--trainer.max_epochs=100000", "--resume")
+
+    assert "finished; nothing to do: trainer.max_time or a callback stops it at once" in result.out
+    assert summary() == before
+
+
+def test_a_run_without_recorded_evaluations_has_no_verdict(command: Command, config: Path, trained: Path) -> None:
+    shutil.copytree(trained, "run")
+    Path("run/summary.json").unlink()
+    Path("run/metrics.jsonl").unlink()
+
+    result = command("fit", "--config", config, "--run_dir", "run", "--resume")
+
+    assert result.code == 0
+    assert "verdict" not in result.out
+    assert not Path("run/summary.json").exists()
+
+
+def test_a_run_of_one_step_has_a_verdict(command: Command, config: Path) -> None:
+    limits = ("--trainer.max_steps=1", "--trainer.limit_val_batches=1", "--trainer.log_every_n_steps=5")
+    result = command("fit", "--config", config, "--run_dir", "run", *limits)
+
+    assert result.code == 0, result.err
+    assert (summary()["minutes"], summary()["best"]["step"], summary()["turn"]["step"]) == (None, 1, None)
+    assert "at step 1, the only evaluation\n" in result.out
+
+
+def test_check_writes_no_verdict(command: Command, config: Path) -> None:
+    result = command("check", "--config", config)
+
+    assert result.code == 0
+    assert "verdict" not in result.out
+    assert not list(Path().rglob("summary.json"))
+
+
+# ---- the ranges that a config expects
+
+
+@pytest.fixture
+def described(in_tmp: Path) -> Path:
+    """A config of three steps that knows its losses."""
+    settings = tiny_settings() | {"expected": EXPECTED}
+    settings["trainer"]["max_steps"] = 3
+    Path("described.yaml").write_text(yaml.safe_dump(settings))
+    return Path("described.yaml")
+
+
+def test_a_run_is_compared_with_the_ranges_of_its_config(command: Command, described: Path) -> None:
+    inside = command("fit", "--config", described, "--run_dir", "run", "--sampling.max_new_tokens=2")
+    again = command("fit", "--config", "run/described.yaml", "--run_dir", "again", "--expected.best_val_loss=[1, 2]")
+
+    found = summary()["expected"]
+    assert list(found) == ["untrained_val_loss", "best_val_loss", "last_train_eval_loss"]
+    assert found["best_val_loss"] == {"range": [3.0, 5.4], "value": summary()["best"]["val_loss"], "inside": True}
+    assert "\n            losses as expected of this config\n" in inside.out
+    assert summary("again")["expected"]["best_val_loss"]["inside"] is False
+    assert "\nadvice      check the installation (pip install " in again.out
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        "--model.learning_rate=0.02",
+        "--trainer.max_steps=2",
+        "--seed_everything=1",
+        "--data.text=other.txt",
+        "--trainer.precision=bf16-true",
+        "--config=overlay.yaml",
+    ],
+)
+def test_a_changed_run_is_not_compared(command: Command, described: Path, changed: str) -> None:
+    Path("other.txt").write_text(STORY.read_text() + ".")
+    Path("overlay.yaml").write_text("model: {drop_rate: 0.2}\n")
+
+    result = command("fit", "--config", described, "--run_dir", "run", changed)
+
+    assert result.code == 0, result.err
+    assert summary()["expected"] is None
+
+
+@pytest.mark.parametrize(
+    "harmless", ["--trainer.precision=64-true", f"--data.text={STORY}", "--config=harmless.yaml", "--save_every=1"]
+)
+def test_settings_that_keep_the_losses_keep_the_comparison(command: Command, described: Path, harmless: str) -> None:
+    Path("harmless.yaml").write_text("trainer: {logger: false}\nprompt: [It]\n")
+
+    command("fit", "--config", described, "--run_dir", "run", harmless)
+
+    assert all(one["inside"] for one in summary()["expected"].values())
+
+
+def test_ranges_apply_to_one_text_and_one_size() -> None:
+    expected = ExpectedConfig("a" * 64, 90, 1000, best_val_loss=[5.9, 6.3])
+
+    assert expected.ranges == {"best_val_loss": [5.9, 6.3]}
+    assert expected.applies_to("a" * 64, 90, 1000)
+    assert not expected.applies_to("b" * 64, 90, 1000)
+    assert not expected.applies_to("a" * 64, 91, 1000)
+    assert not expected.applies_to("a" * 64, 90, 1001)
+    assert not ExpectedConfig().applies_to("a" * 64, 90, 1000)
