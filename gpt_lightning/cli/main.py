@@ -26,7 +26,7 @@ COMMANDS = {
     "configs": ("list the configs that come with the package, or copy one", "commands.configs"),
     "plot": ("draw the loss curves of runs", "commands.plot"),
     "explain": ("worked examples of windows, loss and sampling", "commands.explain"),
-    "inspect": ("inspect next-token probabilities under different sampling settings", "commands.inspect"),
+    "inspect": ("the candidates for the next token, or how hard each token of a text is", "commands.inspect"),
 }
 
 
