@@ -84,11 +84,14 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def replace_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically."""
+    """Write a file atomically; if that fails, leave nothing behind."""
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     with with_filename(path):
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        try:
+            temporary.write_bytes(content)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def sync_folder(path: Path) -> None:

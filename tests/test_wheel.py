@@ -41,6 +41,7 @@ def test_a_wheel_contains_every_module_and_config(wheel: Path) -> None:
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "gpt_lightning").rglob("*.py")}
     configs = {f"gpt_lightning/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.*")}
     others = {"gpt_lightning/py.typed", f"gpt_lightning/texts/{STORY}"}
+    others |= {str(path.relative_to(ROOT)) for path in (ROOT / "gpt_lightning").rglob("*.html")}
 
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}

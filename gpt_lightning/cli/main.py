@@ -27,7 +27,7 @@ COMMANDS = {
     "plot": ("draw the loss curves of runs", "commands.plot"),
     "explain": ("worked examples of windows, loss and sampling", "commands.explain"),
     "info": ("what a checkpoint contains, or what differs between two", "commands.info"),
-    "inspect": ("inspect next-token probabilities under different sampling settings", "commands.inspect"),
+    "inspect": ("the candidates for the next token, or how hard each token of a text is", "commands.inspect"),
 }
 
 

@@ -146,7 +146,7 @@ def test_the_verdict_of_a_run_that_memorizes_in_words() -> None:
         "fewer than 10 validation windows cannot say how sure that is",
         "the last 10 steps only memorized: Train loss fell from 2.250 to 1.125, 5.875 below Val loss; "
         "84 % of the last samples is copied",
-        "better than counting: uniform 10.825, unigram 6.652; not better than counting: bigram 5.819, trigram 5.947; "
+        "better than counting: uniform 10.825, unigram 6.652; not better than counting: bigram 5.819, trigram 5.947",
         "losses as expected of this config",
     ]
     assert found.advice == (

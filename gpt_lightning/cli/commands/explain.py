@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -25,6 +24,8 @@ from gpt_lightning.data.tokenizer import load_tokenizer
 from gpt_lightning.data.windows import Windows
 from gpt_lightning.errors import InputError
 from gpt_lightning.evaluation.next_token import candidates, draw_bars
+from gpt_lightning.evaluation.token_text import mean_line, prediction_rows, prediction_table
+from gpt_lightning.evaluation.tokens import score_tokens
 from gpt_lightning.inference.generate import evaluation_mode
 from gpt_lightning.inference.sampling import SamplingConfig
 from gpt_lightning.models.config import GPTConfig
@@ -111,15 +112,10 @@ def explain_loss() -> None:
     target_probs = probs.gather(-1, targets[..., None]).squeeze(-1)  # (2, 3)
     print(f"Its logits have the shape {tuple(logits.shape)}: one for each token of the vocabulary, at each position.")
     print("The softmax turns them into probabilities; the loss uses only those of the target tokens:")
-    rows = []
-    for b, t in ((b, t) for b in range(2) for t in range(3)):
-        target, likely, prob = int(targets[b, t]), int(logits[b, t].argmax()), target_probs[b, t].item()
-        after = tokenizer.decode(inputs[b, : t + 1].tolist())
-        right, wrong = f"{target} {tokenizer.decode([target])!r}", f"{likely} {tokenizer.decode([likely])!r}"
-        rows.append([repr(after), wrong, right, f"{prob:.4e}", f"{math.log(prob):.4f}"])
-    print(table("<<<>>", ["after", "most likely", "target", "its probability", "logarithm"], rows))
+    texts = torch.cat([inputs, targets[:, -1:]], dim=1).tolist()  # (2, 4)
+    print(prediction_table([row for ids in texts for row in prediction_rows(tokenizer, ids, score_tokens(model, ids))]))
     loss = cross_entropy(logits, targets).mean().item()
-    _print_mean(target_probs.flatten().tolist())
+    print(mean_line(-target_probs.log().mean().item()))
     print(
         f"\ncross_entropy does all of this at once, on logits {tuple(logits.flatten(0, 1).shape)} and targets "
         f"{tuple(targets.flatten().shape)}:\n  loss {loss:.4f}, perplexity exp(loss) = {perplexity(loss):,.4f}"
@@ -137,17 +133,12 @@ def explain_loss() -> None:
     print("\nThe second reference note's eight probabilities, from another untrained model on 2 texts of 4 tokens:")
     rows = [[f"{prob:.4e}", f"{-math.log(prob):.4f}"] for prob in PROBS_B]
     print(table(">>", ["probability", "negative logarithm"], rows))
-    _print_mean(PROBS_B)
+    print(mean_line(-sum(map(math.log, PROBS_B)) / len(PROBS_B)))
     print(
         "\nThe perplexity of several batches is exp of their mean loss, not the mean of their perplexities: losses 1\n"
         f"and 3 give exp(2) = {perplexity(2):.3f}, not ({perplexity(1):.3f} + {perplexity(3):.3f}) / 2 = "
         f"{(perplexity(1) + perplexity(3)) / 2:.3f}."
     )
-
-
-def _print_mean(probs: Sequence[float]) -> None:
-    mean = sum(map(math.log, probs)) / len(probs)
-    print(f"  mean of the logarithms {mean:.4f}; loss {-mean:.4f}; perplexity {perplexity(-mean):,.4f}")
 
 
 def explain_sampling(output: Path | None) -> None:

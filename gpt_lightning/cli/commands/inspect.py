@@ -1,34 +1,56 @@
-"""Inspect next-token probabilities under different sampling settings.
+"""Inspect the candidates for the next token, or how hard each token of a text is.
 
     python -m gpt_lightning inspect --ckpt_path CKPT --prompt TEXT [--temperature T ...] [--top_k K]
                                     [--candidates 10] [--draws 1000] [--seed 123] [--output FOLDER]
     python -m gpt_lightning inspect --ckpt_path CKPT --prompt TEXT --grid [--temperature T ...] [--top_k K ...]
                                     [--max_new_tokens 25]
+    python -m gpt_lightning inspect --ckpt_path CKPT --text FILE [--output PAGE.html]
+    python -m gpt_lightning inspect --ckpt_path CKPT --prompt TEXT --output PAGE.html
+    python -m gpt_lightning inspect --untrained CONFIG (--text FILE | --prompt TEXT) [--seed N] [--output PAGE.html]
 
 The first form prints a table of the most likely next tokens: their probabilities at each temperature, with and
 without top-k, and how often each was drawn. --output also writes a bar chart of the probabilities. The second form
 completes the prompt with each combination of temperature and top-k.
+
+The others measure the loss of each token of a text, with a checkpoint or with the initial weights of a config. They
+write a page in which each token is coloured by its loss, or print a table. A terminal shows a text of more than 30
+tokens in colours instead of the table, unless NO_COLOR is set.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
 
 from gpt_lightning.cli.arguments import Parser, was_passed
 from gpt_lightning.console import table
+from gpt_lightning.data.text import read_text
+from gpt_lightning.data.tokenizer import load_tokenizer
 from gpt_lightning.errors import InputError
 from gpt_lightning.evaluation.next_token import candidates, draw_bars
+from gpt_lightning.evaluation.token_page import render_token_page
+from gpt_lightning.evaluation.token_text import coloured_text, prediction_rows, prediction_table, totals_lines
+from gpt_lightning.evaluation.tokens import score_tokens, total
+from gpt_lightning.files import check_absent, replace_bytes
 from gpt_lightning.inference.completion import check_prompt, complete_all, warn_of_length
 from gpt_lightning.inference.generate import evaluation_mode
 from gpt_lightning.inference.pretrained import TrainedGPT, load
 from gpt_lightning.inference.sampling import SamplingConfig
-from gpt_lightning.validation import require_integer
+from gpt_lightning.models.config import GPTConfig
+from gpt_lightning.models.gpt import GPT
+from gpt_lightning.validation import require, require_integer
 
 TEMPERATURES = (1.0, 0.1, 5.0)  # of the first figure in the reference notes (docs/book.md)
 MOST_DRAWS = 100_000  # takes a minute or two
+MOST_TOKENS = 200_000  # a page of 40 MB
+SCREEN_TOKENS = 30  # a terminal shows a table of so many tokens
+OF_CANDIDATES = ("temperature", "top_k", "candidates", "draws", "grid", "max_new_tokens")
 
 
 def next_tokens(
@@ -79,32 +101,141 @@ def grid(
     print(table(">><", ["temperature", "top_k", "completion"], rows))
 
 
+def token_losses(gpt: TrainedGPT, name: str, model: str, text: str, output: Path | None) -> None:
+    """Print the loss of each token of a text, or write it to a page, and print the totals.
+
+    Args:
+        gpt: The model and its tokenizer.
+        name: Name of the text.
+        model: Name of the model.
+        text: The text.
+        output: The page to write; None to print.
+
+    Raises:
+        InputError: The text has fewer than two or more than `MOST_TOKENS` tokens.
+    """
+    limit = f"more than {MOST_TOKENS:,} tokens; use a part of it"
+    if len(text) > 50 * MOST_TOKENS:  # encoding it would take long
+        raise InputError(f"{name}: has {limit}")
+    token_ids, vocab_size = gpt.tokenizer.encode(text), gpt.model.vocab_size
+    if len(token_ids) > MOST_TOKENS:
+        raise InputError(f"{name}: has {limit}")
+    scores = score_tokens(gpt.model, token_ids)
+    if output is not None:
+        page = render_token_page(name, model, gpt.tokenizer, gpt.model.config, token_ids, scores)
+        replace_bytes(output, page.encode())
+        print(output)
+    elif len(token_ids) > SCREEN_TOKENS and _shows_colours():
+        print(coloured_text(gpt.tokenizer, token_ids, scores, vocab_size))
+    else:
+        print(prediction_table(prediction_rows(gpt.tokenizer, token_ids, scores)))
+    print("\n".join(totals_lines(total(scores, token_ids, gpt.tokenizer), vocab_size)))
+
+
+def _shows_colours() -> bool:
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def untrained(path: str, seed: int | None) -> tuple[TrainedGPT, int]:
+    """Return the model that `fit` would train with a config, with its initial weights, and their seed.
+
+    Args:
+        path: A YAML file of settings, or the name of a packaged config.
+        seed: Seed of the weights; None for the config's.
+
+    Raises:
+        InputError: The config cannot be read, or its model cannot be built or has trained weights.
+    """
+    # imported here, because jsonargparse takes long to import
+    from gpt_lightning.cli.commands.predict import MODEL_SETTINGS
+    from gpt_lightning.cli.config_files import read_config
+    from gpt_lightning.cli.parser_errors import unknown_setting
+
+    config, _ = read_config(path)
+    if config.get("init_from") is not None:
+        raise InputError(f"{path}: starts from init_from ({config['init_from']}); inspect that with --ckpt_path")
+    for section in ("model", "data"):
+        config |= {f"{section}.{name}": value for name, value in config.get(section, {}).items()}
+    settings = {name.removeprefix("model."): value for name, value in config.items() if name.startswith("model.")}
+    for name in settings:
+        if name not in MODEL_SETTINGS:
+            known = [f"model.{one}" for one in sorted(MODEL_SETTINGS)]
+            raise InputError(f"{path}: {unknown_setting(f'model.{name}', known)}")
+    seed = config.get("seed_everything", 123) if seed is None else seed
+    require_integer("seed_everything", seed, 0, 2**32 - 1)
+    name = config.get("data.tokenizer", "gpt2")
+    require(isinstance(name, str), "data.tokenizer", "be a text", name)
+    tokenizer = load_tokenizer(name)
+    if settings.get("vocab_size") is None:
+        settings["vocab_size"] = tokenizer.vocab_size
+    architecture = GPTConfig(**{one.name: settings[one.name] for one in fields(GPTConfig) if one.name in settings})
+    architecture.check_memory()
+    if architecture.vocab_size < tokenizer.vocab_size:
+        size = architecture.vocab_size
+        raise InputError(f"model.vocab_size ({size}) is smaller than the tokenizer's {tokenizer.vocab_size}")
+    torch.manual_seed(seed)
+    return TrainedGPT(GPT(architecture).eval(), tokenizer), seed
+
+
 def run(arguments: list[str]) -> None:
     """Run `inspect` with these arguments."""
     parser = Parser("inspect", __doc__)
-    parser.add_argument("--ckpt_path", required=True, metavar="CKPT", help="checkpoint to inspect")
-    parser.add_argument("--prompt", required=True, action="append", metavar="TEXT", help="text before the next token")
-    parser.add_argument("--temperature", type=float, action="append", help="may be repeated; default: 1, 0.1 and 5")
-    parser.add_argument("--top_k", type=int, action="append", help="may be repeated")
-    parser.add_argument("--candidates", type=int, default=10, help="number of tokens to show")
-    parser.add_argument("--draws", type=int, default=1000, help="number of tokens drawn with each setting")
-    parser.add_argument("--seed", type=int, default=123, help="seed of the draws")
-    parser.add_argument("--output", metavar="FOLDER", help="folder for the bar chart")
-    parser.add_argument("--grid", action="store_true", help="complete the prompt at each temperature with each top_k")
-    parser.add_argument("--max_new_tokens", type=int, default=25, help="length of each completion with --grid")
+    add = parser.add_argument
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--ckpt_path", metavar="CKPT", help="checkpoint to inspect")
+    model.add_argument("--untrained", metavar="CONFIG", help="inspect the initial weights of a config's model instead")
+    text = parser.add_mutually_exclusive_group(required=True)
+    text.add_argument("--prompt", action="append", metavar="TEXT", help="text before the next token")
+    text.add_argument("--text", metavar="FILE", help="file whose tokens are measured")
+    add("--temperature", type=float, action="append", help="may be repeated; default: 1, 0.1 and 5")
+    add("--top_k", type=int, action="append", help="may be repeated")
+    add("--candidates", type=int, default=10, help="number of tokens to show")
+    add("--draws", type=int, default=1000, help="number of tokens drawn with each setting")
+    add("--seed", type=int, help="seed of the draws (default: 123), or of untrained weights (default: the config's)")
+    add("--output", metavar="PATH", help="folder for the bar chart, or page.html for the losses of the tokens")
+    add("--grid", action="store_true", help="complete the prompt at each temperature with each top_k")
+    add("--max_new_tokens", type=int, default=25, help="length of each completion with --grid")
     options = parser.parse_args(arguments)
-    if len(options.prompt) > 1:
+    for prompt in options.prompt or ():
+        check_prompt(prompt)
+    if options.prompt and len(options.prompt) > 1:
         raise InputError("inspect takes one --prompt")
+    is_page = options.output is not None and options.output.lower().endswith(".html")
+    if is_page or options.text is not None or options.untrained is not None:
+        _run_tokens(arguments, options, is_page)
+    else:
+        _run_candidates(arguments, options)
+
+
+def _run_tokens(arguments: Sequence[str], options: argparse.Namespace, is_page: bool) -> None:
+    for name in (*OF_CANDIDATES, *(["seed"] if options.untrained is None else [])):
+        if was_passed(list(arguments), f"--{name}"):
+            raise InputError(f"--{name} has no effect on the losses of tokens; leave it out")
+    output = None if options.output is None else Path(options.output)
+    if output is not None:
+        if not is_page:
+            raise InputError(f"--output {output}: must be a page, such as page.html, because losses have no bar chart")
+        check_absent(output)
+        if not output.parent.is_dir():
+            raise InputError(f"--output {output}: folder {output.parent} does not exist")
+    text = options.prompt[0] if options.text is None else read_text(options.text, setting="--text").content
+    if options.untrained is None:
+        gpt, model = load(options.ckpt_path), f"Model: {options.ckpt_path}"
+    else:
+        gpt, seed = untrained(options.untrained, options.seed)
+        model = f"Model: untrained, of {options.untrained}, seed {seed}"
+    token_losses(gpt, "the prompt" if options.text is None else Path(options.text).name, model, text, output)
+
+
+def _run_candidates(arguments: list[str], options: argparse.Namespace) -> None:
     (prompt,) = options.prompt
-    check_prompt(prompt)
     for name in ("candidates", "draws", "output") if options.grid else ("max_new_tokens",):
         if was_passed(arguments, f"--{name}"):
             raise InputError(f"--{name} has no effect {'with' if options.grid else 'without'} --grid; leave it out")
+    seed = 123 if options.seed is None else options.seed
     temperatures, top_ks = options.temperature or list(TEMPERATURES), options.top_k or []
-    sampling = SamplingConfig(seed=options.seed, max_new_tokens=options.max_new_tokens)
-    settings = [
-        SamplingConfig(temperature=one, top_k=k, seed=options.seed) for one in temperatures for k in (None, *top_ks)
-    ]
+    sampling = SamplingConfig(seed=seed, max_new_tokens=options.max_new_tokens)
+    settings = [SamplingConfig(temperature=one, top_k=k, seed=seed) for one in temperatures for k in (None, *top_ks)]
     require_integer("--draws", options.draws, 1, MOST_DRAWS)
     if not options.grid and any(one.is_greedy for one in settings):
         raise InputError("--temperature must be above 0, because at 0 nothing is drawn; --grid accepts 0")
