@@ -75,7 +75,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = tiny_settings()
     settings["trainer"]["max_epochs"] = 2
     settings["evaluate_every"] = 20
-    settings["data"]["text"] = f"data/{STORY.name}"
+    settings["data"] |= {"text": f"data/{STORY.name}", "batch_size": 8}
     (folder / "configs" / "debug.yaml").write_text(yaml.safe_dump(settings))
     settings["data"] |= {"tokenizer": "gpt2", "batch_size": 16}  # bytes cannot be exported for transformers
     settings["model"] |= {"context_length": 32}

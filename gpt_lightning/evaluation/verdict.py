@@ -192,7 +192,7 @@ def find_turn(best: EvaluationRow, last: EvaluationRow) -> Turn:
     end = f"the last, {last.val_loss:.3f}"
     rise = f"{end}, is higher by {last.val_loss - best.val_loss:.3f}"
     if min(len(best.val_blocks), len(last.val_blocks)) < FEWEST:
-        return Turn(best.step, False, f"{rise}; fewer than {FEWEST} validation windows cannot say how sure that is")
+        return Turn(best.step, False, f"{rise} (too few validation windows to say how sure that is)")
     if len(best.val_blocks) != len(last.val_blocks):
         return Turn(best.step, False, f"{rise}, but on other validation windows")
     low, high = bootstrap_interval(np.array(last.val_blocks) - np.array(best.val_blocks))
@@ -297,7 +297,7 @@ def _describe_turn(best: Losses, last: Losses, turn: Turn, *, is_alone: bool) ->
         return f"Val loss was {last.val_loss:.3f} at step {last.step}, the only evaluation"
     if best.step == last.step:
         return f"Val loss was lowest, {best.val_loss:.3f}, at the end, step {last.step}"
-    place = f"step {best.step} of {last.step} (epoch {best.epoch:.1f} of {last.epoch:.1f})"
+    place = f"step {best.step} of {last.step} (epoch {best.epoch:.1f})"
     return f"Val loss was lowest, {best.val_loss:.3f}, at {place}; {turn.reason}"
 
 
@@ -316,11 +316,12 @@ def _describe_worth(
     best: Losses, baselines: Mapping[str, float], expected: Mapping[str, Expectation] | None
 ) -> Iterator[str]:
     """Yield a line about the baselines and one about the expected ranges, if there are any."""
-    parts = []
-    for word, is_beaten in (("better than", True), ("not better than", False)):
+    parts: list[str] = []
+    for word, is_beaten in (("better", True), ("worse", False)):
         names = [name for name in MODELS if name in baselines and (best.val_loss < baselines[name]) == is_beaten]
         if names:
-            parts.append(f"{word} counting: " + ", ".join(f"{name} {baselines[name]:.3f}" for name in names))
+            than = "" if parts else " than counting"
+            parts.append(f"{word}{than}: " + ", ".join(f"{name} {baselines[name]:.3f}" for name in names))
     if parts:
         yield "; ".join(parts)
     if expected:

@@ -64,7 +64,7 @@ def test_the_tables_of_the_reference_notes_turn_at_their_best_losses(
     assert found.memorizing_steps == steps_after
     assert found.gap_at_last == pytest.approx(gap, abs=5e-4)
     assert (found.turn.certain, found.untrained) == (False, None)
-    assert found.turn.reason.endswith("fewer than 10 validation windows cannot say how sure that is")
+    assert found.turn.reason.endswith("(too few validation windows to say how sure that is)")
 
 
 def test_a_rise_above_the_noise_is_a_certain_turn() -> None:
@@ -142,11 +142,11 @@ def test_the_verdict_of_a_run_that_memorizes_in_words() -> None:
     found = verdict_of(rows, baselines=BASELINES, copied=0.836, expected=expected)
 
     assert found.verdict == [
-        "Val loss was lowest, 6.000, at step 20 of 30 (epoch 1.0 of 1.5); the last, 7.000, is higher by 1.000; "
-        "fewer than 10 validation windows cannot say how sure that is",
+        "Val loss was lowest, 6.000, at step 20 of 30 (epoch 1.0); the last, 7.000, is higher by 1.000 "
+        "(too few validation windows to say how sure that is)",
         "the last 10 steps only memorized: Train loss fell from 2.250 to 1.125, 5.875 below Val loss; "
         "84 % of the last samples is copied",
-        "better than counting: uniform 10.825, unigram 6.652; not better than counting: bigram 5.819, trigram 5.947",
+        "better than counting: uniform 10.825, unigram 6.652; worse: bigram 5.819, trigram 5.947",
         "losses as expected of this config",
     ]
     assert found.advice == (

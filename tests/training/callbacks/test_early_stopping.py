@@ -19,7 +19,7 @@ def test_early_stopping_waits_and_resumes_with_more_patience(command: Command, c
     resumed = command(*arguments, "--early_stopping_patience=50", "--resume")
 
     losses = [row["val_loss"] for row in read_rows(Path("run/metrics.jsonl")) if "val_loss" in row]
-    evaluated = stopped.out.count("Val loss") - 2  # in the lines of the untrained model and of the summary
+    evaluated = stopped.out.count("\nEp ")
     assert (stopped.code, finished.code, resumed.code) == (0, 0, 0)
     assert "Stopping early: the validation loss has not fallen for 2 evaluations." in stopped.out
     assert evaluated == 3
