@@ -84,11 +84,17 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def replace_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically."""
+    """Write a file atomically; if that fails, nothing is left."""
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     with with_filename(path):
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        try:
+            temporary.write_bytes(content)
+            os.replace(temporary, path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            error.filename = str(path)
+            raise
 
 
 def sync_folder(path: Path) -> None:

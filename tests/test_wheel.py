@@ -40,7 +40,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_wheel_contains_every_module_and_config(wheel: Path) -> None:
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "gpt_lightning").rglob("*.py")}
     configs = {f"gpt_lightning/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.*")}
-    others = {"gpt_lightning/py.typed", f"gpt_lightning/texts/{STORY}"}
+    others = {"gpt_lightning/py.typed", "gpt_lightning/runs/report.html", f"gpt_lightning/texts/{STORY}"}
 
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
