@@ -90,8 +90,12 @@ def replace_bytes(path: Path, content: bytes) -> None:
         try:
             temporary.write_bytes(content)
             os.replace(temporary, path)
+        except OSError as error:
+            error.filename = str(path)
+            raise
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
 
 def sync_folder(path: Path) -> None:

@@ -51,7 +51,8 @@ class ProgressInfo:
     tokens_seen: int
 
 
-def _versions() -> dict[str, str]:
+def installed_versions() -> dict[str, str]:
+    """Return the versions of this package, torch and lightning."""
     return {
         "gpt_lightning": gpt_lightning.__version__,
         "torch": str(torch.__version__),
@@ -83,7 +84,7 @@ class CheckpointInfo:
     baselines: dict[str, float] | None = None
     imported: dict[str, str] | None = None
     format: int = FORMAT
-    versions: dict[str, str] = field(default_factory=_versions)
+    versions: dict[str, str] = field(default_factory=installed_versions)
 
     @classmethod
     def parse(cls, checkpoint: dict[str, Any]) -> CheckpointInfo:

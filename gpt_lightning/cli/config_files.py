@@ -178,6 +178,12 @@ def dump_settings(settings: Namespace) -> str:
     return f"# All settings of this run. To run it again: python -m {PROGRAM} fit --config THIS_FILE\n{body}"
 
 
+def plain_defaults(defaults: Namespace) -> dict[str, Any]:
+    """Return the default of each setting that `dump_settings` writes, by its full name, as plain data."""
+    left_out = {*CLI_ONLY, "__path__", *LINKS.values()}
+    return {name: plain(value) for name, value in defaults.items() if name not in left_out}
+
+
 class Quoting(yaml.SafeDumper):
     """A YAML dumper that quotes texts starting like a number: jsonargparse reads 1e3 as a number, PyYAML as a text."""
 

@@ -27,7 +27,7 @@ from gpt_lightning.cli.arguments import (
     prepare_arguments,
     was_passed,
 )
-from gpt_lightning.cli.config_files import ConfigFile, dump_settings
+from gpt_lightning.cli.config_files import ConfigFile, dump_settings, plain_defaults
 from gpt_lightning.cli.help import explanations, print_help, requested_help
 from gpt_lightning.cli.options import add_model_options, add_run_options, explain_trainer
 from gpt_lightning.cli.parser_errors import ParserError, RaisingParser, explain_class_error, explain_parser_error
@@ -130,6 +130,7 @@ class CLI(LightningCLI):
         """Parse the settings; if there is a checkpoint, parse again with its settings as defaults."""
         if kind := requested_help(args):
             print_help(self._settings_parser, "check" if self.is_check else self.command, kind)
+        self.defaults = plain_defaults(self._settings_parser.get_defaults())  # a checkpoint's settings replace them
         self._parse(parser, args)
         settings = self.config[self.command]
         try:
@@ -323,7 +324,7 @@ class CLI(LightningCLI):
                 f"use the command line: {command.removesuffix(' --resume')}"
             )
         resolved = dump_settings(self.config[self.command])
-        self.run_folder = fit(self.trainer, datamodule, config, self.plan, resolved, command)
+        self.run_folder = fit(self.trainer, datamodule, config, self.plan, resolved, self.defaults, command)
 
     def _run_config(self, model: Namespace) -> RunConfig:
         """Return the settings of the run as a typed and checked config."""

@@ -25,6 +25,7 @@ COMMANDS = {
     "export": ("write a checkpoint's weights for transformers, the book or llama.cpp", "commands.export"),
     "configs": ("list the configs that come with the package, or copy one", "commands.configs"),
     "plot": ("draw the loss curves of runs", "commands.plot"),
+    "report": ("write a report of runs as an HTML page", "commands.report"),
     "explain": ("worked examples of windows, loss and sampling", "commands.explain"),
     "info": ("what a checkpoint contains, or what differs between two", "commands.info"),
     "inspect": ("the candidates for the next token, or how hard each token of a text is", "commands.inspect"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from gpt_lightning.files import read_rows
+from gpt_lightning.runs.folder import BASELINES
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def read_evaluations(table: Path) -> list[EvaluationRow]:
 def read_baselines(folder: Path) -> dict[str, float] | None:
     """Return the contents of a run's baselines.json, or None if it is missing or invalid."""
     try:
-        found = json.loads((folder / "baselines.json").read_text(encoding="utf-8"))
+        found = json.loads((folder / BASELINES).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
     is_valid = isinstance(found, dict) and found and all(map(is_finite, found.values()))

@@ -24,6 +24,8 @@ from gpt_lightning.evaluation.baselines import Baselines, measure_baselines
 from gpt_lightning.files import read_rows, replace_bytes
 from gpt_lightning.runs.figures import FORMATS, loss_figure, read_curve, save_figure
 from gpt_lightning.runs.folder import BEST, LAST, PREVIOUS, RUN_DIR_ENV, RUNS, Run, new_run_folder
+from gpt_lightning.runs.html_report import write_report
+from gpt_lightning.runs.report_data import REPORT, read_run
 from gpt_lightning.training import summary
 from gpt_lightning.training.callbacks.checkpointing import Checkpointing
 from gpt_lightning.training.callbacks.early_stopping import EarlyStop
@@ -35,6 +37,7 @@ from gpt_lightning.training.callbacks.progress import Progress, StepBar
 from gpt_lightning.training.callbacks.samples import Samples
 from gpt_lightning.training.callbacks.signals import StopOnSignal, requeue
 from gpt_lightning.training.config import RunConfig
+from gpt_lightning.training.environment import recorded
 from gpt_lightning.training.failures import explained
 from gpt_lightning.training.hardware import allow_tf32, keep_freed_memory, peak_flops
 from gpt_lightning.training.module import GPTModule
@@ -46,7 +49,13 @@ MONITORED = ("val_loss", "val_perplexity", "train_eval_loss", "train_eval_perple
 
 
 def fit(
-    trainer: Trainer, data: TextDataModule, config: RunConfig, plan: RunPlan, resolved_config: str, resume_command: str
+    trainer: Trainer,
+    data: TextDataModule,
+    config: RunConfig,
+    plan: RunPlan,
+    resolved_config: str,
+    defaults: dict[str, Any],
+    resume_command: str,
 ) -> Path:
     """Train a new run or resume one, and print a summary.
 
@@ -56,6 +65,7 @@ def fit(
         config: The settings of the run.
         plan: Whether the run is new or resumed.
         resolved_config: YAML with every setting, written to the run folder.
+        defaults: The default of each setting, by its full name.
         resume_command: Shell command that resumes the run.
 
     Returns:
@@ -82,7 +92,8 @@ def fit(
         add_loggers(trainer, run, {**module.hparams, **data.hparams}, config.has_tensorboard)
         if baselines is not None:
             announce(trainer, data, config, plan, steps, run, baselines)
-        train(trainer, data, module, config, plan, run, callbacks, resume_command)
+        with recorded(trainer, data, config, steps, run, plan, defaults, start):
+            train(trainer, data, module, config, plan, run, callbacks, resume_command)
         if callbacks.progress.session_tokens == 0:
             check_why_nothing_was_trained(plan, data)
             if trainer.is_global_zero:
@@ -401,6 +412,17 @@ def report_result(
         say(f"  {resume_command}")
     prompt = config.training.prompt[0] if config.training.prompt else "Every effort moves you"
     flops = config.model.flops_per_token / trainer.world_size, peak_rate(trainer, config)
-    verdict = summary.write_verdict(run, trainer, data, config)
+    verdict = [*summary.write_verdict(run, trainer, data, config), *draw_report(run)]
     for line in summary.summarize_run(run, callbacks.progress, checkpoints, seconds, flops, verdict, prompt):
         say(line)
+
+
+def draw_report(run: Run) -> list[str]:
+    """Write report.html and return the line to print; warn if it fails, because the training is complete and saved."""
+    try:
+        write_report([read_run(run.path)], run.path / REPORT)
+    except Exception as error:  # also a bug, which `report` then shows
+        reason = " ".join(str(error).split()) if isinstance(error, (InputError, MachineError)) else repr(error)
+        warn(f"the report is not written: {reason}; the run is complete, `report {run.display_path}` tries again")
+        return []
+    return [labeled("report", f"{run.display_path}/{REPORT}")]

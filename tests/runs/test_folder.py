@@ -35,7 +35,8 @@ def test_each_fit_gets_the_next_number_and_latest_follows(command: Command, conf
         assert f"--ckpt_path runs/tiny/{number}/checkpoints/best.ckpt" in result.out
     assert sorted(os.listdir("runs/tiny")) == ["1", "2", "latest"]
     names = {path.name.split(".")[0] for path in Path("runs/tiny/1").iterdir()}
-    assert names == {"", "baselines", "checkpoints", "events", "hparams", "metrics", "samples", "summary", "tiny"}
+    tables = {"baselines", "environment", "metrics", "samples", "summary"}
+    assert names == tables | {"", "checkpoints", "events", "hparams", "tiny"}
 
 
 def test_the_saved_settings_reproduce_the_run(command: Command, config: Path) -> None:

@@ -1,0 +1,132 @@
+"""environment.json in the run folder: the text, the machine, the versions, the time and the memory of a run.
+
+Each process that trains the run adds an entry to `sessions` when training starts, and completes it when training ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from lightning.pytorch import Trainer
+
+from gpt_lightning.checkpoints.metadata import installed_versions
+from gpt_lightning.console import labeled, warn
+from gpt_lightning.data.datamodule import TextDataModule
+from gpt_lightning.errors import InputError, MachineError, memory_bytes
+from gpt_lightning.files import replace_bytes
+from gpt_lightning.runs.folder import Run
+from gpt_lightning.runs.report_data import ENVIRONMENT, read_facts
+from gpt_lightning.training import summary
+from gpt_lightning.training.config import RunConfig
+from gpt_lightning.training.resume import RunPlan
+from gpt_lightning.training.steps import Steps
+
+
+@contextlib.contextmanager
+def recorded(
+    trainer: Trainer,
+    data: TextDataModule,
+    config: RunConfig,
+    steps: Steps,
+    run: Run,
+    plan: RunPlan,
+    defaults: dict[str, Any],
+    start: float,
+) -> Iterator[None]:
+    """Write environment.json before and after the training in the body, also if that is interrupted.
+
+    Args:
+        trainer: The run's Trainer.
+        data: Data module, set up.
+        config: The settings of the run.
+        steps: Batches and optimizer steps of the run.
+        run: The run folder.
+        plan: Whether the run is new or resumed.
+        defaults: The default of each setting.
+        start: Value of `time.monotonic` when the process started to work on the run.
+    """
+    if not trainer.is_global_zero:
+        yield
+        return
+    path = run.path / ENVIRONMENT
+    described = [*summary.describe_data(data, steps, trainer.world_size), labeled("model", config.model.description)]
+    device = summary.describe_device(trainer, config.accelerator, config.precision_reason)
+    session = {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "from_step": 0 if plan.content is None else plan.content["global_step"],
+        "device": _split(device)[1],
+        "processor": processor_name(trainer.strategy.root_device),
+        "processes": trainer.world_size,
+        "cores": os.cpu_count(),
+        "memory_bytes": memory_bytes(),
+        "platform": platform.platform(),
+        "versions": {"python": platform.python_version(), **installed_versions()},
+    }
+    sessions = [*previous_sessions(path), session]
+    facts = {**dict(map(_split, described)), "defaults": defaults, "sessions": sessions}
+    _write(path, facts)
+    try:
+        yield
+    finally:
+        session["to_step"] = trainer.global_step
+        session["minutes"] = round((time.monotonic() - start) / 60, 2)
+        session["peak_memory_bytes"] = peak_memory_bytes(trainer.strategy.root_device)
+        try:
+            _write(path, facts)
+        except (InputError, MachineError) as error:  # the folder was deleted, the disk is full
+            warn(f"{error}; the time and memory of the run are not recorded")
+
+
+def _split(line: str) -> tuple[str, str]:
+    """Return the label and the text of a line that `fit` prints."""
+    label, _, text = line.partition(" ")
+    return label, text.lstrip()
+
+
+def previous_sessions(path: Path) -> list[dict[str, Any]]:
+    """Return the sessions in environment.json; none if the file is missing or damaged."""
+    try:
+        return list(read_facts(path).get("sessions") or [])
+    except InputError as error:
+        warn(f"{error}; it is written again")
+        return []
+
+
+def _write(path: Path, facts: dict[str, Any]) -> None:
+    replace_bytes(path, (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode("utf-8"))
+
+
+def processor_name(device: torch.device) -> str:
+    """Return the name of a GPU, or of this machine's processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError):  # not Linux
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name" and value.strip():
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the most memory that this process has used: of the GPU if it trains on one, else of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    memory = psutil.Process().memory_info()
+    if sys.platform == "win32":
+        return int(memory.peak_wset)
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return max(int(memory.rss), peak if sys.platform == "darwin" else 1024 * peak)

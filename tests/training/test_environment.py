@@ -1,0 +1,132 @@
+"""environment.json says on what, how long and with how much memory a run was trained; the report ends a run."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import Result
+
+from gpt_lightning.errors import InputError, memory_bytes
+from gpt_lightning.runs.folder import Run
+from gpt_lightning.runs.report_data import read_run
+from gpt_lightning.training import fit
+from gpt_lightning.training.environment import peak_memory_bytes, processor_name
+
+Command = Callable[..., Result]
+draw_report = fit.draw_report  # before a fixture replaces it
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+
+
+def test_a_run_records_its_text_machine_time_and_memory(trained: Path) -> None:
+    facts = read_facts(trained)
+
+    assert facts["windows"] == "287 + 31 of 64 tokens, stride 64; 44 + 61 trailing tokens are unused"
+    assert facts["model"] == "12,512 parameters: 1 layer, 2 heads, width 16, context 64, untied head"
+    assert facts["text"].startswith("the-lamp-at-low-water.txt: 20,459 characters")
+    (session,) = facts["sessions"]
+    assert (session["from_step"], session["to_step"], session["processes"]) == (0, 15, 1)
+    assert session["device"].startswith("cpu (as set by trainer.accelerator), precision 32-true")
+    assert session["memory_bytes"] == memory_bytes()
+    assert (
+        session["versions"] | {"python": platform.python_version(), "torch": torch.__version__} == session["versions"]
+    )
+    assert 0 < session["minutes"] < 10
+    assert 2**26 < session["peak_memory_bytes"] < memory_bytes()  # torch alone takes more than 64 MB
+    assert session["processor"]
+
+
+def test_the_defaults_are_those_of_all_settings(trained: Path, command: Command) -> None:
+    defaults, settings = read_facts(trained)["defaults"], read_run(trained).settings
+
+    assert set(defaults) == set(settings)
+    (page,) = [command("fit", "--help=markdown").out]
+    rows = [line.split("|")[1:3] for line in page.splitlines() if line.startswith("| `")]
+    shown = {name.strip(" `"): value.strip(" `") for name, value in rows}
+    common = set(shown) & set(defaults)
+    assert len(common) > 50
+    assert {name: yaml.safe_load(shown[name]) for name in common} == {name: defaults[name] for name in common}
+
+
+def test_a_resumed_run_has_the_sessions_of_both_processes(
+    command: Command, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = ("fit", "--config", config, "--run_dir", "run")
+    assert command(*run, "--trainer.max_steps=4").code == 0
+    first = read_facts(Path("run"))
+
+    def interrupt(*_: object) -> None:
+        raise InputError("interrupted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fit, "train", interrupt)
+        assert command(*run, "--trainer.max_steps=9", "--resume").error == "interrupted"
+    assert command(*run, "--trainer.max_steps=9", "--resume").code == 0
+
+    sessions = read_facts(Path("run"))["sessions"]
+    assert [one["from_step"] for one in sessions] == [0, 4, 4]
+    assert (sessions[0]["to_step"], sessions[2]["to_step"]) == (4, 9)
+    assert sessions[0] == first["sessions"][0]
+    assert all(one["minutes"] >= 0 for one in sessions)
+    assert read_facts(Path("run"))["defaults"] == first["defaults"]  # not the checkpoint's settings
+
+
+def test_a_damaged_environment_is_written_again(command: Command, config: Path) -> None:
+    run = ("fit", "--config", config, "--run_dir", "run")
+    command(*run, "--trainer.max_steps=2")
+    Path("run/environment.json").write_text("{")
+
+    result = command(*run, "--trainer.max_steps=4", "--resume")
+
+    assert result.code == 0
+    assert "warning: " in result.err
+    assert "environment.json: is damaged, not valid JSON" in result.err
+    assert [one["from_step"] for one in read_facts(Path("run"))["sessions"]] == [2]
+
+
+def test_fit_ends_with_the_path_of_the_report(command: Command, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "draw_report", draw_report)
+
+    result = command("fit", "--config", config, "--run_dir", "run", "--trainer.max_steps=2")
+
+    assert result.out.splitlines()[-1] == "report      run/report.html"
+    assert "warning" not in result.err
+    assert (Path("run/report.html").stat().st_mode & 0o777) == (Path("run/metrics.jsonl").stat().st_mode & 0o777)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"), [(InputError("x: is\ndamaged"), "x: is damaged"), (KeyError("a"), "KeyError('a')")]
+)
+def test_a_report_that_fails_is_a_warning_because_the_run_is_complete(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(fit, "write_report", refuse)
+
+    draw_report(Run(trained))
+
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == (
+        f"gpt_lightning: warning: the report is not written: {reason}; the run is complete, "
+        f"`report {trained}` tries again\n"
+    )
+
+
+def test_facts_about_a_gpu_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA A10")
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 123)
+
+    assert processor_name(torch.device("cuda")) == "NVIDIA A10"
+    assert peak_memory_bytes(torch.device("cuda")) == 123
