@@ -29,6 +29,11 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
+def line(label: str, text: str) -> str:
+    """Return a line of text after its label, which is padded to a column."""
+    return f"{label:<12}{text}"
+
+
 def table(align: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Format rows as a table with aligned columns.
 

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from gpt_lightning.console import PROGRAM, format_bytes
+from gpt_lightning.console import line as line  # part of this module, too
 from gpt_lightning.data.datamodule import Split, TextDataModule
 from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.runs.folder import Run
@@ -16,11 +17,6 @@ from gpt_lightning.training.callbacks.progress import Progress
 from gpt_lightning.training.steps import Steps
 
 STATES_PER_WEIGHT = 3  # a full checkpoint holds the weight and AdamW's two moments
-
-
-def line(label: str, text: str) -> str:
-    """Return a line of text after its label, which is padded to a column."""
-    return f"{label:<12}{text}"
 
 
 def _plural(count: int, noun: str) -> str:
