@@ -65,6 +65,7 @@ CLI_ONLY = (
     "jsonl",
     "output",
     "interactive",
+    "copied",
 )
 # Settings that cannot be set, because they are copies of another one: source -> copy.
 LINKS = {

@@ -83,7 +83,7 @@ HELP = {
         "Complete prompts with a checkpoint.",
         {
             "prompts": "ckpt_path prompt prompts_file interactive config",
-            "completions": "output resume jsonl",
+            "completions": "output resume jsonl copied",
             "sampling": "sampling.max_new_tokens sampling.temperature sampling.top_k sampling.top_p sampling.min_p "
             "sampling.repetition_penalty sampling.no_repeat_ngram_size sampling.min_new_tokens sampling.eos_id "
             "sampling.stop_strings sampling.num_samples sampling.seed sampling.batch_size",

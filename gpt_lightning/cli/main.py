@@ -19,6 +19,7 @@ COMMANDS = {
     "check": ("estimate the cost of a run and check its config", LIGHTNING),
     "validate": ("loss and perplexity of a checkpoint on its validation split, or on a text", LIGHTNING),
     "test": ("loss and perplexity of a checkpoint on data.test_text", LIGHTNING),
+    "evaluate": ("loss and bits per byte of checkpoints on texts, beside baselines", "commands.evaluate"),
     "predict": ("complete prompts with a checkpoint", "commands.predict"),
     "verify-resume": ("check that a killed and resumed run is bit-identical", "commands.verify_resume"),
     "import": ("convert GPT-2 weights of Hugging Face, the book or nanoGPT", "commands.import_weights"),

@@ -7,6 +7,7 @@ downloads them.
 
 from __future__ import annotations
 
+import codecs
 import functools
 import hashlib
 import importlib.util
@@ -53,6 +54,19 @@ class Tokenizer:
     def decode(self, token_ids: Iterable[int]) -> str:
         """Return the text of token ids; invalid UTF-8 and unknown ids become U+FFFD."""
         return b"".join(map(self.token_bytes, token_ids)).decode("utf-8", errors="replace")
+
+    def decode_with_ends(self, token_ids: Iterable[int]) -> tuple[str, list[int]]:
+        """Return the text of token ids, and the number of its characters up to the end of each token.
+
+        A character that several tokens make up belongs to the last of them.
+        """
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        text, ends = "", []
+        for token_id in token_ids:
+            text += decoder.decode(self.token_bytes(token_id))
+            ends.append(len(text))
+        text += decoder.decode(b"", final=True)
+        return text, [*ends[:-1], len(text)] if ends else []
 
 
 class ByteTokenizer(Tokenizer):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from tqdm import tqdm
 
@@ -21,19 +21,19 @@ ROW_START = b'{"prompt": "'
 Completer = Callable[..., Iterator[CompletedText]]  # `complete_all` with a model, its tokenizer and the settings
 
 
-def job_name(checkpoint: Path, sampling: SamplingConfig, weights: str) -> str:
+def job_name(checkpoint: Path, sampling: SamplingConfig, rest: str) -> str:
     """Return a fingerprint of checkpoint and settings: 12 hexadecimal digits.
 
-    Jobs with the same fingerprint write the same completions of the same prompts.
+    Jobs with the same fingerprint write the same rows for the same prompts.
 
     Args:
         checkpoint: The checkpoint's file.
         sampling: All settings of sampling.
-        weights: Type and device of the weights.
+        rest: Type and device of the weights, and further fields of the rows.
     """
     with open(checkpoint, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return hashlib.sha256(json.dumps([sha256, asdict(sampling), weights], sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps([sha256, asdict(sampling), rest], sort_keys=True).encode()).hexdigest()[:12]
 
 
 def open_output(path: Path, resume: bool, job: str) -> tuple[IO[str], list[str]]:
@@ -103,7 +103,14 @@ def check_done(prompts: Iterable[str], done: list[str], samples: int, path: Path
 
 
 def write_rows(
-    completer: Completer, prompts: Iterable[str], file: IO[str], job: str, done: int, batch_size: int, total: int | None
+    completer: Completer,
+    prompts: Iterable[str],
+    file: IO[str],
+    job: str,
+    done: int,
+    batch_size: int,
+    total: int | None,
+    describe: Callable[[CompletedText], dict[str, Any]],
 ) -> None:
     """Write a JSON line for each completion that is still missing.
 
@@ -116,11 +123,12 @@ def write_rows(
         batch_size: Batch size of the completer. All rows of an interrupted batch are completed again, because the
             last digits of a row's logits depend on the batch size.
         total: Completions of the whole job, for the progress bar on stderr; None if unknown.
+        describe: Returns further fields of a row.
     """
     again = done % batch_size
     rows = islice(completer(prompts, skip=done - again), again, None)
     with tqdm(total=total, initial=done, desc="completing", unit="text", file=sys.stderr, disable=None) as bar:
         for one in rows:
-            file.write(json.dumps({**asdict(one), "job": job}, ensure_ascii=False) + "\n")
+            file.write(json.dumps({**asdict(one), **describe(one), "job": job}, ensure_ascii=False) + "\n")
             file.flush()
             bar.update()

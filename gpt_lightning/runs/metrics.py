@@ -15,6 +15,8 @@ def tensorboard_tag(metric: str) -> str:
     """Return the TensorBoard tag of a metric: its group, by which TensorBoard sorts its page, and its name."""
     if metric in ("learning_rate", "gradient_norm"):
         return f"optimizer/{metric}"
+    if metric == "copied_share":
+        return f"memorization/{metric}"
     kind = metric.rpartition("_")[2]
     return f"{kind if kind in ('loss', 'perplexity') else 'throughput'}/{metric}"
 

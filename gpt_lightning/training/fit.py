@@ -21,6 +21,7 @@ from gpt_lightning.console import labeled, say, warn
 from gpt_lightning.data.datamodule import TextDataModule
 from gpt_lightning.errors import InputError, MachineError, Stopped
 from gpt_lightning.evaluation.baselines import Baselines, measure_baselines
+from gpt_lightning.evaluation.memorization import Memorization
 from gpt_lightning.files import read_rows, replace_bytes
 from gpt_lightning.runs.figures import FORMATS, loss_figure, read_curve, save_figure
 from gpt_lightning.runs.folder import BEST, LAST, PREVIOUS, RUN_DIR_ENV, RUNS, Run, new_run_folder
@@ -275,6 +276,7 @@ def build_callbacks(
     ]
     show_bar = config.has_progress_bar and not trainer.progress_bar_callback
     patience = training.early_stopping_patience
+    memorization = Memorization(data.splits["training"].windows.token_ids, data.tokenizer)
     trainer.callbacks = [  # type: ignore[attr-defined]
         progress,  # counts before others log
         Metrics(run, progress, peak_rate(trainer, config)),
@@ -285,7 +287,7 @@ def build_callbacks(
         # After all callbacks that may stop the run or average its weights.
         Evaluation(run, progress, training.evaluate_every, config.max_steps, config.init_from is not None),
         Summary(run, {**module.hparams, **data.hparams}),
-        Samples(run, data.tokenizer, training.prompt, config.sampling, training.sample_every),
+        Samples(run, memorization, training.prompt, config.sampling, training.sample_every),
         stop,
         ExactResume(),  # restores random states after all callbacks that may draw numbers when training starts
         checkpoints,  # saves the state of all others

@@ -13,6 +13,7 @@ from gpt_lightning.checkpoints.metadata import check_schema
 from gpt_lightning.console import warn
 from gpt_lightning.data.datamodule import TextDataModule
 from gpt_lightning.errors import InputError
+from gpt_lightning.evaluation.training_text import check_fingerprint
 from gpt_lightning.files import read_rows
 from gpt_lightning.runs.folder import LAST, PREVIOUS, RUN_DIR_ENV, RUNS, Run, check_empty, numbered_runs
 from gpt_lightning.training.distributed import is_first_process, launched_externally
@@ -81,13 +82,8 @@ def check_same_text(data: TextDataModule, checkpoint: dict[str, Any], name: str,
         hint: Text to append to the message.
     """
     assert data.source is not None
-    seen = checkpoint["gpt_lightning"]["text"]
-    if data.source.sha256 != seen["sha256"]:
-        raise InputError(
-            f"{data.source.path}: is not the text that {name} was trained on "
-            f"({seen['name']}, sha256 {seen['sha256'][:12]}...){hint}"
-        )
-    if data.val_sha256 != seen["val_sha256"]:
+    check_fingerprint(data.source, checkpoint, name, hint)
+    if data.val_sha256 != checkpoint["gpt_lightning"]["text"]["val_sha256"]:
         raise InputError(f"{data.hparams['val_text']}: is not the data.val_text that {name} was evaluated on{hint}")
 
 

@@ -289,7 +289,7 @@ TEXT = "".join(f"The lamp was lit {i} times. " for i in range(100))
 LAUGH = "".join(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 9) if i else 'lol'}]\n" for i in range(9))
 # Number of weights of a billion blocks of width 16, without biases of query, key and value.
 WEIGHTS = 257 * 16 * 2 + 64 * 16 + 10**9 * (12 * 256 + 10 * 16) + 2 * 16
-COMMANDS = "expected one of fit, check, validate, test, predict, verify-resume, import, export, configs, plot, report, explain, info, inspect"
+COMMANDS = "expected one of fit, check, validate, test, evaluate, predict, verify-resume, import, export, configs, plot, report, explain, info, inspect"
 
 # fmt: off
 CONFIG_FILES = [

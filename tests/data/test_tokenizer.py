@@ -32,6 +32,26 @@ def test_byte_tokens_are_the_utf8_bytes_of_the_text(text: str) -> None:
         assert bytes(BYTES.encode(text)) == text.encode()
 
 
+@given(st.text(), st.data())
+def test_ends_of_tokens_are_counted_in_characters(text: str, data: st.DataObject) -> None:
+    token_ids = BYTES.encode(text)
+    token_ids = token_ids[data.draw(st.integers(0, len(token_ids))) :]  # also from inside of a character
+    whole = [place for place in range(len(token_ids) + 1) if BYTES.decode(token_ids[place:])[:1] != "\ufffd"]
+
+    decoded, ends = BYTES.decode_with_ends(token_ids)
+
+    assert decoded == BYTES.decode(token_ids)
+    assert len(ends) == len(token_ids)
+    for place in whole:
+        assert decoded[: ([0, *ends])[place]] == BYTES.decode(token_ids[:place])
+
+
+def test_a_character_belongs_to_the_token_that_completes_it() -> None:
+    assert BYTES.decode_with_ends(BYTES.encode("a€b")) == ("a€b", [1, 1, 1, 2, 3])
+    assert BYTES.decode_with_ends([97, 0xE2, 0x82]) == ("a\ufffd", [1, 1, 2])
+    assert BYTES.decode_with_ends([]) == ("", [])
+
+
 def test_merges_are_the_published_ones() -> None:
     merges = tokenizer._read_installed_merges()
 

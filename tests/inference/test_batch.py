@@ -88,11 +88,11 @@ def test_all_rows_of_an_interrupted_batch_are_completed_again(tmp_path: Path) ->
         return (CompletedText(prompt, "", [], [], "length", 1) for prompt in prompts[skip:])
 
     with open(tmp_path / "out.jsonl", "w") as file:
-        write_rows(completer, list("abcdefg"), file, JOB, 5, 4, None)
+        write_rows(completer, list("abcdefg"), file, JOB, 5, 4, None, lambda one: {"more": one.prompt.upper()})
 
     assert skipped == [4]
     written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert [(row["prompt"], row["job"]) for row in written] == [("f", JOB), ("g", JOB)]
+    assert [(row["prompt"], row["more"], row["job"]) for row in written] == [("f", "F", JOB), ("g", "G", JOB)]
 
 
 def test_the_fingerprint_of_a_job_depends_on_checkpoint_settings_and_weights(tmp_path: Path) -> None:

@@ -24,11 +24,13 @@ from gpt_lightning.cli.config_files import read_config
 from gpt_lightning.cli.help import print_help, requested_help
 from gpt_lightning.cli.options import TRAINER_HELP
 from gpt_lightning.cli.parser_errors import ParserError, RaisingParser, explain_parser_error, unknown_setting
-from gpt_lightning.console import PROGRAM, warn
+from gpt_lightning.console import PROGRAM, labeled, warn
 from gpt_lightning.data.tokenizer import load_tokenizer
 from gpt_lightning.errors import InputError
+from gpt_lightning.evaluation.memorization import Memorization, describe_copied
+from gpt_lightning.evaluation.training_text import training_tokens
 from gpt_lightning.inference.batch import Completer, check_done, check_new, job_name, open_output, write_rows
-from gpt_lightning.inference.completion import check_prompt, complete_all
+from gpt_lightning.inference.completion import CompletedText, check_prompt, complete_all
 from gpt_lightning.inference.packed_linear import pack
 from gpt_lightning.inference.prompts import STANDARD_INPUT, open_prompts
 from gpt_lightning.inference.sampling import SamplingConfig
@@ -67,6 +69,7 @@ class PredictConfig:
         output: File to write JSON lines to.
         resume: Whether to resume the job that wrote `output`.
         interactive: Whether to complete the lines of standard input.
+        copied: Whether to find what completions copy from the training text.
         sampling: Settings of sampling.
         accelerator: The setting `trainer.accelerator`.
         precision: The setting `trainer.precision`.
@@ -83,6 +86,7 @@ class PredictConfig:
     output: str | None
     resume: bool
     interactive: bool
+    copied: bool
     sampling: SamplingConfig
     accelerator: str
     precision: str | int
@@ -137,6 +141,7 @@ def make_parser() -> RaisingParser:
     add("--output", type=str | None, default=None, metavar="FILE", help="Write JSON lines to a new file.")
     add("--resume", action="store_true", help="Resume the interrupted job that wrote --output.")
     add("--interactive", action="store_true", help="Complete lines of standard input, each with all earlier text.")
+    add("--copied", action="store_true", help="Find what completions copy from the training text, which must be there.")
     parser.add_class_arguments(SamplingConfig, "sampling", as_group=False, instantiate=False)
     add("--trainer.accelerator", type=str, default="auto", help=TRAINER_HELP["accelerator"])
     help_line = "Type of the weights: 32-true, bf16-true ...; auto: as in training."
@@ -242,21 +247,38 @@ def converse(completer: Completer, context: str) -> None:
     while True:
         if has_terminal:
             print("> ", end="", file=sys.stderr, flush=True)
-        line = sys.stdin.readline()
-        if not line:
+        entered = sys.stdin.readline()
+        if not entered:
             return
-        line = line.removesuffix("\n")
-        if line:
-            check_prompt(line)
-            context += ("\n" if context else "") + line
+        entered = entered.removesuffix("\n")
+        if entered:
+            check_prompt(entered)
+            context += ("\n" if context else "") + entered
         if not context:
             continue
         for one in completer([context], show=_show, warns=False):
             context += one.completion
-        _show("\n")
+            _show("\n")
 
 
-def write_json_lines(completer: Completer, prompts: list[str] | Iterator[str], config: PredictConfig, job: str) -> None:
+def reporting_copies(completer: Completer, memorization: Memorization) -> Completer:
+    """Return a completer that writes a line to stderr after each completion: how much of it is copied."""
+
+    def complete(prompts: Iterable[str], **options: Any) -> Iterator[CompletedText]:
+        for one in completer(prompts, **options):
+            yield one  # the caller writes it to stdout before it asks for the next one
+            print(labeled("copied", describe_copied(memorization.describe(one), one.completion)), file=sys.stderr)
+
+    return complete
+
+
+def write_json_lines(
+    completer: Completer,
+    prompts: list[str] | Iterator[str],
+    config: PredictConfig,
+    job: str,
+    memorization: Memorization | None,
+) -> None:
     """Write a JSON line for each completion, to stdout or to the output file.
 
     Args:
@@ -264,18 +286,23 @@ def write_json_lines(completer: Completer, prompts: list[str] | Iterator[str], c
         prompts: All prompts of the job.
         config: Where to write, and whether to resume.
         job: See `job_name`.
+        memorization: Finds the field `copied` of each row; None leaves it out.
     """
+
+    def describe(one: CompletedText) -> dict[str, Any]:
+        return {} if memorization is None else {"copied": memorization.describe(one)}
+
     sampling = config.sampling
     total = len(prompts) * sampling.num_samples if isinstance(prompts, list) else None
     if config.output is None:
         sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]  # JSON must be UTF-8
-        write_rows(completer, prompts, sys.stdout, job, 0, sampling.batch_size, total)
+        write_rows(completer, prompts, sys.stdout, job, 0, sampling.batch_size, total, describe)
         return
     output = Path(config.output)
     file, done = open_output(output, config.resume, job)
     with file:
         all_prompts = check_done(prompts, done, sampling.num_samples, output)
-        write_rows(completer, all_prompts, file, job, len(done), sampling.batch_size, total)
+        write_rows(completer, all_prompts, file, job, len(done), sampling.batch_size, total, describe)
 
 
 def run(arguments: list[str]) -> None:
@@ -291,13 +318,20 @@ def run(arguments: list[str]) -> None:
     sampling.check_vocabulary(loaded.config.vocab_size)
     prompts = config.prompt if config.prompts_file is None else open_prompts(config.prompts_file)
     tokenizer = load_tokenizer(loaded.tokenizer)
+    memorization = None
+    if config.copied:
+        memorization = Memorization(training_tokens(loaded.content, loaded.name), tokenizer)
     network = build_network(loaded, config)
-    completer = partial(complete_all, network, tokenizer, sampling=sampling)
+    completer: Completer = partial(complete_all, network, tokenizer, sampling=sampling)
+    has_rows = config.jsonl or config.output is not None
+    if memorization is not None and not has_rows:
+        completer = reporting_copies(completer, memorization)
     if config.interactive:
         converse(completer, "\n".join(config.prompt))
-    elif config.jsonl or config.output is not None:
+    elif has_rows:
         weight = network.pos_emb.weight
-        job = job_name(Path(resolve_latest(config.ckpt_path)), sampling, f"{weight.dtype} {weight.device.type}")
-        write_json_lines(completer, prompts, config, job)
+        rest = f"{weight.dtype} {weight.device.type}{' copied' if config.copied else ''}"
+        job = job_name(Path(resolve_latest(config.ckpt_path)), sampling, rest)
+        write_json_lines(completer, prompts, config, job, memorization)
     else:
         write_texts(completer, prompts, isinstance(prompts, list) and len(prompts) * sampling.num_samples == 1)

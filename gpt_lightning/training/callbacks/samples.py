@@ -9,14 +9,15 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from gpt_lightning.console import say
-from gpt_lightning.data.tokenizer import Tokenizer
+from gpt_lightning.console import labeled, say
 from gpt_lightning.errors import MachineError, why_out_of_memory
+from gpt_lightning.evaluation.memorization import Memorization, describe_copied
 from gpt_lightning.files import append_row, read_rows
 from gpt_lightning.inference.completion import CompletedText, complete_all
 from gpt_lightning.inference.sampling import SamplingConfig
 from gpt_lightning.models.gpt import GPT
 from gpt_lightning.runs.folder import Run
+from gpt_lightning.runs.metrics import tensorboard_tag
 from gpt_lightning.training.callbacks.step_end import StepEnd, averages_in
 from gpt_lightning.training.module import GPTModule
 
@@ -26,22 +27,28 @@ ROWS_SHOWN = 200  # samples in TensorBoard's table, the newest
 class Samples(StepEnd):
     """Prints a completion of each prompt after each epoch, every N optimizer steps and at the end of the run.
 
-    Newlines are printed as spaces. `predict` writes the same text from the checkpoint of that step: this callback must
-    come after those that average weights and before the one that saves them.
+    Newlines are printed as spaces. The line after it says how much of it is copied from the training text. `predict`
+    writes the same text from the checkpoint of that step: this callback must come after those that average weights and
+    before the one that saves them.
 
     Args:
         run: The run folder; samples.jsonl is written there.
-        tokenizer: The run's tokenizer.
+        memorization: The training text and its tokenizer.
         prompts: Texts to complete.
         sampling: How the next token is chosen.
         every: Optimizer steps between samples; None for samples after each epoch only.
     """
 
     def __init__(
-        self, run: Run, tokenizer: Tokenizer, prompts: Sequence[str], sampling: SamplingConfig, every: int | None
+        self,
+        run: Run,
+        memorization: Memorization,
+        prompts: Sequence[str],
+        sampling: SamplingConfig,
+        every: int | None,
     ) -> None:
         self.run = run
-        self.tokenizer = tokenizer
+        self.memorization = memorization
         self.prompts = prompts
         self.sampling = sampling
         self.every = every
@@ -57,18 +64,30 @@ class Samples(StepEnd):
         epoch = trainer.current_epoch + 1
         with averages_in(trainer, module):
             completed = self._complete(module.model)
+        tokens = of = 0
         for one in completed:
+            copied = self.memorization.describe(one)
+            tokens, of = tokens + copied["tokens"], of + copied["of"]
             say(" ".join(one.text.splitlines()))
-            row = {"step": step, "epoch": epoch, "prompt": one.prompt, "completion": one.completion}
+            say(labeled("copied", describe_copied(copied, one.completion)))
+            row = {"step": step, "epoch": epoch, "prompt": one.prompt, "completion": one.completion, "copied": copied}
             append_row(self.run.samples_file, row)
+        if self.prompts:
+            self._log(trainer, step, tokens / max(of, 1))
+
+    def _log(self, trainer: Trainer, step: int, copied_share: float) -> None:
+        """Log the share of copied tokens to all loggers, and the newest samples to TensorBoard."""
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and self.prompts:
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_metrics({tensorboard_tag("copied_share"): copied_share}, step)
                 rows = read_rows(self.run.samples_file)[-ROWS_SHOWN:]
                 logger.experiment.add_text("samples", samples_table(rows), step)
+            else:
+                logger.log_metrics({"copied_share": copied_share}, step)
 
     def _complete(self, model: GPT) -> list[CompletedText]:
         try:
-            return list(complete_all(model, self.tokenizer, self.prompts, self.sampling))
+            return list(complete_all(model, self.memorization.tokenizer, self.prompts, self.sampling))
         except Exception as error:
             if (reason := why_out_of_memory(error)) is None:
                 raise

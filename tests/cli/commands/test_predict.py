@@ -18,9 +18,11 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, Result
+from conftest import ROOT, STORY, Result
 
 from gpt_lightning.errors import InputError
+from gpt_lightning.evaluation.memorization import describe_copied
+from gpt_lightning.files import read_rows
 from gpt_lightning.inference.pretrained import load
 from gpt_lightning.inference.prompts import open_prompts
 from gpt_lightning.inference.sampling import SamplingConfig
@@ -158,6 +160,56 @@ def test_a_conversation_longer_than_the_context_continues_without_a_warning(
     assert load(checkpoint).model.context_length < 300
     assert (result.code, result.err) == (0, "")
     assert len(result.out.splitlines()) >= 2
+
+
+def test_copied_parts_are_reported_as_in_the_run(
+    command: Command, trained: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = read_rows(trained / "samples.jsonl")[-1]
+    arguments = ("predict", "--ckpt_path", checkpoint, "--prompt", "Every effort", "--sampling.max_new_tokens=8")
+    line = f"copied      {describe_copied(sample['copied'], sample['completion'])}\n"
+
+    plain, shown, read = (
+        command(*arguments),
+        command(*arguments, "--copied"),
+        command(*arguments, "--copied", "--jsonl"),
+    )
+    twice = command(*arguments, "--prompt", "Every effort", "--copied")
+
+    assert (shown.out, shown.err) == (plain.out, line)
+    assert (twice.out, twice.err) == (plain.out * 2, line * 2)
+    assert (rows_of(read.out)[0]["copied"], read.err) == (sample["copied"], "")
+    assert "copied" not in rows_of(command(*arguments, "--jsonl").out)[0]
+    monkeypatch.setattr(sys, "stdin", Stdin(b"Every effort\n"))
+    spoken = command(*arguments[:3], "--interactive", "--copied", "--sampling.max_new_tokens=8")
+    assert (spoken.out, spoken.err) == (sample["completion"] + "\n", line)
+
+
+def test_a_job_with_copied_parts_is_another_job(command: Command, checkpoint: Path) -> None:
+    job = ("predict", "--ckpt_path", checkpoint, "--prompt=a", "--output=out.jsonl")
+    assert command(*job, "--copied").code == 0
+
+    assert "written with another checkpoint or other settings" in command(*job, "--resume").error
+    assert command(*job, "--resume", "--copied").code == 0
+
+
+def test_copied_parts_need_the_training_text(command: Command, config: Path) -> None:
+    text = Path("story.txt").absolute()
+    text.write_text(STORY.read_text())
+    fit = ("fit", "--config", config, "--run_dir", "run", "--trainer.max_steps=1", "--data.text", text)
+    assert command(*fit).code == 0
+    arguments = ("predict", "--ckpt_path=run/checkpoints/last.ckpt", "--prompt=a", "--copied")
+    text.write_text(STORY.read_text().upper())
+
+    changed = command(*arguments)
+    text.unlink()
+    missing = command(*arguments)
+
+    assert (changed.code, changed.out) == (2, "")
+    assert changed.error.startswith(
+        f"{text}: is not the text that run/checkpoints/last.ckpt was trained on (story.txt, sha256 "
+    )
+    assert (missing.code, missing.out, missing.error) == (2, "", f"{text}: no such file")
 
 
 @pytest.mark.parametrize(
@@ -319,7 +371,7 @@ def test_json_is_written_as_utf8_in_any_locale(checkpoint: Path) -> None:
 def test_it_starts_without_lightning_and_torchs_compiler(checkpoint: Path) -> None:
     code = (
         "import sys; from gpt_lightning.cli.main import main\n"
-        f"main(['predict', '--ckpt_path', {str(checkpoint)!r}, '--prompt=The'])\n"
+        f"main(['predict', '--ckpt_path', {str(checkpoint)!r}, '--prompt=The', '--copied'])\n"
         "print({'lightning', 'pandas', 'matplotlib', 'sympy', 'torch._dynamo'} & set(sys.modules))"
     )
 
@@ -334,7 +386,7 @@ def test_help_lists_its_own_settings_only(command: Command) -> None:
     options = set(re.findall(r"--[\w.]+", shown))
     assert {one for one in options if not one.startswith("--sampling.")} == {
         "--config", "--ckpt_path", "--prompt", "--prompts_file", "--jsonl", "--output", "--resume",
-        "--interactive", "--trainer.accelerator", "--trainer.precision",
+        "--interactive", "--copied", "--trainer.accelerator", "--trainer.precision",
     }  # fmt: skip
     assert {f"--sampling.{one.name}" for one in fields(SamplingConfig)} <= options
 

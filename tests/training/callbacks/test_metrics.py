@@ -33,6 +33,7 @@ def test_tensorboard_has_every_scalar_at_its_step(trained: Path) -> None:
         "loss_final/best_val_loss",
         "loss_final/train_eval_loss",
         "loss_final/val_loss",
+        "memorization/copied_share",
         "optimizer/gradient_norm",
         "optimizer/learning_rate",
         "perplexity/train_eval_perplexity",
@@ -95,7 +96,7 @@ def test_tensorboard_shows_each_step_of_a_resumed_run_once(command: Command, con
 
     assert result.code == 0, result.err
     pieces, whole = tensorboard(Path("run")), tensorboard(trained)
-    for name in ("loss/train_loss", "loss_by_tokens/train_loss", "loss/val_loss", "loss_final/val_loss"):
+    for name in ("loss/train_loss", "loss_by_tokens/train_loss", "loss_final/val_loss", "memorization/copied_share"):
         got, expected = ([(one.step, one.value) for one in events.Scalars(name)] for events in (pieces, whole))
         assert got == expected
 

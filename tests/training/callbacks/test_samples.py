@@ -8,6 +8,7 @@ import pytest
 import torch
 from compared import rows
 from conftest import Result
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gpt_lightning.checkpoints.compare import first_difference
 from gpt_lightning.training.callbacks.samples import samples_table
@@ -59,6 +60,43 @@ def test_samples_every_n_steps_and_after_each_epoch_are_not_repeated(command: Co
         command("fit", "--config", config, "--run_dir", folder, "--sample_every", every, "--trainer.max_epochs=2")
 
         assert [row["step"] for row in rows(folder, "samples")] == steps
+
+
+def test_each_sample_says_how_much_of_it_is_copied(command: Command, config: Path) -> None:
+    Path("rhyme.txt").write_text("low lamp, " * 2000)  # learned within seven epochs
+    training = "low lamp, " * 1800
+    settings = [
+        "--data.text=rhyme.txt",
+        "--trainer.max_epochs=7",
+        "--sampling.max_new_tokens=12",
+        "--prompt",
+        "The lamp",
+        "--prompt",
+        "low",
+    ]
+
+    fit = command("fit", "--config", config, "--run_dir", "run", *settings)
+
+    table = rows("run", "samples")
+    lines = fit.out.splitlines()
+    assert len(table) == 2 * 7
+    for row in table:
+        copied, text = row["copied"], row["completion"]
+        pieces = [text[begin:end] for begin in range(12) for end in range(begin + 1, 13)]
+        longest = max((piece for piece in pieces if piece in training), key=len, default="")
+        assert (copied["of"], copied["longest"]) == (12, len(longest))
+        is_copied = {place for i in range(5) if text[i : i + 8] in training for place in range(i, i + 8)}
+        assert (copied["tokens"], copied["share"]) == (len(is_copied), len(is_copied) / 12)
+        for run in copied["runs"]:
+            assert text[run["begin"] : run["end"]] == training[run["source"] :][: run["tokens"]]
+        place = lines.index(" ".join((row["prompt"] + text).splitlines()))
+        assert lines[place + 1].startswith(f"copied      {len(is_copied)} of 12 tokens, longest run {len(longest)}: ")
+    events = EventAccumulator("run").Reload().Scalars("memorization/copied_share")
+    shares = [sum(row["copied"]["tokens"] for row in table if row["step"] == step) / 24 for step in range(5, 40, 5)]
+    assert [(event.step, event.value) for event in events] == [
+        (step, pytest.approx(share)) for step, share in zip(range(5, 40, 5), shares, strict=True)
+    ]
+    assert 0 == shares[0] < shares[-1]
 
 
 def test_the_table_of_samples_escapes_markup() -> None:

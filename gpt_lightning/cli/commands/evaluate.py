@@ -1,0 +1,137 @@
+"""Evaluate checkpoints on texts, beside the losses of models that only count.
+
+    python -m gpt_lightning evaluate --ckpt_path CKPT [--ckpt_path CKPT ...] [--text FILE ...]
+
+Without --text, a checkpoint is evaluated on its own validation split. Brackets hold 95 % intervals.
+"""
+
+from __future__ import annotations
+
+import json
+from itertools import groupby
+
+from gpt_lightning.checkpoints.loading import LoadedCheckpoint, open_checkpoint
+from gpt_lightning.cli.arguments import Parser
+from gpt_lightning.console import table, warn
+from gpt_lightning.evaluation.baselines import NAMES
+from gpt_lightning.evaluation.perplexity import Interval, difference
+from gpt_lightning.evaluation.text_evaluation import OVERLAP_TOKENS, TextEvaluation, evaluate_text
+from gpt_lightning.models.loss import perplexity
+from gpt_lightning.runs.folder import resolve_latest
+from gpt_lightning.validation import require_integer
+
+HEADER = ["", "loss", "perplexity", "bits per byte", "bits per character", "accuracy"]
+
+
+def run(arguments: list[str]) -> None:
+    """Run `evaluate` with these arguments."""
+    parser = Parser("evaluate", __doc__)
+    parser.add_argument("--ckpt_path", required=True, action="append", metavar="CKPT", help="may be repeated")
+    parser.add_argument("--text", action="append", metavar="FILE", help="file, folder or glob; may be repeated")
+    parser.add_argument(
+        "--stride",
+        type=int,
+        metavar="N",
+        help="tokens between windows, each token scored once; default: as in training",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object per checkpoint and text")
+    options = parser.parse_args(arguments)
+    checkpoints = [open_checkpoint(resolve_latest(path)) for path in options.ckpt_path]
+    check_stride(options.stride, checkpoints)
+    found: list[list[TextEvaluation]] = [[] for _ in options.text or [None]]
+    for checkpoint in checkpoints:
+        model = checkpoint.build()
+        for number, path in enumerate(options.text or [None]):
+            result = evaluate_text(checkpoint, model, path, options.stride)
+            found[number].append(result)
+            if options.json:
+                print(json.dumps(result.to_dict()), flush=True)
+            if result.missing:
+                warn(f"no baselines and no overlap for {result.checkpoint}: {result.missing}")
+    if not options.json:
+        by_text = [list(group) for one in found for _, group in groupby(one, key=lambda result: result.text)]
+        print("\n\n".join(describe(group) for group in by_text))
+
+
+def check_stride(stride: int | None, checkpoints: list[LoadedCheckpoint]) -> None:
+    """Raise `InputError` if the stride is out of range for one of the checkpoints."""
+    if stride is None:
+        return
+    for checkpoint in checkpoints:
+        require_integer("--stride", stride, 1, checkpoint.config.context_length)
+
+
+def describe(results: list[TextEvaluation]) -> str:
+    """Return the table of some checkpoints on one text.
+
+    Args:
+        results: At least one checkpoint on the same text.
+    """
+    first = results[0]
+    scores = first.scores
+    lines = [
+        f"{first.text}: {scores.tokens:,} tokens, {scores.bytes:,} bytes; {scores.windows:,} windows of "
+        f"{first.context_length} tokens, stride {first.stride}"
+    ]
+    rows: list[list[str]] = []
+    for _, group in groupby(results, key=lambda one: (one.training_sha256, one.tokenizer, one.scores.tokens)):
+        alike = list(group)
+        rows += [model_row(one) for one in alike]
+        rows += baseline_rows(alike[-1])
+    lines.append(table("<>>>>>", HEADER, rows))
+    if scores.loss_interval is None:
+        lines.append(f"  {scores.windows} windows are too few for 95 % intervals, which need 10.")
+    if len({one.tokenizer for one in results}) > 1:
+        lines.append("  The tokenizers differ: compare bits per byte, not losses per token.")
+    lines += [compare(first, other) for other in results[1:] if is_paired(first, other)]
+    for one in results:
+        if one.overlap is not None:
+            lines.append(
+                f"  {one.checkpoint}: {one.overlap:.1%} of the tokens are in runs of {OVERLAP_TOKENS} or more that the "
+                "training text contains."
+            )
+    return "\n".join(lines)
+
+
+def model_row(result: TextEvaluation) -> list[str]:
+    """Return the row of a checkpoint."""
+    scores = result.scores
+    return [
+        result.checkpoint,
+        show(scores.loss, scores.loss_interval, ".3f"),
+        show(scores.perplexity, scores.perplexity_interval, ",.1f"),
+        show(scores.bits_per_byte, scores.bits_per_byte_interval, ".3f"),
+        show(scores.bits_per_character, scores.bits_per_character_interval, ".3f"),
+        show(scores.accuracy, scores.accuracy_interval, ".1%"),
+    ]
+
+
+def show(value: float, interval: Interval | None, form: str) -> str:
+    """Format a value with its interval."""
+    return f"{value:{form}}" + ("" if interval is None else f" [{interval[0]:{form}}, {interval[1]:{form}}]")
+
+
+def baseline_rows(result: TextEvaluation) -> list[list[str]]:
+    """Return the rows of the baselines, those that count tokens first, each kind from the best to the worst."""
+    scores = result.scores
+    rows = []
+    counted = [(loss, name) for name in NAMES if (loss := result.baselines[name]) is not None]
+    for loss, name in sorted(counted):
+        share = loss / scores.loss  # of the model's bits
+        bits = f"{share * scores.bits_per_byte:.3f}", f"{share * scores.bits_per_character:.3f}"
+        rows.append([f"  {name}", f"{loss:.3f}", f"{perplexity(loss):,.1f}", *bits, ""])
+    sizes = [(size, name) for name, size in result.baselines.items() if name not in NAMES and size is not None]
+    rows += [[f"  {name.replace('_', ' ')}", "", "", f"{size:.3f}", "", ""] for size, name in sorted(sizes)]
+    return rows
+
+
+def is_paired(one: TextEvaluation, other: TextEvaluation) -> bool:
+    """Return whether two checkpoints were evaluated on the same windows."""
+    sizes, others = one.window_scores.sizes, other.window_scores.sizes
+    return one.tokenizer == other.tokenizer and sizes.shape == others.shape and bool((sizes == others).all())
+
+
+def compare(first: TextEvaluation, other: TextEvaluation) -> str:
+    """Describe the difference of two checkpoints on the same windows."""
+    mean, interval = difference(other.window_scores, first.window_scores)
+    return f"  {other.checkpoint} - {first.checkpoint}: {show(mean, interval, '+.4f')} bits per byte."

@@ -1,0 +1,152 @@
+"""Everything that `evaluate` says about a checkpoint on a text."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt_lightning.checkpoints.loading import LoadedCheckpoint
+from gpt_lightning.data.tokenizer import Tokenizer, load_tokenizer
+from gpt_lightning.data.windows import Windows
+from gpt_lightning.errors import InputError, MachineError
+from gpt_lightning.evaluation.baselines import NAMES, measure_baselines
+from gpt_lightning.evaluation.compression import compressed_bits_per_byte
+from gpt_lightning.evaluation.copy_finder import CopyFinder
+from gpt_lightning.evaluation.perplexity import TextScores, WindowScores, score_windows, summarize
+from gpt_lightning.evaluation.training_text import open_text, own_splits, training_tokens
+from gpt_lightning.models.gpt import GPT
+
+OVERLAP_TOKENS = 50  # runs of this length that the training text contains are not a coincidence
+
+
+@dataclass(frozen=True)
+class TextEvaluation:
+    """A checkpoint on a text.
+
+    Attributes:
+        checkpoint: Path of the checkpoint.
+        text: Description of the text.
+        tokenizer: Name of the checkpoint's tokenizer.
+        training_sha256: Checksum of the training text.
+        context_length: T.
+        stride: Tokens between the starts of windows.
+        window_scores: The scores of each window.
+        scores: Their sums.
+        baselines: Losses in nats per token (uniform, unigram, bigram, trigram), and compressed sizes in bits per byte
+            (gzip, xz, gzip_given_training, xz_given_training); None where the training text is not there.
+        overlap: Share of the tokens in runs of at least 50 tokens that the training text contains; None likewise.
+        missing: Why the training text is not there.
+    """
+
+    checkpoint: str
+    text: str
+    tokenizer: str
+    training_sha256: str
+    context_length: int
+    stride: int
+    window_scores: WindowScores
+    scores: TextScores
+    baselines: dict[str, float | None]
+    overlap: float | None
+    missing: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row that `evaluate --json` prints."""
+        return {
+            "checkpoint": self.checkpoint,
+            "text": self.text,
+            "tokenizer": self.tokenizer,
+            **asdict(self.scores),
+            "context_length": self.context_length,
+            "stride": self.stride,
+            "baselines": self.baselines,
+            "overlap": self.overlap,
+        }
+
+
+def evaluate_text(checkpoint: LoadedCheckpoint, model: GPT, path: str | None, stride: int | None) -> TextEvaluation:
+    """Evaluate a checkpoint on a text, beside the baselines.
+
+    Args:
+        checkpoint: The checkpoint.
+        model: Its network.
+        path: The text; None for the checkpoint's own validation split.
+        stride: Tokens between the starts of windows, each token scored once; None for the windows of training.
+
+    Raises:
+        InputError: The text is missing, invalid or shorter than one window.
+    """
+    tokenizer = load_tokenizer(checkpoint.tokenizer)
+    training_ids: NDArray[Any] | None
+    if path is None:
+        own = own_splits(checkpoint.content, checkpoint.name)
+        name, part, training_ids, missing = own.name, own.val, own.train.token_ids, None
+    else:
+        corpus = open_text(checkpoint.content, path, "--text")
+        name, part = corpus.name, corpus.whole()
+        training_ids, missing = _find_training_tokens(checkpoint)
+    T = model.context_length
+    own_stride = checkpoint.content["datamodule_hyper_parameters"].get("stride") or T
+    windows = Windows(part.token_ids, T, stride or own_stride)
+    if not windows:
+        raise InputError(f"{name} ({len(part.token_ids)} tokens) is shorter than one window ({T + 1} tokens)")
+    window_scores = score_windows(model, windows, tokenizer, each_token_once=stride is not None)
+    weights = windows.times_predicted(len(windows))
+    if stride is not None:
+        weights = np.minimum(weights, 1)
+    return TextEvaluation(
+        checkpoint.name,
+        name,
+        checkpoint.tokenizer,
+        checkpoint.content["gpt_lightning"]["text"]["sha256"],
+        T,
+        windows.starts.step,
+        window_scores,
+        summarize(window_scores),
+        _baselines(training_ids, part.token_ids, weights, tokenizer, model.vocab_size),
+        None if training_ids is None else _overlap(training_ids, part.token_ids),
+        missing,
+    )
+
+
+def _find_training_tokens(checkpoint: LoadedCheckpoint) -> tuple[NDArray[Any] | None, str | None]:
+    """Return the training tokens of a checkpoint, or None and the reason why they are not there."""
+    try:
+        return training_tokens(checkpoint.content, checkpoint.name), None
+    except (InputError, MachineError) as error:
+        return None, str(error)
+
+
+def _baselines(
+    training_ids: NDArray[Any] | None,
+    ids: NDArray[Any],
+    weights: NDArray[np.int64],
+    tokenizer: Tokenizer,
+    vocab_size: int,
+) -> dict[str, float | None]:
+    found: dict[str, float | None] = dict.fromkeys(NAMES) | {"uniform": math.log(vocab_size)}
+    training = None
+    if training_ids is not None:
+        counted = measure_baselines(training_ids, ids, weights, vocab_size)
+        found |= {name: getattr(counted, name) for name in NAMES}
+        training = _spell(training_ids, tokenizer)
+    return found | compressed_bits_per_byte(_spell(ids, tokenizer), training)
+
+
+def _spell(token_ids: NDArray[Any], tokenizer: Tokenizer) -> bytes:
+    """Return the UTF-8 bytes of token ids (N,)."""
+    kinds, places = np.unique(np.asarray(token_ids), return_inverse=True)
+    spelled = [tokenizer.token_bytes(int(kind)) for kind in kinds]
+    return b"".join(spelled[place] for place in places)
+
+
+def _overlap(training_ids: NDArray[Any], token_ids: NDArray[Any]) -> float:
+    """Return the share of tokens in runs of at least 50 tokens that the training tokens contain."""
+    is_copied = np.zeros(len(token_ids), np.bool_)
+    for run in CopyFinder(training_ids).copied_runs(token_ids, at_least=OVERLAP_TOKENS):
+        is_copied[run.start : run.start + run.length] = True
+    return float(is_copied.mean())
