@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from gpt_lightning.checkpoints.loading import LoadedCheckpoint
 from gpt_lightning.data.tokenizer import Tokenizer, load_tokenizer
 from gpt_lightning.data.windows import Windows
-from gpt_lightning.errors import InputError, MachineError
+from gpt_lightning.errors import InputError
 from gpt_lightning.evaluation.baselines import NAMES, measure_baselines
 from gpt_lightning.evaluation.compression import compressed_bits_per_byte
 from gpt_lightning.evaluation.copy_finder import CopyFinder
 from gpt_lightning.evaluation.perplexity import TextScores, WindowScores, score_windows, summarize
-from gpt_lightning.evaluation.training_text import open_text, own_splits, training_tokens
+from gpt_lightning.evaluation.training_text import find_training_tokens, open_text, own_splits
 from gpt_lightning.models.gpt import GPT
 
 OVERLAP_TOKENS = 50  # runs of this length that the training text contains are not a coincidence
@@ -88,7 +88,7 @@ def evaluate_text(checkpoint: LoadedCheckpoint, model: GPT, path: str | None, st
     else:
         corpus = open_text(checkpoint.content, path, "--text")
         name, part = corpus.name, corpus.whole()
-        training_ids, missing = _find_training_tokens(checkpoint)
+        training_ids, missing = find_training_tokens(checkpoint)
     T = model.context_length
     own_stride = checkpoint.content["datamodule_hyper_parameters"].get("stride") or T
     windows = Windows(part.token_ids, T, stride or own_stride)
@@ -111,14 +111,6 @@ def evaluate_text(checkpoint: LoadedCheckpoint, model: GPT, path: str | None, st
         None if training_ids is None else _overlap(training_ids, part.token_ids),
         missing,
     )
-
-
-def _find_training_tokens(checkpoint: LoadedCheckpoint) -> tuple[NDArray[Any] | None, str | None]:
-    """Return the training tokens of a checkpoint, or None and the reason why they are not there."""
-    try:
-        return training_tokens(checkpoint.content, checkpoint.name), None
-    except (InputError, MachineError) as error:
-        return None, str(error)
 
 
 def _baselines(

@@ -8,9 +8,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from gpt_lightning.checkpoints.loading import LoadedCheckpoint
 from gpt_lightning.data.corpus import Corpus, Part, open_corpus
 from gpt_lightning.data.tokenizer import load_tokenizer
-from gpt_lightning.errors import InputError
+from gpt_lightning.errors import InputError, MachineError
 
 
 def check_fingerprint(corpus: Corpus, checkpoint: dict[str, Any], name: str, hint: str = "") -> None:
@@ -93,6 +94,14 @@ def training_tokens(checkpoint: dict[str, Any], name: str) -> NDArray[Any]:
     settings, corpus = checkpoint["datamodule_hyper_parameters"], open_training_text(checkpoint, name)
     part = corpus.split(settings.get("train_ratio"))[0] if settings.get("val_text") is None else corpus.whole()
     return part.token_ids
+
+
+def find_training_tokens(checkpoint: LoadedCheckpoint) -> tuple[NDArray[Any] | None, str | None]:
+    """Return the training tokens of a checkpoint, or None and the reason why they are not there."""
+    try:
+        return training_tokens(checkpoint.content, checkpoint.name), None
+    except (InputError, MachineError) as error:
+        return None, str(error)
 
 
 def own_splits(checkpoint: dict[str, Any], name: str) -> OwnSplits:

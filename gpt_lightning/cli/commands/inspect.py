@@ -25,18 +25,23 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
+from gpt_lightning.checkpoints.loading import open_checkpoint
 from gpt_lightning.cli.arguments import Parser, was_passed
 from gpt_lightning.console import table
 from gpt_lightning.data.text import read_text
 from gpt_lightning.data.tokenizer import load_tokenizer
 from gpt_lightning.errors import InputError
+from gpt_lightning.evaluation.copy_finder import CopyFinder
 from gpt_lightning.evaluation.next_token import candidates, draw_bars
 from gpt_lightning.evaluation.token_page import render_token_page
 from gpt_lightning.evaluation.token_text import coloured_text, prediction_rows, prediction_table, totals_lines
 from gpt_lightning.evaluation.tokens import score_tokens, total
+from gpt_lightning.evaluation.training_text import find_training_tokens
 from gpt_lightning.files import check_absent, replace_bytes
 from gpt_lightning.inference.completion import check_prompt, complete_all, warn_of_length
 from gpt_lightning.inference.generate import evaluation_mode
@@ -101,7 +106,9 @@ def grid(
     print(table(">><", ["temperature", "top_k", "completion"], rows))
 
 
-def token_losses(gpt: TrainedGPT, name: str, model: str, text: str, output: Path | None) -> None:
+def token_losses(
+    gpt: TrainedGPT, name: str, model: str, text: str, output: Path | None, training_ids: NDArray[Any] | None
+) -> None:
     """Print the loss of each token of a text, or write it to a page, and print the totals.
 
     Args:
@@ -110,6 +117,7 @@ def token_losses(gpt: TrainedGPT, name: str, model: str, text: str, output: Path
         model: Name of the model.
         text: The text.
         output: The page to write; None to print.
+        training_ids: Tokens that the model was trained on, whose runs the page marks; None if they are not there.
 
     Raises:
         InputError: The text has fewer than two or more than `MOST_TOKENS` tokens.
@@ -122,7 +130,9 @@ def token_losses(gpt: TrainedGPT, name: str, model: str, text: str, output: Path
         raise InputError(f"{name}: has {limit}")
     scores = score_tokens(gpt.model, token_ids)
     if output is not None:
-        page = render_token_page(name, model, gpt.tokenizer, gpt.model.config, token_ids, scores)
+        runs = [] if training_ids is None else CopyFinder(training_ids).copied_runs(token_ids)
+        copied = [(run.start, run.start + run.length) for run in runs]
+        page = render_token_page(name, model, gpt.tokenizer, gpt.model.config, token_ids, scores, copied)
         replace_bytes(output, page.encode())
         print(output)
     elif len(token_ids) > SCREEN_TOKENS and _shows_colours():
@@ -219,12 +229,18 @@ def _run_tokens(arguments: Sequence[str], options: argparse.Namespace, is_page: 
         if not output.parent.is_dir():
             raise InputError(f"--output {output}: folder {output.parent} does not exist")
     text = options.prompt[0] if options.text is None else read_text(options.text, setting="--text").content
+    training_ids = None
     if options.untrained is None:
-        gpt, model = load(options.ckpt_path), f"Model: {options.ckpt_path}"
+        opened = open_checkpoint(options.ckpt_path)
+        gpt, model = TrainedGPT(opened.build(), load_tokenizer(opened.tokenizer)), f"Model: {options.ckpt_path}"
+        if output is not None:
+            training_ids, _ = find_training_tokens(opened)
     else:
         gpt, seed = untrained(options.untrained, options.seed)
         model = f"Model: untrained, of {options.untrained}, seed {seed}"
-    token_losses(gpt, "the prompt" if options.text is None else Path(options.text).name, model, text, output)
+    token_losses(
+        gpt, "the prompt" if options.text is None else Path(options.text).name, model, text, output, training_ids
+    )
 
 
 def _run_candidates(arguments: list[str], options: argparse.Namespace) -> None:

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import STORY, Result
+
+from gpt_lightning.evaluation.baselines import measure_baselines
+
+Command = Callable[..., Result]
+KEYS = {"checkpoint", "text", "tokens", "bytes", "loss", "perplexity", "bits_per_byte", "bits_per_byte_interval"}
+KEYS |= {"accuracy", "baselines", "overlap"}
+OTHER = "A lamp burned in the harbour, and the tide went out. " * 12
+
+
+@pytest.fixture
+def best(trained: Path, in_tmp: Path) -> Path:
+    shutil.copy(trained / "checkpoints/best.ckpt", "best.ckpt")
+    Path("other.txt").write_text(OTHER)
+    return Path("best.ckpt")
+
+
+def rows(result: Result) -> list[dict[str, object]]:
+    assert result.code == 0, result.err
+    return [json.loads(line) for line in result.out.splitlines()]
+
+
+def test_the_own_validation_split_has_the_loss_that_fit_recorded(command: Command, best: Path) -> None:
+    stored = torch.load(best, weights_only=True)["gpt_lightning"]
+
+    (row,) = rows(command("evaluate", "--ckpt_path", best, "--json"))
+
+    assert row.keys() >= KEYS
+    assert row["loss"] == pytest.approx(stored["evaluated"]["val_loss"], abs=1e-5)
+    assert (row["checkpoint"], row["text"]) == ("best.ckpt", f"validation split of {STORY.name}")
+    assert row["tokens"] == row["bytes"] == 31 * 64
+    counted = {name: row["baselines"][name] for name in ("uniform", "unigram", "bigram", "trigram")}  # type: ignore[index]
+    assert counted == pytest.approx({name: stored["baselines"][name] for name in counted})
+    assert row["overlap"] == 0.0
+
+
+def test_baselines_and_overlap_of_another_text(command: Command, best: Path) -> None:
+    story = STORY.read_text(encoding="utf-8")
+    Path("mixed.txt").write_text(OTHER[:500] + story[1000:1500])
+
+    (row,) = rows(command("evaluate", "--ckpt_path", best, "--text", "mixed.txt", "--stride=32", "--json"))
+
+    data = Path("mixed.txt").read_bytes()
+    weights = np.zeros(1000, np.int64)
+    weights[1 : 1 + (1000 - 65) // 32 * 32 + 64] = 1
+    training = story[: int(0.9 * len(story))].encode()
+    ids, evaluated = np.frombuffer(training, np.uint8), np.frombuffer(data, np.uint8)
+    expected = measure_baselines(ids, evaluated, weights, 257)
+    assert row["tokens"] == weights.sum()
+    assert row["baselines"]["trigram"] == pytest.approx(expected.trigram)  # type: ignore[index]
+    assert row["overlap"] == pytest.approx(0.5, abs=0.01)
+    assert (row["context_length"], row["stride"]) == (64, 32)
+
+
+def test_the_table_of_two_checkpoints_and_two_texts(command: Command, best: Path) -> None:
+    content = torch.load(best, weights_only=True)
+    content["state_dict"]["model.out_head.weight"] *= 0.5
+    torch.save(content, "weaker.ckpt")
+
+    texts = ("--text", "other.txt", "--text", STORY)
+    result = command("evaluate", "--ckpt_path", best, "--ckpt_path", "weaker.ckpt", *texts)
+
+    assert result.code == 0, result.err
+    first, second = result.out.split("\n\n")
+    assert first.startswith("other.txt: 576 tokens, 576 bytes; 9 windows of 64 tokens, stride 64\n")
+    assert "  9 windows are too few for 95 % intervals, which need 10." in first
+    assert "\n  weaker.ckpt - best.ckpt: +" in first
+    assert second.startswith(f"{STORY.name}: 20,416 tokens")
+    assert "best.ckpt: 90.0% of the tokens are in runs of 50 or more that the training text contains." in second
+    labels = [line.split("  ")[1].strip() for line in second.splitlines()[2:4]]
+    assert labels == ["best.ckpt", "weaker.ckpt"]
+    both = rows(command("evaluate", "--ckpt_path", best, "--ckpt_path", "weaker.ckpt", *texts, "--json"))
+    difference = both[3]["bits_per_byte"] - both[1]["bits_per_byte"]  # type: ignore[operator]
+    assert f"weaker.ckpt - best.ckpt: {difference:+.4f} [" in second
+
+
+def test_without_the_training_text(command: Command, best: Path) -> None:
+    content = torch.load(best, weights_only=True)
+    content["datamodule_hyper_parameters"]["text"] = "/nowhere/lost.txt"
+    torch.save(content, "lost.ckpt")
+
+    result = command("evaluate", "--ckpt_path", "lost.ckpt", "--text", "other.txt", "--json")
+
+    (row,) = rows(result)
+    baselines = row["baselines"]
+    assert isinstance(baselines, dict)
+    assert {name for name, value in baselines.items() if value is None} == {
+        "unigram",
+        "bigram",
+        "trigram",
+        "gzip_given_training",
+        "xz_given_training",
+    }
+    assert row["overlap"] is None
+    assert "warning: no baselines and no overlap for lost.ckpt: /nowhere/lost.txt: no such file" in result.err
+
+    result = command("evaluate", "--ckpt_path", "lost.ckpt")
+    assert (result.code, result.error.startswith("/nowhere/lost.txt: no such file")) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--text", "none.txt"], "none.txt: no such file"),
+        (["--text", "empty.txt"], "empty.txt: is empty"),
+        (["--text", "short.txt"], "short.txt (5 tokens) is shorter than one window (65 tokens)"),
+        (["--stride", "65"], "--stride must be an int from 1 to 64, got 65"),
+        (["--stride", "0"], "--stride must be an int from 1 to 64, got 0"),
+        (["best.ckpt"], "unrecognized arguments: best.ckpt"),
+    ],
+)
+def test_bad_input(command: Command, best: Path, arguments: list[str], message: str) -> None:
+    Path("empty.txt").write_text("")
+    Path("short.txt").write_text("short")
+
+    result = command("evaluate", "--ckpt_path", best, *arguments)
+
+    assert result.code == 2
+    assert result.error.startswith(message)
+
+
+def test_another_text_at_the_path_of_the_training_text_is_refused(command: Command, best: Path) -> None:
+    content = torch.load(best, weights_only=True)
+    content["datamodule_hyper_parameters"]["text"] = str(Path("other.txt").absolute())
+    torch.save(content, "moved.ckpt")
+
+    result = command("evaluate", "--ckpt_path", "moved.ckpt")
+
+    assert (result.code, "other.txt: is not the text that moved.ckpt was trained on" in result.error) == (2, True)
