@@ -11,6 +11,7 @@ Chromium must be installed.
     verdict.txt                  what the run printed
     run-light.svg, run-dark.svg  the beginning and the end of it
     loss.png                     the run's loss figure
+    report.png                   the beginning of the run's report
     tensorboard.png              the run in TensorBoard
 """
 
@@ -178,6 +179,35 @@ def tensorboard(logdir: Path) -> Iterator[str]:
         server.wait()
 
 
+def photograph(address: str, size: tuple[int, int], picture: Path, *options: str) -> None:
+    """Write a picture of a page, taken by a browser without a window.
+
+    Args:
+        address: URL of the page.
+        size: Width and height in pixels.
+        picture: Where the PNG goes.
+        options: More options of the browser.
+    """
+    browser = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if browser is None:
+        raise SystemExit(f"{picture.name} needs one of these programs: {', '.join(CHROMIUM)}")
+    with tempfile.TemporaryDirectory() as profile:
+        command = [
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--hide-scrollbars",
+            f"--user-data-dir={profile}",
+            "--virtual-time-budget=25000",
+            "--window-size={},{}".format(*size),
+            f"--screenshot={picture}",
+            *options,
+            address,
+        ]
+        subprocess.run(command, check=True, timeout=300, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    shrink(picture)
+
+
 def photograph_tensorboard(run: Path, picture: Path) -> None:
     """Write a picture of TensorBoard's first page with the run's curves.
 
@@ -185,9 +215,6 @@ def photograph_tensorboard(run: Path, picture: Path) -> None:
         run: The run folder, runs/NAME/NUMBER.
         picture: Where the PNG goes.
     """
-    browser = next(filter(None, map(shutil.which, CHROMIUM)), None)
-    if browser is None:
-        raise SystemExit(f"{picture.name} needs one of these programs: {', '.join(CHROMIUM)}")
     with tempfile.TemporaryDirectory() as temporary:
         copied = Path(temporary) / "runs" / run.parent.name / run.name  # no other run of the same folder
         copied.mkdir(parents=True)
@@ -202,22 +229,14 @@ def photograph_tensorboard(run: Path, picture: Path) -> None:
         (extension / "settings.js").write_text(settings)
         with tensorboard(Path(temporary) / "runs") as address:
             query = urllib.parse.urlencode({"darkMode": "false", "smoothing": 0})
-            command = [
-                browser,
-                "--headless",
-                "--no-sandbox",
+            photograph(
+                f"{address}/?{query}#timeseries",
+                (1400, 1000),  # the losses, against steps and against tokens
+                picture,
                 "--disable-3d-apis",  # curves as SVG: those of WebGL are sometimes drawn after the picture is taken
-                "--hide-scrollbars",
-                f"--user-data-dir={temporary}/browser",
                 f"--load-extension={extension}",
                 "--disable-features=DisableLoadExtensionCommandLineSwitch",
-                "--virtual-time-budget=25000",
-                "--window-size=1400,842",  # two rows of three curves
-                f"--screenshot={picture}",
-                f"{address}/?{query}#timeseries",
-            ]
-            subprocess.run(command, check=True, timeout=300, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    shrink(picture)
+            )
 
 
 def shrink(picture: Path) -> None:
@@ -258,6 +277,7 @@ def main() -> None:
         draw_terminal(command, log, options.output)
         shutil.copy(run / "loss.png", options.output / "loss.png")
         shrink(options.output / "loss.png")
+        photograph((run / "report.html").as_uri(), (1000, 1060), (options.output / "report.png").resolve())
         photograph_tensorboard(run, (options.output / "tensorboard.png").resolve())
 
 
