@@ -61,13 +61,13 @@ class Windows(Dataset[Batch]):
         return piece[:-1], piece[1:]
 
     def times_predicted(self, windows: int) -> NDArray[np.int64]:
-        """Return how many of the first windows have each token as a target, (N,); 0 for the first token.
+        """Return how many of the first windows have each token, up to their end, as a target; 0 for the first token.
 
         Args:
             windows: Number of windows to count, at least 1.
         """
         starts = np.array(self.starts[:windows])
-        changes = np.zeros(len(self.token_ids) + 1, np.int64)
+        changes = np.zeros(starts[-1] + self.context_length + 2, np.int64)
         np.add.at(changes, starts + 1, 1)
         np.add.at(changes, starts + self.context_length + 1, -1)
         return np.cumsum(changes[:-1])

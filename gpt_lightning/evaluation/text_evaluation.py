@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from gpt_lightning.data.tokenizer import Tokenizer, load_tokenizer
 from gpt_lightning.data.windows import Windows
 from gpt_lightning.errors import InputError
 from gpt_lightning.evaluation.baselines import NAMES, measure_baselines
-from gpt_lightning.evaluation.compression import compressed_bits_per_byte
+from gpt_lightning.evaluation.compression import MOST_BYTES, compressed_bits_per_byte
 from gpt_lightning.evaluation.copy_finder import CopyFinder
 from gpt_lightning.evaluation.perplexity import TextScores, WindowScores, score_windows, summarize
 from gpt_lightning.evaluation.training_text import find_training_tokens, open_text, own_splits
@@ -31,7 +32,7 @@ class TextEvaluation:
         checkpoint: Path of the checkpoint.
         text: Description of the text.
         tokenizer: Name of the checkpoint's tokenizer.
-        training_sha256: Checksum of the training text.
+        sha256: Checksum of the text's bytes.
         context_length: T.
         stride: Tokens between the starts of windows.
         window_scores: The scores of each window.
@@ -45,7 +46,7 @@ class TextEvaluation:
     checkpoint: str
     text: str
     tokenizer: str
-    training_sha256: str
+    sha256: str
     context_length: int
     stride: int
     window_scores: WindowScores
@@ -95,19 +96,19 @@ def evaluate_text(checkpoint: LoadedCheckpoint, model: GPT, path: str | None, st
     if not windows:
         raise InputError(f"{name} ({len(part.token_ids)} tokens) is shorter than one window ({T + 1} tokens)")
     window_scores = score_windows(model, windows, tokenizer, each_token_once=stride is not None)
-    weights = windows.times_predicted(len(windows))
+    weights = windows.times_predicted(len(windows))  # (N,)
     if stride is not None:
         weights = np.minimum(weights, 1)
     return TextEvaluation(
         checkpoint.name,
         name,
         checkpoint.tokenizer,
-        checkpoint.content["gpt_lightning"]["text"]["sha256"],
+        hashlib.sha256(_spell(part.token_ids, tokenizer)).hexdigest(),
         T,
         windows.starts.step,
         window_scores,
         summarize(window_scores),
-        _baselines(training_ids, part.token_ids, weights, tokenizer, model.vocab_size),
+        _baselines(training_ids, part.token_ids[: len(weights)], weights, tokenizer, model.vocab_size),
         None if training_ids is None else _overlap(training_ids, part.token_ids),
         missing,
     )
@@ -123,10 +124,11 @@ def _baselines(
     found: dict[str, float | None] = dict.fromkeys(NAMES) | {"uniform": math.log(vocab_size)}
     training = None
     if training_ids is not None:
+        if len(training_ids) <= MOST_BYTES:  # a token has at least one byte
+            training = _spell(training_ids, tokenizer)
         counted = measure_baselines(training_ids, ids, weights, vocab_size)
         found |= {name: getattr(counted, name) for name in NAMES}
-        training = _spell(training_ids, tokenizer)
-    return found | compressed_bits_per_byte(_spell(ids, tokenizer), training)
+    return found | compressed_bits_per_byte(_spell(ids[weights > 0], tokenizer), training)
 
 
 def _spell(token_ids: NDArray[Any], tokenizer: Tokenizer) -> bytes:

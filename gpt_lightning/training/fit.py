@@ -146,8 +146,9 @@ def measure_split_baselines(trainer: Trainer, data: TextDataModule, vocab_size: 
     """Measure the baselines on the validation windows that the run evaluates."""
     train, val = data.splits["training"].windows, data.splits["validation"].windows
     windows = max(1, steps.val_batches * data.hparams["batch_size"] * trainer.world_size)
+    weights = val.times_predicted(windows)
     return measure_baselines(
-        np.asarray(train.token_ids), np.asarray(val.token_ids), val.times_predicted(windows), vocab_size
+        np.asarray(train.token_ids), np.asarray(val.token_ids[: len(weights)]), weights, vocab_size
     )
 
 

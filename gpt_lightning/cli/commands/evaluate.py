@@ -8,19 +8,22 @@ Without --text, a checkpoint is evaluated on its own validation split. Brackets 
 from __future__ import annotations
 
 import json
+import math
 from itertools import groupby
+from typing import Any
 
 from gpt_lightning.checkpoints.loading import LoadedCheckpoint, open_checkpoint
 from gpt_lightning.cli.arguments import Parser
 from gpt_lightning.console import table, warn
 from gpt_lightning.evaluation.baselines import NAMES
+from gpt_lightning.evaluation.intervals import FEWEST
 from gpt_lightning.evaluation.perplexity import Interval, difference
 from gpt_lightning.evaluation.text_evaluation import OVERLAP_TOKENS, TextEvaluation, evaluate_text
 from gpt_lightning.models.loss import perplexity
 from gpt_lightning.runs.folder import resolve_latest
 from gpt_lightning.validation import require_integer
 
-HEADER = ["", "loss", "perplexity", "bits per byte", "bits per character", "accuracy"]
+HEADER = ["", "tokens", "loss", "perplexity", "bits per byte", "bits per character", "accuracy"]
 
 
 def run(arguments: list[str]) -> None:
@@ -38,19 +41,27 @@ def run(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     checkpoints = [open_checkpoint(resolve_latest(path)) for path in options.ckpt_path]
     check_stride(options.stride, checkpoints)
-    found: list[list[TextEvaluation]] = [[] for _ in options.text or [None]]
+    by_text: dict[str, list[TextEvaluation]] = {}  # by checksum
     for checkpoint in checkpoints:
         model = checkpoint.build()
-        for number, path in enumerate(options.text or [None]):
+        for path in options.text or [None]:
             result = evaluate_text(checkpoint, model, path, options.stride)
-            found[number].append(result)
+            by_text.setdefault(result.sha256, []).append(result)
             if options.json:
-                print(json.dumps(result.to_dict()), flush=True)
+                print(json.dumps(finite(result.to_dict())), flush=True)
             if result.missing:
                 warn(f"no baselines and no overlap for {result.checkpoint}: {result.missing}")
     if not options.json:
-        by_text = [list(group) for one in found for _, group in groupby(one, key=lambda result: result.text)]
-        print("\n\n".join(describe(group) for group in by_text))
+        print("\n\n".join(map(describe, by_text.values())))
+
+
+def finite(value: Any) -> Any:
+    """Return a copy of nested dicts in which numbers that JSON does not have, infinity and NaN, are None."""
+    if isinstance(value, dict):
+        return {key: finite(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_stride(stride: int | None, checkpoints: list[LoadedCheckpoint]) -> None:
@@ -68,19 +79,19 @@ def describe(results: list[TextEvaluation]) -> str:
         results: At least one checkpoint on the same text.
     """
     first = results[0]
-    scores = first.scores
-    lines = [
-        f"{first.text}: {scores.tokens:,} tokens, {scores.bytes:,} bytes; {scores.windows:,} windows of "
-        f"{first.context_length} tokens, stride {first.stride}"
-    ]
+    windows = {
+        f"{one.scores.windows:,} windows of {one.context_length} tokens, stride {one.stride}": one for one in results
+    }
+    lines = [f"{first.text}: {first.scores.bytes:,} bytes in {'; '.join(windows)}"]
     rows: list[list[str]] = []
-    for _, group in groupby(results, key=lambda one: (one.training_sha256, one.tokenizer, one.scores.tokens)):
+    for _, group in groupby(results, key=lambda one: one.baselines):
         alike = list(group)
         rows += [model_row(one) for one in alike]
         rows += baseline_rows(alike[-1])
-    lines.append(table("<>>>>>", HEADER, rows))
-    if scores.loss_interval is None:
-        lines.append(f"  {scores.windows} windows are too few for 95 % intervals, which need 10.")
+    lines.append(table("<>>>>>>", HEADER, rows))
+    fewest = min(one.scores.windows for one in results)
+    if fewest < FEWEST:
+        lines.append(f"  {fewest} windows are too few for 95 % intervals, which need {FEWEST}.")
     if len({one.tokenizer for one in results}) > 1:
         lines.append("  The tokenizers differ: compare bits per byte, not losses per token.")
     lines += [compare(first, other) for other in results[1:] if is_paired(first, other)]
@@ -98,6 +109,7 @@ def model_row(result: TextEvaluation) -> list[str]:
     scores = result.scores
     return [
         result.checkpoint,
+        f"{scores.tokens:,}",
         show(scores.loss, scores.loss_interval, ".3f"),
         show(scores.perplexity, scores.perplexity_interval, ",.1f"),
         show(scores.bits_per_byte, scores.bits_per_byte_interval, ".3f"),
@@ -119,16 +131,15 @@ def baseline_rows(result: TextEvaluation) -> list[list[str]]:
     for loss, name in sorted(counted):
         share = loss / scores.loss  # of the model's bits
         bits = f"{share * scores.bits_per_byte:.3f}", f"{share * scores.bits_per_character:.3f}"
-        rows.append([f"  {name}", f"{loss:.3f}", f"{perplexity(loss):,.1f}", *bits, ""])
+        rows.append([f"  {name}", "", f"{loss:.3f}", f"{perplexity(loss):,.1f}", *bits, ""])
     sizes = [(size, name) for name, size in result.baselines.items() if name not in NAMES and size is not None]
-    rows += [[f"  {name.replace('_', ' ')}", "", "", f"{size:.3f}", "", ""] for size, name in sorted(sizes)]
+    rows += [[f"  {name.replace('_', ' ')}", "", "", "", f"{size:.3f}", "", ""] for size, name in sorted(sizes)]
     return rows
 
 
 def is_paired(one: TextEvaluation, other: TextEvaluation) -> bool:
-    """Return whether two checkpoints were evaluated on the same windows."""
-    sizes, others = one.window_scores.sizes, other.window_scores.sizes
-    return one.tokenizer == other.tokenizer and sizes.shape == others.shape and bool((sizes == others).all())
+    """Return whether two checkpoints were evaluated on the same windows of a text."""
+    return (one.tokenizer, one.context_length, one.stride) == (other.tokenizer, other.context_length, other.stride)
 
 
 def compare(first: TextEvaluation, other: TextEvaluation) -> str:

@@ -46,8 +46,11 @@ class ExactResume(Callback):
                     states[callback.state_key]["patience"] = callback.patience  # the current setting
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_rank > 0:
-            torch.manual_seed(torch.initial_seed() + trainer.global_rank)
+        rank, states = trainer.global_rank, self._rng_states or []
+        if rank < len(states):
+            set_rng_states(states[rank])
+        if rank > 0 and (trainer.global_step == 0 or rank >= len(states)):  # new, or resumed with more processes
+            torch.manual_seed(torch.initial_seed() + rank)
         if self._rng_states is None:
             return
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -55,8 +58,6 @@ class ExactResume(Callback):
                 callback.on_train_epoch_start(trainer)  # Lightning does not call it within an epoch
             elif isinstance(callback, EarlyStopping) and has_triggered(callback):
                 trainer.should_stop = True  # a checkpoint does not store it
-        if trainer.global_rank < len(self._rng_states):  # else the run is resumed with more processes
-            set_rng_states(self._rng_states[trainer.global_rank])
         self._rng_states = None
 
 

@@ -72,10 +72,10 @@ def test_the_table_of_two_checkpoints_and_two_texts(command: Command, best: Path
 
     assert result.code == 0, result.err
     first, second = result.out.split("\n\n")
-    assert first.startswith("other.txt: 576 tokens, 576 bytes; 9 windows of 64 tokens, stride 64\n")
+    assert first.startswith("other.txt: 576 bytes in 9 windows of 64 tokens, stride 64\n")
     assert "  9 windows are too few for 95 % intervals, which need 10." in first
     assert "\n  weaker.ckpt - best.ckpt: +" in first
-    assert second.startswith(f"{STORY.name}: 20,416 tokens")
+    assert second.startswith(f"{STORY.name}: 20,416 bytes in 319 windows")
     assert "best.ckpt: 90.0% of the tokens are in runs of 50 or more that the training text contains." in second
     labels = [line.split("  ")[1].strip() for line in second.splitlines()[2:4]]
     assert labels == ["best.ckpt", "weaker.ckpt"]
