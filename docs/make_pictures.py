@@ -277,7 +277,7 @@ def main() -> None:
         draw_terminal(command, log, options.output)
         shutil.copy(run / "loss.png", options.output / "loss.png")
         shrink(options.output / "loss.png")
-        photograph((run / "report.html").as_uri(), (1000, 1060), (options.output / "report.png").resolve())
+        photograph((run / "report.html").as_uri(), (1000, 1080), (options.output / "report.png").resolve())
         photograph_tensorboard(run, (options.output / "tensorboard.png").resolve())
 
 
