@@ -80,7 +80,7 @@ def test_baselines_and_copied_tokens_of_the_folder_are_part_of_it(
     assert summary()["baselines"] == {"uniform": 5.549, "unigram": 3.0, "bigram": 2.0}
     assert summary()["copied"] == 0.25
     assert "            better than counting: uniform 5.549; worse: unigram 3.000, bigram 2.000\n" in result.out
-    assert "; 25 % of the last samples is copied\n" in result.out
+    assert "; 25 % of the tokens of the last samples are copied\n" in result.out
 
 
 def test_a_stopped_run_has_no_verdict_until_it_ends(
