@@ -11,11 +11,16 @@ from numpy.typing import NDArray
 LEVEL = 0.95
 FEWEST = 10  # values; the percentiles of fewer are far from the interval's ends
 MOST_BLOCKS = 32
+RESAMPLES, RESAMPLES_OF_FEW = 2000, 20_000  # of at most MOST_BLOCKS values, whose percentiles are far in the tail
 AT_ONCE = 1 << 20  # indices drawn at once: 8 MB
 
 
 def bootstrap_interval(
-    values: NDArray[np.float64], weights: NDArray[np.float64] | None = None, *, seed: int = 0, resamples: int = 2000
+    values: NDArray[np.float64],
+    weights: NDArray[np.float64] | None = None,
+    *,
+    seed: int = 0,
+    resamples: int | None = None,
 ) -> tuple[float, float]:
     """Return the bootstrap interval that contains the true mean with a probability of about 95 %.
 
@@ -32,11 +37,13 @@ def bootstrap_interval(
         values: (N,) losses of windows or blocks in the order of the text, N >= 10.
         weights: (N,) number of tokens of each value; None if they are equal.
         seed: Seed of the resamples; the global random state is not used.
-        resamples: Number of resamples.
+        resamples: Number of resamples; None for 2,000, or 20,000 if N <= 32.
     """
     count = len(values)
     assert count >= FEWEST
     weights = np.ones(count) if weights is None else weights
+    if resamples is None:
+        resamples = RESAMPLES_OF_FEW if count <= MOST_BLOCKS else RESAMPLES
     run_length = count ** (1 / 3)
     generator = np.random.default_rng(seed)
     positions = np.arange(count)
@@ -66,13 +73,12 @@ def _expanded_tail(observations: float) -> float:
 def block_means(losses: list[float]) -> list[float]:
     """Return the means of at most 32 groups of consecutive windows; an empty list for fewer than 10 windows.
 
-    All groups have the same size, except the last one, which has the remaining windows.
+    The sizes of the groups differ by at most 1, because each mean counts equally.
 
     Args:
         losses: Mean loss of each window, in the order of the text.
     """
     if len(losses) < FEWEST:
         return []
-    size = -(-len(losses) // MOST_BLOCKS)
-    groups = [losses[first : first + size] for first in range(0, len(losses), size)]
-    return [sum(group) / len(group) for group in groups]
+    groups = np.array_split(np.array(losses), min(MOST_BLOCKS, len(losses)))
+    return [float(group.mean()) for group in groups]

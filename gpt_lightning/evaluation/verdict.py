@@ -22,6 +22,7 @@ EXPECTED = {
     "last_train_eval_loss": "last Train loss",
 }
 EARLY = 0.5  # of the run's steps
+SMALLEST_RISE = 0.01  # of the lowest validation loss; a smaller one is no turn without an interval
 # A step is a spike if the norm of its gradient is above SPIKE times the median of the NEIGHBOURS before and after it.
 SPIKE, NEIGHBOURS, MANY_SPIKES = 5, 10, 3
 
@@ -41,7 +42,8 @@ class Turn:
     """Whether and when the validation loss began to rise.
 
     Attributes:
-        step: Optimizer step of the lowest validation loss, if the last one is higher, else None.
+        step: Optimizer step of the lowest validation loss, if the last one is higher by more than the noise or, where
+            that is unknown, by at least 1 %, else None.
         certain: Whether the rise is more than the noise of the validation windows.
         reason: How the last loss compares with the lowest one.
     """
@@ -160,6 +162,7 @@ def judge(
             records.baselines or {},
             compared or {},
             0 if is_clipped else count_spikes(records.gradient_norms),
+            is_alone=len(rows) == 1,
             is_pretrained=is_pretrained,
         ),
         verdict=[
@@ -181,7 +184,7 @@ def find_turn(best: EvaluationRow, last: EvaluationRow) -> Turn:
     """Return whether the validation loss turned: a paired bootstrap of last minus best over the validation windows.
 
     The noise is that of the choice of windows. Neither another seed nor the choice of the best among all evaluations
-    is part of it.
+    is part of it. Without an interval, a rise of less than 1 % of the lowest loss is no turn.
 
     Args:
         best: The evaluation with the lowest validation loss.
@@ -191,10 +194,12 @@ def find_turn(best: EvaluationRow, last: EvaluationRow) -> Turn:
         return Turn(None, False, "no evaluation was lower than the last one")
     end = f"the last, {last.val_loss:.3f}"
     rise = f"{end}, is higher by {last.val_loss - best.val_loss:.3f}"
-    if min(len(best.val_blocks), len(last.val_blocks)) < FEWEST:
-        return Turn(best.step, False, f"{rise} (too few validation windows to say how sure that is)")
-    if len(best.val_blocks) != len(last.val_blocks):
-        return Turn(best.step, False, f"{rise}, but on other validation windows")
+    has_few_windows = min(len(best.val_blocks), len(last.val_blocks)) < FEWEST
+    if has_few_windows or len(best.val_blocks) != len(last.val_blocks):
+        if last.val_loss - best.val_loss < SMALLEST_RISE * best.val_loss:
+            return Turn(None, False, f"{rise}, which is too small to be sure of without an interval")
+        unsure = " (too few validation windows to say how sure that is)"
+        return Turn(best.step, False, rise + (unsure if has_few_windows else ", but on other validation windows"))
     low, high = bootstrap_interval(np.array(last.val_blocks) - np.array(best.val_blocks))
     interval = f"95 %: {low:.3f} to {high:.3f}"
     if low > 0:
@@ -219,11 +224,15 @@ def compare(
 
 
 def count_spikes(norms: Sequence[float]) -> int:
-    """Return the number of gradient norms that are far above those of the steps around them."""
+    """Return the number of gradient norms that are far above those of the logged steps around them.
+
+    The first and the last steps are not counted: norms fall at the beginning of a run, so that the first ones are far
+    above those after them.
+    """
     count = 0
-    for place, norm in enumerate(norms):
-        around = [*norms[max(0, place - NEIGHBOURS) : place], *norms[place + 1 : place + 1 + NEIGHBOURS]]
-        count += len(around) >= NEIGHBOURS and norm > SPIKE * statistics.median(around)
+    for place in range(NEIGHBOURS, len(norms) - NEIGHBOURS):
+        around = [*norms[place - NEIGHBOURS : place], *norms[place + 1 : place + 1 + NEIGHBOURS]]
+        count += norms[place] > SPIKE * statistics.median(around)
     return count
 
 
@@ -239,6 +248,7 @@ def advise(
     expected: Mapping[str, Expectation],
     spikes: int,
     *,
+    is_alone: bool,
     is_pretrained: bool,
 ) -> str:
     """Return the first of these sentences whose condition holds: from what makes a run worthless to refinements.
@@ -251,6 +261,7 @@ def advise(
         baselines: Losses of counting models; may be empty.
         expected: Comparison with the ranges of the config; may be empty.
         spikes: Number of spikes of the gradient norm that clipping would have prevented.
+        is_alone: Whether `last` is the only evaluation after the first optimizer step.
         is_pretrained: Whether the run started from pretrained weights.
     """
     is_falling = best.step == last.step
@@ -278,10 +289,11 @@ def advise(
         ),
         (
             spikes >= MANY_SPIKES,
-            f"set trainer.gradient_clip_val 1.0 or raise model.warmup_steps: in {spikes} steps the gradient norm was "
-            f"{SPIKE} times that of the steps around",
+            f"set trainer.gradient_clip_val 1.0 or raise model.warmup_steps: in {spikes} logged steps the gradient "
+            f"norm was {SPIKE} times that of the logged steps around",
         ),
-        (is_falling, "train longer (trainer.max_epochs): the last Val loss is the lowest"),
+        (is_alone, "evaluate more often (evaluate_every): one evaluation does not show whether Val loss still falls"),
+        (is_falling, "train longer (trainer.max_epochs or trainer.max_steps): the last Val loss is the lowest"),
         (
             turn.step is not None and best.step < EARLY * last.step,
             f"train on more text, or stop after epoch {best.epoch:.1f}: most steps came after the best one",
@@ -305,11 +317,11 @@ def _describe_gap(best: Losses, last: Losses, memorizing_steps: int, copied: flo
     at_last = last.val_loss - last.train_eval_loss
     if memorizing_steps:
         fall = f"Train loss fell from {best.train_eval_loss:.3f} to {last.train_eval_loss:.3f}"
-        text = f"the last {memorizing_steps} steps only memorized: {fall}, {at_last:.3f} below Val loss"
+        text = f"the last {memorizing_steps} steps memorized: {fall}, {at_last:.3f} below Val loss"
     else:
         side = "below" if at_last >= 0 else "above"
         text = f"Train loss was {last.train_eval_loss:.3f} at the end, {abs(at_last):.3f} {side} Val loss"
-    return text if copied is None else f"{text}; {100 * copied:.0f} % of the last samples is copied"
+    return text if copied is None else f"{text}; {100 * copied:.0f} % of the tokens of the last samples are copied"
 
 
 def _describe_worth(

@@ -55,6 +55,7 @@ class Run:
         self.metrics_file = self.path / "metrics.jsonl"
         self.samples_file = self.path / "samples.jsonl"
         self.summary_file = self.path / "summary.json"
+        self.report_file = self.path / "report.html"
         self._lock = FileLock(self.path / ".lock", fallback_to_soft=False)  # forked data workers do not keep it
 
     @property
@@ -149,13 +150,14 @@ class Run:
         os.replace(temporary, self.path.parent / "latest")
 
     def cut_logs(self, step: int, tokens_seen: int) -> None:
-        """Remove log entries after a step, so that a resumed run does not log them twice, and the outdated summary.
+        """Remove log entries after a step, so that a resumed run does not log them twice, and the outdated verdict.
 
         Args:
             step: Last optimizer step to keep.
             tokens_seen: Tokens seen at that step.
         """
-        self.summary_file.unlink(missing_ok=True)
+        for outdated in (self.summary_file, self.report_file):
+            outdated.unlink(missing_ok=True)
         for path in (self.metrics_file, self.samples_file):
             kept = [row for row in read_rows(path) if row["step"] <= step]
             if path == self.metrics_file and step > 0 and not kept:

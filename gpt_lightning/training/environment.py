@@ -1,6 +1,7 @@
 """environment.json in the run folder: the text, the machine, the versions, the time and the memory of a run.
 
 Each process that trains the run adds an entry to `sessions` when training starts, and completes it when training ends.
+Of many, the first and the last 99 are kept.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from gpt_lightning.training import summary
 from gpt_lightning.training.config import RunConfig
 from gpt_lightning.training.resume import RunPlan
 from gpt_lightning.training.steps import Steps
+
+LAST_SESSIONS = 99  # kept beside the first one; the file must stay below report_data.MAX_BYTES
 
 
 @contextlib.contextmanager
@@ -74,6 +77,7 @@ def recorded(
         "versions": {"python": platform.python_version(), **installed_versions()},
     }
     sessions = [*previous_sessions(path), session]
+    sessions = [*sessions[:1], *sessions[1:][-LAST_SESSIONS:]]
     facts = {**dict(map(_split, described)), "defaults": defaults, "sessions": sessions}
     _write(path, facts)
     try:
@@ -104,7 +108,7 @@ def previous_sessions(path: Path) -> list[dict[str, Any]]:
 
 
 def _write(path: Path, facts: dict[str, Any]) -> None:
-    replace_bytes(path, (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode("utf-8"))
+    replace_bytes(path, (json.dumps(facts, indent=1) + "\n").encode())
 
 
 def processor_name(device: torch.device) -> str:

@@ -98,7 +98,8 @@ def fit(
         if callbacks.progress.session_tokens == 0:
             check_why_nothing_was_trained(plan, data)
             if trainer.is_global_zero:
-                summary.write_verdict(run, trainer, data, config)  # `restore_files` has removed it
+                judge_run(trainer, data, config, run)  # `restore_files` has removed the verdict and the report
+                draw_report(run)
         elif trainer.is_global_zero:
             report_result(trainer, data, module, config, run, callbacks, time.monotonic() - start, resume_command)
         return run.path
@@ -186,7 +187,7 @@ def report_finished(trainer: Trainer, data: TextDataModule, config: RunConfig, p
                 warn(f"{error}, so the loss figure is not drawn")
         limits = "trainer.max_epochs, trainer.max_steps and early_stopping_patience"
         run = Run(folder)
-        for line in [] if run.summary_file.exists() else summary.write_verdict(run, trainer, data, config):
+        for line in [] if run.summary_file.exists() else judge_run(trainer, data, config, run):
             say(line)
         say(f"{folder}: finished; nothing is left to do within {limits}")
     return folder.absolute()
@@ -415,9 +416,18 @@ def report_result(
         say(f"  {resume_command}")
     prompt = config.training.prompt[0] if config.training.prompt else "Every effort moves you"
     flops = config.model.flops_per_token / trainer.world_size, peak_rate(trainer, config)
-    verdict = [*summary.write_verdict(run, trainer, data, config), *draw_report(run)]
+    verdict = [*judge_run(trainer, data, config, run), *draw_report(run)]
     for line in summary.summarize_run(run, callbacks.progress, checkpoints, seconds, flops, verdict, prompt):
         say(line)
+
+
+def judge_run(trainer: Trainer, data: TextDataModule, config: RunConfig, run: Run) -> list[str]:
+    """Write summary.json and return the lines to print; warn if it fails, because the run is complete and saved."""
+    try:
+        return summary.write_verdict(run, trainer, data, config)
+    except Exception as error:  # also a bug
+        warn(f"the verdict is not written: {_reason(error)}; the run is complete, `fit --resume` tries again")
+        return []
 
 
 def draw_report(run: Run) -> list[str]:
@@ -425,7 +435,12 @@ def draw_report(run: Run) -> list[str]:
     try:
         write_report([read_run(run.path)], run.path / REPORT)
     except Exception as error:  # also a bug, which `report` then shows
-        reason = " ".join(str(error).split()) if isinstance(error, (InputError, MachineError)) else repr(error)
-        warn(f"the report is not written: {reason}; the run is complete, `report {run.display_path}` tries again")
+        warn(
+            f"the report is not written: {_reason(error)}; the run is complete, `report {run.display_path}` tries again"
+        )
         return []
     return [labeled("report", f"{run.display_path}/{REPORT}")]
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) if isinstance(error, (InputError, MachineError)) else repr(error)

@@ -1,4 +1,4 @@
-"""Bootstrap intervals contain the true mean as often as they say; blocks are means of equally many windows."""
+"""Bootstrap intervals contain the true mean as often as they say; blocks are means of nearly equally many windows."""
 
 from __future__ import annotations
 
@@ -80,16 +80,23 @@ def test_the_interval_depends_on_its_seed_and_on_no_other() -> None:
     assert np.random.get_state()[1].tolist() == before  # type: ignore[index, union-attr]
 
 
+@pytest.mark.parametrize(("count", "resamples"), [(10, 20_000), (32, 20_000), (33, 2000)])
+def test_few_values_are_resampled_more_often(count: int, resamples: int) -> None:
+    values = np.random.default_rng(2).gamma(12, 0.5, count)
+
+    assert bootstrap_interval(values) == bootstrap_interval(values, resamples=resamples)
+    assert bootstrap_interval(values) != bootstrap_interval(values, resamples=resamples - 1)
+
+
 @given(st.lists(st.floats(0, 20), min_size=10, max_size=200))
-def test_blocks_are_groups_of_equal_size_but_for_the_last(losses: list[float]) -> None:
+def test_the_sizes_of_blocks_differ_by_at_most_one(losses: list[float]) -> None:
     blocks = block_means(losses)
 
-    size = math.ceil(len(losses) / 32)
-    sizes = [size] * (len(losses) // size) + [len(losses) % size] * (len(losses) % size > 0)
-    assert len(blocks) == len(sizes) <= 32
-    assert np.average(blocks, weights=sizes) == pytest.approx(np.mean(losses))
-    assert blocks[0] == pytest.approx(np.mean(losses[:size]))
-    assert blocks[-1] == pytest.approx(np.mean(losses[-sizes[-1] :]))
+    count = min(32, len(losses))
+    larger = len(losses) % count
+    sizes = [len(losses) // count + (place < larger) for place in range(count)]
+    remaining = iter(losses)
+    assert blocks == pytest.approx([sum(next(remaining) for _ in range(size)) / size for size in sizes])
 
 
 def test_few_windows_have_no_blocks() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import Result
+from conftest import STORY, Result
 
 from gpt_lightning.errors import InputError, memory_bytes
 from gpt_lightning.runs.folder import Run
-from gpt_lightning.runs.report_data import read_run
+from gpt_lightning.runs.report_data import MAX_BYTES, read_run
 from gpt_lightning.training import fit
 from gpt_lightning.training.environment import peak_memory_bytes, processor_name
 
@@ -78,6 +80,33 @@ def test_a_resumed_run_has_the_sessions_of_both_processes(
     assert sessions[0] == first["sessions"][0]
     assert all(one["minutes"] >= 0 for one in sessions)
     assert read_facts(Path("run"))["defaults"] == first["defaults"]  # not the checkpoint's settings
+
+
+def test_of_many_sessions_the_first_and_the_last_99_are_kept(command: Command, config: Path) -> None:
+    run = ("fit", "--config", config, "--run_dir", "run")
+    command(*run, "--trainer.max_steps=2")
+    facts = read_facts(Path("run"))
+    facts["sessions"] = [facts["sessions"][0] | {"from_step": number} for number in range(120)]
+    Path("run/environment.json").write_text(json.dumps(facts))
+
+    result = command(*run, "--trainer.max_steps=4", "--resume")
+
+    assert result.code == 0
+    sessions = read_facts(Path("run"))["sessions"]
+    assert [one["from_step"] for one in sessions] == [0, *range(22, 120), 2]
+    assert sessions[-1]["to_step"] == 4
+    assert Path("run/environment.json").stat().st_size < MAX_BYTES / 2
+
+
+def test_a_text_whose_name_is_not_utf_8_is_recorded(command: Command, config: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.txt")
+    shutil.copy(STORY, name)
+
+    arguments = ("--trainer.max_steps=1", "--trainer.logger=false", "--data.text", name)
+    result = command("fit", "--config", config, "--run_dir", "run", *arguments)
+
+    assert result.code == 0, result.err
+    assert read_facts(Path("run"))["text"].startswith(name)
 
 
 def test_a_damaged_environment_is_written_again(command: Command, config: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import shutil
 import signal
@@ -15,12 +16,15 @@ import pytest
 import yaml
 from conftest import STORY, Result, tiny_settings
 
+from gpt_lightning.errors import MachineError
 from gpt_lightning.evaluation.verdict import Verdict, judge
 from gpt_lightning.runs.records import read_records
+from gpt_lightning.training import fit
 from gpt_lightning.training.callbacks.progress import Progress
 from gpt_lightning.training.config import ExpectedConfig
 
 Command = Callable[..., Result]
+draw_report = fit.draw_report  # before a fixture replaces it
 EXPECTED = {
     "sha256": hashlib.sha256(STORY.read_bytes()).hexdigest(),
     "steps": 3,
@@ -80,7 +84,7 @@ def test_baselines_and_copied_tokens_of_the_folder_are_part_of_it(
     assert summary()["baselines"] == {"uniform": 5.549, "unigram": 3.0, "bigram": 2.0}
     assert summary()["copied"] == 0.25
     assert "            better than counting: uniform 5.549; worse: unigram 3.000, bigram 2.000\n" in result.out
-    assert "; 25 % of the last samples is copied\n" in result.out
+    assert "; 25 % of the tokens of the last samples are copied\n" in result.out
 
 
 def test_a_stopped_run_has_no_verdict_until_it_ends(
@@ -88,6 +92,7 @@ def test_a_stopped_run_has_no_verdict_until_it_ends(
 ) -> None:
     command("fit", "--config", config, "--run_dir", "run", "--trainer.max_steps=4")
     assert summary()["steps"] == 4
+    Path("run/report.html").write_text("has the verdict")
     with monkeypatch.context() as patch:
         patch.setattr(Progress, "on_train_batch_start", lambda *_: signal.raise_signal(signal.SIGTERM))
         patch.setattr(Progress, "on_train_batch_end", lambda *_: None)
@@ -96,6 +101,7 @@ def test_a_stopped_run_has_no_verdict_until_it_ends(
 
     assert stopped.code == 143
     assert not Path("run/summary.json").exists()  # that of step 4 is outdated
+    assert not Path("run/report.html").exists()
     shutil.rmtree("run")
     command("fit", "--config", config, "--run_dir", "run", "--trainer.max_steps=4")
     command("fit", "--config", config, "--run_dir", "run", "--resume")
@@ -116,7 +122,10 @@ def test_a_finished_run_that_was_killed_before_its_verdict_gets_it(
     assert again.out.startswith("run: finished; nothing is left to do")
 
 
-def test_a_resumed_run_without_a_step_left_keeps_its_verdict(command: Command, config: Path) -> None:
+def test_a_resumed_run_without_a_step_left_keeps_its_verdict_and_report(
+    command: Command, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "draw_report", draw_report)
     arguments = ("fit", "--config", config, "--run_dir", "run", "--trainer.max_time=00:00:00:01")
     command(*arguments, "--trainer.max_epochs=100000")
     before = summary()
@@ -125,6 +134,31 @@ def test_a_resumed_run_without_a_step_left_keeps_its_verdict(command: Command, c
 
     assert "finished; nothing to do: trainer.max_time or a callback stops it at once" in result.out
     assert summary() == before
+    assert before["verdict"][0] in html.unescape(Path("run/report.html").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"), [(MachineError("disk:\nfull"), "disk: full"), (KeyError("a"), "KeyError('a')")]
+)
+def test_a_verdict_that_fails_is_a_warning_because_the_run_is_complete(
+    command: Command, config: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    arguments = ("fit", "--config", config, "--run_dir", "run", "--trainer.max_steps=2")
+    with monkeypatch.context() as patch:
+        patch.setattr("gpt_lightning.training.summary.judge", refuse)
+        result = command(*arguments)
+    again = command(*arguments, "--resume")
+
+    assert result.code == 0
+    assert "verdict" not in result.out
+    assert result.out.splitlines()[-2].startswith("best.ckpt is of step 2 ")
+    assert result.err.splitlines()[-1] == (
+        f"gpt_lightning: warning: the verdict is not written: {reason}; the run is complete, `fit --resume` tries again"
+    )
+    assert again.out.startswith(f"verdict     {summary()['verdict'][0]}\n")
 
 
 def test_a_run_without_recorded_evaluations_has_no_verdict(command: Command, config: Path, trained: Path) -> None:
