@@ -37,6 +37,11 @@ class Memorization:
         """Length of the shortest run that counts as copied, in tokens."""
         return shortest_run(self.finder.token_ids, self.tokenizer)
 
+    def limited(self, most: int) -> Memorization | None:
+        """Return the same for the first `most` training tokens, or None if there are no more than that."""
+        token_ids = self.finder.token_ids
+        return Memorization(token_ids[:most], self.tokenizer) if len(token_ids) > most else None
+
     def describe(self, completed: CompletedText) -> dict[str, Any]:
         """Return the copied parts of a completion, for a row of JSON.
 
@@ -92,8 +97,7 @@ class Memorization:
     @cached_property
     def _characters_begun(self) -> NDArray[np.uint8]:
         """(V,) number of characters whose first byte is in each token."""
-        words = map(self.tokenizer.token_bytes, range(self.tokenizer.vocab_size))
-        return np.array([sum(byte & 0xC0 != 0x80 for byte in word) for word in words], np.uint8)
+        return np.array(list(map(self.tokenizer.characters_begun, range(self.tokenizer.vocab_size))), np.uint8)
 
     def _characters_before(self, positions: Sequence[int]) -> dict[int, int]:
         """Return the number of characters of the training text that are complete before each position."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from compared import rows
-from conftest import Result
+from conftest import STORY, Result
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gpt_lightning.checkpoints.compare import first_difference
@@ -97,6 +97,26 @@ def test_each_sample_says_how_much_of_it_is_copied(command: Command, config: Pat
         (step, pytest.approx(share)) for step, share in zip(range(5, 40, 5), shares, strict=True)
     ]
     assert 0 == shares[0] < shares[-1]
+
+
+def test_a_long_training_text_is_searched_in_its_first_tokens(
+    command: Command, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = STORY.read_text()[:18_413]
+    for most, note in ((1000, "; searched in the first 1,000 training tokens"), (18_413, "")):
+        monkeypatch.setattr("gpt_lightning.training.callbacks.samples.MOST_SEARCHED", most)
+
+        fit = command("fit", "--config", config, "--run_dir", f"run{most}", "--trainer.max_epochs=1")
+
+        (row,) = rows(f"run{most}", "samples")
+        text, copied = row["completion"], row["copied"]
+        pieces = [text[begin:end] for begin in range(8) for end in range(begin + 1, 9)]
+        longest = max(len(piece) for piece in pieces if piece in training[:most])
+        (run,) = copied["runs"]
+        assert (copied["longest"], run["tokens"]) == (longest, longest)
+        assert run["source"] == training[:most].index(text[run["begin"] : run["end"]])
+        (line,) = [line for line in fit.out.splitlines() if line.startswith("copied ")]
+        assert line.endswith(f"(character {run['source']:,}){note}")
 
 
 def test_the_table_of_samples_escapes_markup() -> None:
