@@ -230,16 +230,17 @@ def _run_tokens(arguments: Sequence[str], options: argparse.Namespace, is_page: 
         check_absent(output)
         if not output.parent.is_dir():
             raise InputError(f"--output {output}: folder {output.parent} does not exist")
-    text = options.prompt[0] if options.text is None else read_text(options.text, setting="--text").content
-    training_ids = None
+    training_ids = clean = None
     if options.untrained is None:
         opened = open_checkpoint(options.ckpt_path)
         gpt, model = TrainedGPT(opened.build(), load_tokenizer(opened.tokenizer)), f"Model: {options.ckpt_path}"
+        clean = opened.content["datamodule_hyper_parameters"].get("clean")
         if output is not None:
             training_ids, _ = find_training_tokens(opened)
     else:
         gpt, seed = untrained(options.untrained, options.seed)
         model = f"Model: untrained, of {options.untrained}, seed {seed}"
+    text = options.prompt[0] if options.text is None else read_text(options.text, setting="--text", clean=clean).content
     token_losses(
         gpt, "the prompt" if options.text is None else Path(options.text).name, model, text, output, training_ids
     )
