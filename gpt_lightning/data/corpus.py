@@ -20,6 +20,7 @@ from gpt_lightning.data.tokenizer import Tokenizer
 from gpt_lightning.errors import InputError
 from gpt_lightning.validation import require_number
 
+CACHE_DIR = "data/cache"  # default of data.cache_dir
 LARGE_BYTES = 64_000_000  # larger files are encoded piece by piece into the token cache
 
 

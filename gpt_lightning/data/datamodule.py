@@ -13,7 +13,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from gpt_lightning.console import warn
-from gpt_lightning.data.corpus import Corpus, Part, open_corpus
+from gpt_lightning.data.corpus import CACHE_DIR, Corpus, Part, open_corpus
 from gpt_lightning.data.sources import absolute, parse_url
 from gpt_lightning.data.text import CLEANERS
 from gpt_lightning.data.tokenizer import Tokenizer, load_tokenizer
@@ -102,7 +102,7 @@ class TextDataModule(LightningDataModule):
         url: str | None = None,
         fallback_text: str | None = None,
         tokenizer: str = "gpt2",
-        cache_dir: str = "data/cache",
+        cache_dir: str = CACHE_DIR,
         context_length: int = 256,
         train_ratio: float = 0.9,
         stride: int | None = None,

@@ -51,6 +51,10 @@ class Tokenizer:
         """Return the bytes of a token, which may be part of a UTF-8 character, or 0xff for an unknown id."""
         raise NotImplementedError
 
+    def characters_begun(self, token_id: int) -> int:
+        """Return the number of characters whose first byte is in a token."""
+        return sum(byte & 0xC0 != 0x80 for byte in self.token_bytes(token_id))  # not a continuation byte of UTF-8
+
     def decode(self, token_ids: Iterable[int]) -> str:
         """Return the text of token ids; invalid UTF-8 and unknown ids become U+FFFD."""
         return b"".join(map(self.token_bytes, token_ids)).decode("utf-8", errors="replace")

@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt_lightning.data.tokenizer import Tokenizer
 from gpt_lightning.data.windows import TokenIds
 
-AT_LEAST = 8  # tokens in a run; shorter ones are common phrases
+AT_LEAST, AT_LEAST_BYTES = 8, 32  # tokens, and their usual bytes, in a run; shorter ones are common phrases
+MEASURED = 1_000_000  # training tokens whose bytes are counted
 BLOCK = 1 << 17  # training tokens that are scanned at a time; the arrays of a block stay in the processor's cache
 MOST_PAIRS = 1 << 16  # candidates that are compared at a time
 COMPARED = 1 << 16  # tokens that are compared at a time
@@ -49,7 +51,7 @@ class CopyFinder:
     def __init__(self, token_ids: TokenIds) -> None:
         self.token_ids: NDArray[Any] = np.asarray(token_ids)
 
-    def copied_runs(self, tokens: Sequence[int] | NDArray[Any], at_least: int = AT_LEAST) -> list[CopiedRun]:
+    def copied_runs(self, tokens: Sequence[int] | NDArray[Any], at_least: int) -> list[CopiedRun]:
         """Return the runs that are not part of a longer run, in the order of their starts. They may overlap.
 
         Args:
@@ -68,23 +70,18 @@ class CopyFinder:
         begins = begins[np.diff(np.maximum.accumulate(ends), prepend=0) > 0]
         return [CopiedRun(int(i), int(longest[i]), int(position[i])) for i in begins]
 
-    def longest_run(self, tokens: Sequence[int] | NDArray[Any]) -> CopiedRun | None:
-        """Return the longest run, of any length, or None if no token occurs in the training text.
+    def longest_short_run(self, tokens: Sequence[int] | NDArray[Any], below: int) -> CopiedRun | None:
+        """Return the longest run of a text that has none of `below` tokens, by bisection of its length.
 
         Args:
             tokens: (M,) ids of the text to look for.
-        """
-        runs = self.copied_runs(tokens)
-        return max(runs, key=lambda run: run.length) if runs else self.longest_short_run(tokens)
+            below: A length that no run has.
 
-    def longest_short_run(self, tokens: Sequence[int] | NDArray[Any]) -> CopiedRun | None:
-        """Return the longest run of a text that has none of AT_LEAST tokens, by bisection of its length.
-
-        Args:
-            tokens: (M,) ids of the text to look for.
+        Returns:
+            The run, or None if no token occurs in the training text.
         """
         tokens = np.asarray(tokens, np.int64)
-        low, high, found = 1, AT_LEAST - 1, None
+        low, high, found = 1, below - 1, None
         while low <= high:
             middle = (low + high) // 2
             match = next(self._matches(tokens, middle, np.zeros_like(tokens)), None)
@@ -228,6 +225,18 @@ def hash_ngrams(tokens: NDArray[Any], n: int) -> NDArray[np.uint32]:
             hashes = hashes[:-1] * np.uint32(HASH_BASE) + values[length:]
             length += 1
     return hashes * np.uint32(HASH_MIX)  # the first bits depend on all tokens
+
+
+def shortest_run(token_ids: TokenIds, tokenizer: Tokenizer) -> int:
+    """Return the length of the shortest run that counts as copied: at least 8 tokens, and about 32 bytes.
+
+    Args:
+        token_ids: (N,) ids of the training text, whose first million says how long a token is.
+        tokenizer: The tokenizer of the ids.
+    """
+    kinds, counts = np.unique(np.asarray(token_ids[:MEASURED]), return_counts=True)
+    total = sum(len(tokenizer.token_bytes(int(kind))) * int(count) for kind, count in zip(kinds, counts, strict=True))
+    return max(AT_LEAST, round(AT_LEAST_BYTES * int(counts.sum()) / max(total, 1)))
 
 
 def count_copied(runs: Sequence[CopiedRun]) -> int:

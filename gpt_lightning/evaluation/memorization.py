@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gpt_lightning.data.tokenizer import Tokenizer
 from gpt_lightning.data.windows import TokenIds
-from gpt_lightning.evaluation.copy_finder import BLOCK, CopiedRun, CopyFinder, count_copied
+from gpt_lightning.evaluation.copy_finder import BLOCK, CopiedRun, CopyFinder, count_copied, shortest_run
 from gpt_lightning.inference.completion import CompletedText
 
 AROUND = 40  # characters of the training text that are shown before and after a run
@@ -32,17 +32,28 @@ class Memorization:
         self.finder = CopyFinder(token_ids)
         self.tokenizer = tokenizer
 
+    @cached_property
+    def at_least(self) -> int:
+        """Length of the shortest run that counts as copied, in tokens."""
+        return shortest_run(self.finder.token_ids, self.tokenizer)
+
+    def limited(self, most: int) -> Memorization | None:
+        """Return the same for the first `most` training tokens, or None if there are no more than that."""
+        token_ids = self.finder.token_ids
+        return Memorization(token_ids[:most], self.tokenizer) if len(token_ids) > most else None
+
     def describe(self, completed: CompletedText) -> dict[str, Any]:
         """Return the copied parts of a completion, for a row of JSON.
 
         Tokens after the completion's end, those of a stop string, are not counted.
 
         Returns:
-            share: Share of the tokens in runs of at least AT_LEAST tokens; 0 for an empty completion.
+            at_least: Length of the shortest run that counts as copied.
+            share: Share of the tokens in these runs; 0 for an empty completion.
             tokens: Number of these tokens.
             of: Number of all tokens.
             longest: Length of the longest run.
-            runs: The runs of at least AT_LEAST tokens, or the longest one if there are none: `begin` and `end` in the
+            runs: The runs of at least `at_least` tokens, or the longest one if there are none: `begin` and `end` in the
                 characters of the completion, `tokens`, `source` (its first character in the training text), and
                 `before` and `after`, the characters around it in the training text.
         """
@@ -50,12 +61,13 @@ class Memorization:
         offsets, characters = [0, *ends], len(completed.completion)
         of = bisect_left(offsets, characters)
         tokens = completed.completion_ids[:of]
-        long_runs = self.finder.copied_runs(tokens)
-        short_run = None if long_runs else self.finder.longest_short_run(tokens)
+        long_runs = self.finder.copied_runs(tokens, self.at_least)
+        short_run = None if long_runs else self.finder.longest_short_run(tokens, self.at_least)
         runs = long_runs if short_run is None else [short_run]
         sources = self._characters_before([run.position for run in runs])
         copied = count_copied(long_runs)
         return {
+            "at_least": self.at_least,
             "share": copied / max(of, 1),
             "tokens": copied,
             "of": of,
@@ -85,8 +97,7 @@ class Memorization:
     @cached_property
     def _characters_begun(self) -> NDArray[np.uint8]:
         """(V,) number of characters whose first byte is in each token."""
-        words = map(self.tokenizer.token_bytes, range(self.tokenizer.vocab_size))
-        return np.array([sum(byte & 0xC0 != 0x80 for byte in word) for word in words], np.uint8)
+        return np.array(list(map(self.tokenizer.characters_begun, range(self.tokenizer.vocab_size))), np.uint8)
 
     def _characters_before(self, positions: Sequence[int]) -> dict[int, int]:
         """Return the number of characters of the training text that are complete before each position."""

@@ -96,9 +96,8 @@ def score_windows(model: GPT, windows: Windows, tokenizer: Tokenizer, *, each_to
     at_once = max(1, TOKENS_AT_ONCE // T)
     stride = windows.starts.step
     ids = np.unique(np.asarray(windows.token_ids))
-    spelled = [tokenizer.token_bytes(int(token_id)) for token_id in ids]
-    sizes = np.array([len(one) for one in spelled])
-    starting = np.array([sum(byte & 0xC0 != 0x80 for byte in one) for one in spelled])  # not a continuation byte
+    sizes = np.array([len(tokenizer.token_bytes(int(token_id))) for token_id in ids])
+    starting = np.array([tokenizer.characters_begun(int(token_id)) for token_id in ids])
     rows: list[tuple[float, ...]] = []
     with evaluation_mode(model):
         for first in range(0, len(windows), at_once):

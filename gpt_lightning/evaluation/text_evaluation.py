@@ -16,7 +16,7 @@ from gpt_lightning.data.windows import Windows
 from gpt_lightning.errors import InputError
 from gpt_lightning.evaluation.baselines import NAMES, measure_baselines
 from gpt_lightning.evaluation.compression import MOST_BYTES, compressed_bits_per_byte
-from gpt_lightning.evaluation.copy_finder import CopyFinder
+from gpt_lightning.evaluation.copy_finder import CopyFinder, count_copied
 from gpt_lightning.evaluation.perplexity import TextScores, WindowScores, score_windows, summarize
 from gpt_lightning.evaluation.training_text import find_training_tokens, open_text, own_splits
 from gpt_lightning.models.gpt import GPT
@@ -140,7 +140,4 @@ def _spell(token_ids: NDArray[Any], tokenizer: Tokenizer) -> bytes:
 
 def _overlap(training_ids: NDArray[Any], token_ids: NDArray[Any]) -> float:
     """Return the share of tokens in runs of at least 50 tokens that the training tokens contain."""
-    is_copied = np.zeros(len(token_ids), np.bool_)
-    for run in CopyFinder(training_ids).copied_runs(token_ids, at_least=OVERLAP_TOKENS):
-        is_copied[run.start : run.start + run.length] = True
-    return float(is_copied.mean())
+    return count_copied(CopyFinder(training_ids).copied_runs(token_ids, OVERLAP_TOKENS)) / len(token_ids)

@@ -9,7 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from gpt_lightning.checkpoints.loading import LoadedCheckpoint
-from gpt_lightning.data.corpus import Corpus, Part, open_corpus
+from gpt_lightning.data.corpus import CACHE_DIR, Corpus, Part, open_corpus
 from gpt_lightning.data.tokenizer import load_tokenizer
 from gpt_lightning.errors import InputError, MachineError
 
@@ -31,6 +31,22 @@ def check_fingerprint(corpus: Corpus, checkpoint: dict[str, Any], name: str, hin
         )
 
 
+def check_val_fingerprint(
+    val_text: str, sha256: str | None, checkpoint: dict[str, Any], name: str, hint: str = ""
+) -> None:
+    """Raise `InputError` if a validation text differs from the one that a checkpoint was evaluated on.
+
+    Args:
+        val_text: The text, as in `data.val_text`.
+        sha256: Its checksum; None if there is none.
+        checkpoint: The checkpoint's content.
+        name: File name of the checkpoint, for the message.
+        hint: Text to append to the message.
+    """
+    if sha256 != checkpoint["gpt_lightning"]["text"]["val_sha256"]:
+        raise InputError(f"{val_text}: is not the data.val_text that {name} was evaluated on{hint}")
+
+
 @dataclass(frozen=True)
 class OwnSplits:
     """The splits of the text that a checkpoint was trained on.
@@ -49,7 +65,8 @@ class OwnSplits:
 def open_text(checkpoint: dict[str, Any], source: str, setting: str = "data.text") -> Corpus:
     """Open a text with the tokenizer and the cleaning of a checkpoint.
 
-    The text is looked up at its path and in the folder `GPT_LIGHTNING_DATA`, but not downloaded.
+    A file is looked up at its path and in the folder `GPT_LIGHTNING_DATA`; `data.url` is not used. A dataset (hf:) is
+    downloaded unless it is in the cache of Hugging Face.
 
     Args:
         checkpoint: The checkpoint's content.
@@ -65,7 +82,7 @@ def open_text(checkpoint: dict[str, Any], source: str, setting: str = "data.text
         source,
         load_tokenizer(str(settings.get("tokenizer"))),
         clean=settings.get("clean"),
-        cache_dir=Path(str(settings.get("cache_dir"))),
+        cache_dir=Path(settings.get("cache_dir", CACHE_DIR)),
         setting=setting,
     )
 
@@ -119,6 +136,5 @@ def own_splits(checkpoint: dict[str, Any], name: str) -> OwnSplits:
     if settings.get("val_text") is None:
         return OwnSplits(f"validation split of {corpus.name}", *corpus.split(settings.get("train_ratio")))
     other = open_text(checkpoint, settings["val_text"], "data.val_text")
-    if other.sha256 != checkpoint["gpt_lightning"]["text"]["val_sha256"]:
-        raise InputError(f"{other.path}: is not the data.val_text that {name} was evaluated on")
+    check_val_fingerprint(settings["val_text"], other.sha256, checkpoint, name)
     return OwnSplits(f"all of {other.name}", corpus.whole(), other.whole())

@@ -47,7 +47,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 COPY = {"begin": int, "end": int, "tokens": int, "source": int, "before": str, "after": str}
-COPIED = {"share": NUMBER, "tokens": int, "of": int, "longest": int, "runs": [COPY]}
+COPIED = {"at_least": int, "share": NUMBER, "tokens": int, "of": int, "longest": int, "runs": [COPY]}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 MOST_CHARACTERS = 4000  # of a completion, or of a prompt
-COUNTED = 8  # tokens of a run that counts as copied
+COUNTED = 8  # tokens of a run that counts as copied, where `at_least` is not recorded
 # Characters that would be invisible or would change the direction of the text around them -> what to show.
 INVISIBLE = {code: f"\\x{code:02x}" for code in (*range(32), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"}
 INVISIBLE |= {code: f"\\u{code:04x}" for code in (0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
@@ -55,6 +55,7 @@ def describe_sample(row: dict[str, Any], name: str) -> dict[str, Any]:
         name: Prefix of the ids of its copied pieces.
     """
     copied = row.get("copied") or {}
+    at_least = copied.get("at_least") or COUNTED
     text, prompt = row["completion"][:MOST_CHARACTERS], row["prompt"]
     pieces: list[dict[str, Any]] = []
     sources: list[dict[str, Any]] = []
@@ -66,7 +67,7 @@ def describe_sample(row: dict[str, Any], name: str) -> dict[str, Any]:
         pieces += split_newlines(text[end:begin])
         end = min(one["end"], len(text))
         number, words = len(sources) + 1, text[one["begin"] : end]
-        is_counted = one["tokens"] >= COUNTED
+        is_counted = one["tokens"] >= at_least
         source = {**one, "id": f"{name}-{number}", "number": number, "words": words, "is_counted": is_counted}
         pieces.append({"source": source, "pieces": split_newlines(text[begin:end])})
         sources.append(source)
@@ -77,6 +78,7 @@ def describe_sample(row: dict[str, Any], name: str) -> dict[str, Any]:
         "pieces": pieces + split_newlines(text[end:]),
         "left_out": len(row["completion"]) - len(text),
         "sources": sources,
+        "at_least": at_least,
         **{key: copied.get(key) for key in ("share", "tokens", "of", "longest")},
     }
 

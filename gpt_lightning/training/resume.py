@@ -13,7 +13,7 @@ from gpt_lightning.checkpoints.metadata import check_schema
 from gpt_lightning.console import warn
 from gpt_lightning.data.datamodule import TextDataModule
 from gpt_lightning.errors import InputError
-from gpt_lightning.evaluation.training_text import check_fingerprint
+from gpt_lightning.evaluation.training_text import check_fingerprint, check_val_fingerprint
 from gpt_lightning.files import read_rows
 from gpt_lightning.runs.folder import LAST, PREVIOUS, RUN_DIR_ENV, RUNS, Run, check_empty, numbered_runs
 from gpt_lightning.training.distributed import is_first_process, launched_externally
@@ -83,8 +83,7 @@ def check_same_text(data: TextDataModule, checkpoint: dict[str, Any], name: str,
     """
     assert data.source is not None
     check_fingerprint(data.source, checkpoint, name, hint)
-    if data.val_sha256 != checkpoint["gpt_lightning"]["text"]["val_sha256"]:
-        raise InputError(f"{data.hparams['val_text']}: is not the data.val_text that {name} was evaluated on{hint}")
+    check_val_fingerprint(data.hparams["val_text"], data.val_sha256, checkpoint, name, hint)
 
 
 def check_epoch_end(checkpoint: dict[str, Any], name: str) -> None:

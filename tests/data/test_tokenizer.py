@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt_lightning.data import tokenizer
-from gpt_lightning.data.tokenizer import MERGES_SHA256, ByteTokenizer, load_tokenizer
+from gpt_lightning.data.tokenizer import MERGES_SHA256, ByteTokenizer, Tokenizer, load_tokenizer
 from gpt_lightning.errors import InputError, MachineError
 
 GPT2 = load_tokenizer("gpt2")
@@ -44,6 +44,12 @@ def test_ends_of_tokens_are_counted_in_characters(text: str, data: st.DataObject
     assert len(ends) == len(token_ids)
     for place in whole:
         assert decoded[: ([0, *ends])[place]] == BYTES.decode(token_ids[:place])
+
+
+@pytest.mark.parametrize("tokenizer", [BYTES, GPT2], ids=["bytes", "gpt2"])
+@given(st.text())
+def test_each_character_begins_in_one_token(tokenizer: Tokenizer, text: str) -> None:
+    assert sum(map(tokenizer.characters_begun, tokenizer.encode(text))) == len(text)
 
 
 def test_a_character_belongs_to_the_token_that_completes_it() -> None:

@@ -63,12 +63,12 @@ def test_runs_are_those_of_a_search_at_every_position(both: tuple[Tokens, Tokens
 
 
 @pytest.mark.usefixtures("_limits")
-@given(texts())
-def test_the_longest_run_is_found_at_any_length(both: tuple[Tokens, Tokens]) -> None:
+@given(texts(), st.integers(1, 20))
+def test_the_longest_run_is_found_below_any_length(both: tuple[Tokens, Tokens], more: int) -> None:
     training, tokens = both
     lengths = [run.length for run in all_runs(training, tokens, 1)]
 
-    run = CopyFinder(np.array(training, np.uint16)).longest_run(tokens)
+    run = CopyFinder(np.array(training, np.uint16)).longest_short_run(tokens, max(lengths, default=0) + more)
 
     assert (0 if run is None else run.length) == max(lengths, default=0)
     if run is not None:
@@ -101,19 +101,19 @@ def test_runs_at_both_ends_of_both_texts() -> None:
     training = list(range(100))
     finder = CopyFinder(np.array(training, np.uint16))
 
-    assert finder.copied_runs([*range(10), 7, *range(88, 100)]) == [CopiedRun(0, 10, 0), CopiedRun(11, 12, 88)]
-    assert finder.copied_runs(training) == [CopiedRun(0, 100, 0)]
-    assert finder.copied_runs([5, *training, 5]) == [CopiedRun(1, 100, 0)]
+    assert finder.copied_runs([*range(10), 7, *range(88, 100)], 8) == [CopiedRun(0, 10, 0), CopiedRun(11, 12, 88)]
+    assert finder.copied_runs(training, 8) == [CopiedRun(0, 100, 0)]
+    assert finder.copied_runs([5, *training, 5], 8) == [CopiedRun(1, 100, 0)]
     assert finder.copied_runs(training, at_least=101) == []
-    assert finder.longest_run([3, 99, 0, 1, 2]) == CopiedRun(2, 3, 0)
-    assert finder.longest_run([100, 70_000]) is None  # ids beyond those of the training text
-    assert finder.longest_run([]) is None
+    assert finder.longest_short_run([3, 99, 0, 1, 2], 8) == CopiedRun(2, 3, 0)
+    assert finder.longest_short_run([100, 70_000], 8) is None  # ids beyond those of the training text
+    assert finder.longest_short_run([], 8) is None
 
 
 def test_tokens_in_several_runs_are_counted_once() -> None:
     finder = CopyFinder(np.array([*range(12), 50, *range(4, 20)]))
 
-    runs = finder.copied_runs([*range(20), 60, *range(8), 61])
+    runs = finder.copied_runs([*range(20), 60, *range(8), 61], 8)
 
     assert runs == [CopiedRun(0, 12, 0), CopiedRun(4, 16, 13), CopiedRun(21, 8, 0)]
     assert count_copied(runs) == 28

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import STORY
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpt_lightning.data.corpus import split_text
 from gpt_lightning.data.tokenizer import Tokenizer, load_tokenizer
-from gpt_lightning.evaluation.copy_finder import count_copied
+from gpt_lightning.evaluation.copy_finder import count_copied, shortest_run
 from gpt_lightning.evaluation.memorization import Memorization, describe_copied
 from gpt_lightning.inference.completion import CompletedText, TextStream
 
@@ -60,9 +62,12 @@ def test_offsets_are_those_of_the_copied_characters(name: str, data: st.DataObje
     copied = memorization.describe(one)
 
     finder = memorization.finder
-    runs = finder.copied_runs(token_ids) or [run for run in [finder.longest_run(token_ids)] if run is not None]
+    at_least = memorization.at_least
+    runs = finder.copied_runs(token_ids, at_least) or [
+        run for run in [finder.longest_short_run(token_ids, at_least)] if run is not None
+    ]
     assert (copied["of"], copied["longest"]) == (len(token_ids), max([run.length for run in runs] + [0]))
-    assert copied["tokens"] == (count_copied(runs) if copied["longest"] >= 8 else 0)
+    assert copied["tokens"] == (count_copied(runs) if copied["longest"] >= at_least else 0)
     assert copied["share"] == copied["tokens"] / max(len(token_ids), 1)
     for run, row in zip(runs, copied["runs"], strict=True):
         end = run.start + run.length
@@ -87,6 +92,7 @@ def test_a_copied_sentence_is_found_at_its_place() -> None:
     begin = TEXT.index(sentence)
     tokens, of = len(sentence.encode()), len(sentence.encode()) + 7
     assert copied == {
+        "at_least": 32,
         "share": tokens / of,
         "tokens": tokens,
         "of": of,
@@ -116,8 +122,33 @@ def test_a_run_of_fewer_tokens_is_shown_and_not_counted() -> None:
     assert describe_copied(copied, "xx lamp! xxx") == "0 of 12 tokens, longest run 5: ' lamp' (character 36)"
 
 
+def test_a_run_that_counts_has_at_least_8_tokens_and_about_32_bytes() -> None:
+    """A token of bytes is 1 byte, of GPT-2 3.8 bytes of this story 64 of these dashes, and 2 in Japanese."""
+    story = STORY.read_text()
+    train, unseen = split_text(story, 0.9)
+
+    assert memorization_of(train, "bytes").at_least == 32
+    assert memorization_of(train, "gpt2").at_least == 8
+    assert memorization_of("-" * 320, "gpt2").at_least == 8
+    japanese = "日本語の文章を読む" * 9
+    assert memorization_of(japanese, "gpt2").at_least == round(32 * len(load_tokenizer("gpt2").encode(japanese)) / 243)
+    # Of the unseen part, 78 % is in runs of 8 bytes.
+    assert describe(unseen, train)["share"] == pytest.approx(0.041, abs=0.0005)
+    assert describe(unseen, train, "gpt2")["share"] == pytest.approx(0.049, abs=0.0005)
+
+
+def test_only_the_first_tokens_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpt_lightning.evaluation.copy_finder.MEASURED", 3)
+    end_of_text = np.array([256, 256, 256, *range(97, 117)])  # 13 bytes each
+
+    assert shortest_run(end_of_text, load_tokenizer("bytes")) == 8
+    assert shortest_run(end_of_text[2:], load_tokenizer("bytes")) == 8
+    assert shortest_run(end_of_text[3:], load_tokenizer("bytes")) == 32
+    assert shortest_run(end_of_text[:0], load_tokenizer("bytes")) == 8
+
+
 def test_a_completion_without_any_token_of_the_text() -> None:
-    assert describe("####") == {"share": 0, "tokens": 0, "of": 4, "longest": 0, "runs": []}
+    assert describe("####") == {"at_least": 32, "share": 0, "tokens": 0, "of": 4, "longest": 0, "runs": []}
     assert describe_copied(describe("####"), "####") == "0 of 4 tokens, none of which occurs in the training text"
     assert describe_copied(describe(""), "") == "0 of 0 tokens"
 
@@ -134,20 +165,23 @@ def test_a_long_run_is_shortened_in_the_line() -> None:
 
 def test_tokens_after_a_stop_string_are_not_counted() -> None:
     tokenizer = load_tokenizer("bytes")
-    one = completed(tokenizer, tokenizer.encode("The lamp burned low.\n\nIt's"), stop_strings=("low.",))
-    assert one.completion == "The lamp burned "
+    text = "The lamp burned low.\n\nIt's late, "
+    one = completed(tokenizer, tokenizer.encode(f"{text}日本語 und"), stop_strings=("日本",))
+    assert one.completion == text
 
     copied = Memorization(np.array(tokenizer.encode(TEXT)), tokenizer).describe(one)
 
-    assert (copied["tokens"], copied["of"], copied["runs"][0]["end"]) == (16, 16, 16)
+    assert (copied["tokens"], copied["of"], copied["runs"][0]["end"]) == (33, 33, 33)
 
 
 def test_characters_are_counted_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gpt_lightning.evaluation.memorization.BLOCK", 7)
 
-    copied = describe("so weiter. 🙂 ## so fort; ##")
+    pieces = ("語 und so weiter. 🙂 The lamp b", "語 und so fort; the lamp went out")
 
-    assert [run["source"] for run in copied["runs"]] == [TEXT.index("so weiter"), TEXT.index(" so fort")]
+    copied = describe(" ## ".join(pieces))
+
+    assert [run["source"] for run in copied["runs"]] == [TEXT.index(piece) for piece in pieces]
 
 
 def test_a_verdict_is_searched_in_gpt2_tokens(verdict: Any) -> None:

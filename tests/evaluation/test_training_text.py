@@ -13,7 +13,7 @@ from texts import STORIES, to_lines, write
 
 from gpt_lightning.data.datamodule import TextDataModule
 from gpt_lightning.errors import InputError
-from gpt_lightning.evaluation.training_text import training_tokens
+from gpt_lightning.evaluation.training_text import open_text, training_tokens
 
 
 def checkpoint_of(data: TextDataModule) -> dict[str, Any]:
@@ -73,6 +73,17 @@ def test_a_checkpoint_without_a_text_is_refused() -> None:
 
     with pytest.raises(InputError, match="^gpt2.ckpt: does not say what text it was trained on$"):
         training_tokens(imported, "gpt2.ckpt")
+
+
+def test_documents_are_cached_in_the_default_folder_for_an_imported_checkpoint(in_tmp: Path) -> None:
+    write(in_tmp / "in" / "a.txt", STORIES[0])
+    imported = {"datamodule_hyper_parameters": {"tokenizer": "bytes"}}
+
+    corpus = open_text(imported, "in", "--text")
+
+    assert bytes(corpus.token_ids[:-1].tolist()).decode() == STORIES[0]
+    assert sorted(path.name for path in in_tmp.iterdir()) == ["data", "in"]
+    assert (in_tmp / TextDataModule().hparams["cache_dir"]).is_dir()
 
 
 def test_a_run_says_what_it_was_trained_on(trained: Path) -> None:

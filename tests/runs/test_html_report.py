@@ -187,6 +187,22 @@ def test_the_pieces_of_a_sample_are_its_text_with_each_copied_character_in_a_mar
     assert marked == [any(begin <= i < end for begin, end in runs) for i in range(len(text))]
 
 
+@pytest.mark.parametrize(("recorded", "is_counted"), [({}, True), ({"at_least": 8}, True), ({"at_least": 32}, False)])
+def test_a_run_counts_if_it_has_the_tokens_that_the_sample_says(
+    tmp_path: Path, recorded: dict[str, int], is_counted: bool
+) -> None:
+    completion = "and the keeper went down to"
+    marks = copied(completion, (0, len(completion), 27)) | recorded
+    sample = {"step": 12, "epoch": 2, "prompt": "So ", "completion": completion, "copied": marks}
+
+    samples = section(report(write_run(tmp_path / "run", samples=[sample])), "samples")
+
+    assert [mark.attributes.get("class") for mark in samples.one("blockquote").all("mark")] == [
+        None if is_counted else "short"
+    ]
+    assert ("(fewer than 32 tokens: not counted)" in samples.one("ol").words) != is_counted
+
+
 def test_settings_are_shown_beside_their_defaults_and_all_of_them_folded(tmp_path: Path) -> None:
     settings = section(report(write_run(tmp_path / "run")), "settings")
 
@@ -308,6 +324,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: str | bytes
     ("change", "message"),
     [
         ({"share": "all"}, r"samples.jsonl: copied \(step 6\).share is damaged, it must be a finite number"),
+        ({"at_least": "8"}, r"copied \(step 6\).at_least is damaged, it must be an int"),
         ({"runs": 3}, r"copied \(step 6\).runs is damaged, it must be a list"),
         ({"runs": [{"begin": 0}]}, r"copied \(step 6\).runs is damaged, it must have places in the completion"),
         ({"runs": [{"begin": 5, "end": 99}]}, r"copied \(step 6\).runs is damaged, it must have places"),

@@ -36,7 +36,7 @@ from gpt_lightning.console import table
 from gpt_lightning.data.text import read_text
 from gpt_lightning.data.tokenizer import load_tokenizer
 from gpt_lightning.errors import InputError
-from gpt_lightning.evaluation.copy_finder import CopyFinder
+from gpt_lightning.evaluation.copy_finder import CopyFinder, shortest_run
 from gpt_lightning.evaluation.next_token import candidates, draw_bars
 from gpt_lightning.evaluation.token_page import render_token_page
 from gpt_lightning.evaluation.token_text import coloured_text, prediction_rows, prediction_table, totals_lines
@@ -130,8 +130,10 @@ def token_losses(
         raise InputError(f"{name}: has {limit}")
     scores = score_tokens(gpt.model, token_ids)
     if output is not None:
-        runs = [] if training_ids is None else CopyFinder(training_ids).copied_runs(token_ids)
-        copied = [(run.start, run.start + run.length) for run in runs]
+        copied = []
+        if training_ids is not None:
+            runs = CopyFinder(training_ids).copied_runs(token_ids, shortest_run(training_ids, gpt.tokenizer))
+            copied = [(run.start, run.start + run.length) for run in runs]
         page = render_token_page(name, model, gpt.tokenizer, gpt.model.config, token_ids, scores, copied)
         replace_bytes(output, page.encode())
         print(output)
@@ -228,16 +230,17 @@ def _run_tokens(arguments: Sequence[str], options: argparse.Namespace, is_page: 
         check_absent(output)
         if not output.parent.is_dir():
             raise InputError(f"--output {output}: folder {output.parent} does not exist")
-    text = options.prompt[0] if options.text is None else read_text(options.text, setting="--text").content
-    training_ids = None
+    training_ids = clean = None
     if options.untrained is None:
         opened = open_checkpoint(options.ckpt_path)
         gpt, model = TrainedGPT(opened.build(), load_tokenizer(opened.tokenizer)), f"Model: {options.ckpt_path}"
+        clean = opened.content["datamodule_hyper_parameters"].get("clean")
         if output is not None:
             training_ids, _ = find_training_tokens(opened)
     else:
         gpt, seed = untrained(options.untrained, options.seed)
         model = f"Model: untrained, of {options.untrained}, seed {seed}"
+    text = options.prompt[0] if options.text is None else read_text(options.text, setting="--text", clean=clean).content
     token_losses(
         gpt, "the prompt" if options.text is None else Path(options.text).name, model, text, output, training_ids
     )

@@ -22,14 +22,15 @@ from gpt_lightning.training.callbacks.step_end import StepEnd, averages_in
 from gpt_lightning.training.module import GPTModule
 
 ROWS_SHOWN = 200  # samples in TensorBoard's table, the newest
+MOST_SEARCHED = 100_000_000  # training tokens; each completion takes up to a second
 
 
 class Samples(StepEnd):
     """Prints a completion of each prompt after each epoch, every N optimizer steps and at the end of the run.
 
-    Newlines are printed as spaces. The line after it says how much of it is copied from the training text. `predict`
-    writes the same text from the checkpoint of that step: this callback must come after those that average weights and
-    before the one that saves them.
+    Newlines are printed as spaces. The line after it says how much of it is copied from the training text, of which
+    the first MOST_SEARCHED tokens are searched. `predict` writes the same text from the checkpoint of that step: this
+    callback must come after those that average weights and before the one that saves them.
 
     Args:
         run: The run folder; samples.jsonl is written there.
@@ -48,7 +49,9 @@ class Samples(StepEnd):
         every: int | None,
     ) -> None:
         self.run = run
-        self.memorization = memorization
+        limited = memorization.limited(MOST_SEARCHED)
+        self.memorization = limited or memorization
+        self.searched = f"; searched in the first {MOST_SEARCHED:,} training tokens" if limited else ""
         self.prompts = prompts
         self.sampling = sampling
         self.every = every
@@ -69,7 +72,7 @@ class Samples(StepEnd):
             copied = self.memorization.describe(one)
             tokens, of = tokens + copied["tokens"], of + copied["of"]
             say(" ".join(one.text.splitlines()))
-            say(labeled("copied", describe_copied(copied, one.completion)))
+            say(labeled("copied", f"{describe_copied(copied, one.completion)}{self.searched}"))
             row = {"step": step, "epoch": epoch, "prompt": one.prompt, "completion": one.completion, "copied": copied}
             append_row(self.run.samples_file, row)
         if self.prompts:

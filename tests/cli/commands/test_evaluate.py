@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -127,6 +128,21 @@ def test_bad_input(command: Command, best: Path, arguments: list[str], message: 
 
     assert result.code == 2
     assert result.error.startswith(message)
+
+
+def test_another_validation_text_is_refused(command: Command, best: Path) -> None:
+    content = torch.load(best, weights_only=True)
+    content["datamodule_hyper_parameters"]["val_text"] = "other.txt"
+    content["gpt_lightning"]["text"]["val_sha256"] = hashlib.sha256(OTHER.encode()).hexdigest()
+    torch.save(content, "own.ckpt")
+
+    (row,) = rows(command("evaluate", "--ckpt_path", "own.ckpt", "--json"))
+    Path("other.txt").write_text(OTHER + ".")
+    changed = command("evaluate", "--ckpt_path", "own.ckpt")
+
+    assert row["text"] == "all of other.txt"
+    message = "other.txt: is not the data.val_text that own.ckpt was evaluated on"
+    assert (changed.code, changed.error) == (2, message)
 
 
 def test_another_text_at_the_path_of_the_training_text_is_refused(command: Command, best: Path) -> None:

@@ -161,6 +161,33 @@ def test_the_page_of_a_text(command: Command, trained: Path, in_tmp: Path, sourc
     assert sorted(path.name for path in in_tmp.iterdir()) == ["a.txt", "page.html"]
 
 
+def test_a_text_is_cleaned_as_the_training_text_was(command: Command, trained: Path, in_tmp: Path) -> None:
+    content = torch.load(trained / "checkpoints/best.ckpt", weights_only=True)
+    content["datamodule_hyper_parameters"]["clean"] = "remove_empty_lines"
+    torch.save(content, "cleaned.ckpt")
+    Path("a.txt").write_text("The lamp\n\n\nburned")
+
+    tables = [
+        command("inspect", "--ckpt_path", path, "--text=a.txt").out
+        for path in ("cleaned.ckpt", trained / "checkpoints/best.ckpt")
+    ]
+
+    assert ["14 tokens predicted" in tables[0], "16 tokens predicted" in tables[1]] == [True, True]
+
+
+def test_the_page_marks_the_runs_that_fit_counts(command: Command, trained: Path, in_tmp: Path) -> None:
+    story = STORY.read_text()
+    short, long = story[1000:1031], story[2000:2032]
+    Path("a.txt").write_text(f"#{short}#{long}#")
+
+    result = command(
+        "inspect", "--ckpt_path", trained / "checkpoints/best.ckpt", "--text=a.txt", "--output", "page.html"
+    )
+
+    assert result.code == 0, result.err
+    assert Path("page.html").read_text(encoding="utf-8").count("also in the training text") == 32
+
+
 def test_an_untrained_model_is_the_one_that_fit_begins_with(trained: Path, in_tmp: Path) -> None:
     first = json.loads((trained / "metrics.jsonl").read_text().splitlines()[0])
 

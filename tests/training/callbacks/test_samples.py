@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from compared import rows
-from conftest import Result
+from conftest import STORY, Result
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gpt_lightning.checkpoints.compare import first_difference
@@ -63,16 +63,16 @@ def test_samples_every_n_steps_and_after_each_epoch_are_not_repeated(command: Co
 
 
 def test_each_sample_says_how_much_of_it_is_copied(command: Command, config: Path) -> None:
-    Path("rhyme.txt").write_text("low lamp, " * 2000)  # learned within seven epochs
-    training = "low lamp, " * 1800
+    Path("rhyme.txt").write_text("lamp, " * 3500)  # learned within seven epochs
+    training = "lamp, " * 3150
     settings = [
         "--data.text=rhyme.txt",
         "--trainer.max_epochs=7",
-        "--sampling.max_new_tokens=12",
+        "--sampling.max_new_tokens=50",
         "--prompt",
         "The lamp",
         "--prompt",
-        "low",
+        "lamp",
     ]
 
     fit = command("fit", "--config", config, "--run_dir", "run", *settings)
@@ -82,21 +82,41 @@ def test_each_sample_says_how_much_of_it_is_copied(command: Command, config: Pat
     assert len(table) == 2 * 7
     for row in table:
         copied, text = row["copied"], row["completion"]
-        pieces = [text[begin:end] for begin in range(12) for end in range(begin + 1, 13)]
+        pieces = [text[begin:end] for begin in range(50) for end in range(begin + 1, 51)]
         longest = max((piece for piece in pieces if piece in training), key=len, default="")
-        assert (copied["of"], copied["longest"]) == (12, len(longest))
-        is_copied = {place for i in range(5) if text[i : i + 8] in training for place in range(i, i + 8)}
-        assert (copied["tokens"], copied["share"]) == (len(is_copied), len(is_copied) / 12)
+        assert (copied["of"], copied["longest"], copied["at_least"]) == (50, len(longest), 32)
+        is_copied = {place for i in range(19) if text[i : i + 32] in training for place in range(i, i + 32)}
+        assert (copied["tokens"], copied["share"]) == (len(is_copied), len(is_copied) / 50)
         for run in copied["runs"]:
             assert text[run["begin"] : run["end"]] == training[run["source"] :][: run["tokens"]]
         place = lines.index(" ".join((row["prompt"] + text).splitlines()))
-        assert lines[place + 1].startswith(f"copied      {len(is_copied)} of 12 tokens, longest run {len(longest)}: ")
+        assert lines[place + 1].startswith(f"copied      {len(is_copied)} of 50 tokens, longest run {len(longest)}: ")
     events = EventAccumulator("run").Reload().Scalars("memorization/copied_share")
-    shares = [sum(row["copied"]["tokens"] for row in table if row["step"] == step) / 24 for step in range(5, 40, 5)]
+    shares = [sum(row["copied"]["tokens"] for row in table if row["step"] == step) / 100 for step in range(5, 40, 5)]
     assert [(event.step, event.value) for event in events] == [
         (step, pytest.approx(share)) for step, share in zip(range(5, 40, 5), shares, strict=True)
     ]
     assert 0 == shares[0] < shares[-1]
+
+
+def test_a_long_training_text_is_searched_in_its_first_tokens(
+    command: Command, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = STORY.read_text()[:18_413]
+    for most, note in ((1000, "; searched in the first 1,000 training tokens"), (18_413, "")):
+        monkeypatch.setattr("gpt_lightning.training.callbacks.samples.MOST_SEARCHED", most)
+
+        fit = command("fit", "--config", config, "--run_dir", f"run{most}", "--trainer.max_epochs=1")
+
+        (row,) = rows(f"run{most}", "samples")
+        text, copied = row["completion"], row["copied"]
+        pieces = [text[begin:end] for begin in range(8) for end in range(begin + 1, 9)]
+        longest = max(len(piece) for piece in pieces if piece in training[:most])
+        (run,) = copied["runs"]
+        assert (copied["longest"], run["tokens"]) == (longest, longest)
+        assert run["source"] == training[:most].index(text[run["begin"] : run["end"]])
+        (line,) = [line for line in fit.out.splitlines() if line.startswith("copied ")]
+        assert line.endswith(f"(character {run['source']:,}){note}")
 
 
 def test_the_table_of_samples_escapes_markup() -> None:
