@@ -77,8 +77,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings["evaluate_every"] = 20
     settings["data"] |= {"text": f"data/{STORY.name}", "batch_size": 8}
     (folder / "configs" / "debug.yaml").write_text(yaml.safe_dump(settings))
-    settings["data"] |= {"tokenizer": "gpt2", "batch_size": 16}  # bytes cannot be exported for transformers
-    settings["model"] |= {"context_length": 32}
+    settings["data"] |= {"tokenizer": "gpt2"}  # bytes cannot be exported for transformers
     for name in ("verdict", "classroom"):
         (folder / "configs" / f"{name}.yaml").write_text(yaml.safe_dump(settings))
     settings["model"] = {"context_length": 32}
