@@ -22,7 +22,7 @@ from gpt_lightning.training.callbacks.step_end import StepEnd, averages_in
 from gpt_lightning.training.module import GPTModule
 
 ROWS_SHOWN = 200  # samples in TensorBoard's table, the newest
-MOST_SEARCHED = 100_000_000  # training tokens; each completion takes up to a second
+MOST_SEARCHED = 100_000_000  # training tokens; a search takes about a second
 
 
 class Samples(StepEnd):
