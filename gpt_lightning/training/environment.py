@@ -7,6 +7,7 @@ Of many, the first and the last 99 are kept.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import platform
@@ -128,9 +129,9 @@ def peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     memory = psutil.Process().memory_info()
-    if sys.platform == "win32":
-        return int(memory.peak_wset)
-    import resource  # not on Windows
-
+    try:
+        resource: Any = importlib.import_module("resource")
+    except ImportError:  # Windows
+        return int(getattr(memory, "peak_wset", memory.rss))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return max(int(memory.rss), peak if sys.platform == "darwin" else 1024 * peak)
