@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpt_lightning.errors import InputError, MachineError, describe_os_error
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 
 @contextlib.contextmanager
@@ -108,6 +111,15 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def load_template(path: Path, **filters: Callable[..., object]) -> Template:
+    """Return the Jinja template of a page, in which every value is escaped and an unknown name is an error."""
+    from jinja2 import Environment, StrictUndefined  # imported here, because only pages need it
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= filters
+    return environment.from_string(path.read_text(encoding="utf-8"))
 
 
 def packaged_folder(name: str) -> Path:

@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt_lightning.runs.records import BASELINE_MODELS
+
 MOST_TRAINING_TOKENS = 20_000_000  # about 2 GB of memory while trigrams are counted
 TOKENS_PER_PIECE = 1_000_000  # evaluated at a time, to bound the memory
 LARGEST = np.iinfo(np.int64).max
-NAMES = ("uniform", "unigram", "bigram", "trigram")
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -90,9 +91,9 @@ class NGrams:
         """
         tokens = np.asarray(token_ids).astype(np.int64)
         probs = np.full(len(tokens), 1 / self.vocab_size)
-        found = {NAMES[0]: probs}
+        found = {BASELINE_MODELS[0]: probs}
         histories = np.zeros(len(tokens), np.int64)  # number of each token's history; -1 if it is unknown
-        for name, counts in zip(NAMES[1:], self._orders, strict=True):
+        for name, counts in zip(BASELINE_MODELS[1:], self._orders, strict=True):
             keys = histories * self.vocab_size + tokens  # negative if the history is unknown
             places = np.searchsorted(counts.keys, keys)
             is_known = counts.keys[places] == keys
@@ -128,7 +129,7 @@ class Baselines:
     @property
     def by_loss(self) -> list[tuple[str, float]]:
         """Names and losses of the n-gram models, the best first."""
-        return sorted(((name, getattr(self, name)) for name in NAMES[1:]), key=lambda pair: pair[1])
+        return sorted(((name, getattr(self, name)) for name in BASELINE_MODELS[1:]), key=lambda pair: pair[1])
 
 
 def measure_baselines(
@@ -143,9 +144,9 @@ def measure_baselines(
         vocab_size: V.
     """
     model = NGrams(training_ids, vocab_size)
-    sums = dict.fromkeys(NAMES, 0.0)
+    sums = dict.fromkeys(BASELINE_MODELS, 0.0)
     for start in range(0, len(token_ids), TOKENS_PER_PIECE):
-        first = max(0, start - (len(NAMES) - 2))  # with the history of the piece's first token
+        first = max(0, start - (len(BASELINE_MODELS) - 2))  # with the history of the piece's first token
         found = model.probabilities(token_ids[first : start + TOKENS_PER_PIECE])
         for name, probs in found.items():
             used = weights[start : start + TOKENS_PER_PIECE]

@@ -14,12 +14,13 @@ from gpt_lightning.checkpoints.loading import LoadedCheckpoint
 from gpt_lightning.data.tokenizer import Tokenizer, load_tokenizer
 from gpt_lightning.data.windows import Windows
 from gpt_lightning.errors import InputError
-from gpt_lightning.evaluation.baselines import NAMES, measure_baselines
+from gpt_lightning.evaluation.baselines import measure_baselines
 from gpt_lightning.evaluation.compression import MOST_BYTES, compressed_bits_per_byte
 from gpt_lightning.evaluation.copy_finder import CopyFinder, count_copied
 from gpt_lightning.evaluation.perplexity import TextScores, WindowScores, score_windows, summarize
 from gpt_lightning.evaluation.training_text import find_training_tokens, open_text, own_splits
 from gpt_lightning.models.gpt import GPT
+from gpt_lightning.runs.records import BASELINE_MODELS
 
 OVERLAP_TOKENS = 50  # runs of this length that the training text contains are not a coincidence
 
@@ -121,13 +122,13 @@ def _baselines(
     tokenizer: Tokenizer,
     vocab_size: int,
 ) -> dict[str, float | None]:
-    found: dict[str, float | None] = dict.fromkeys(NAMES) | {"uniform": math.log(vocab_size)}
+    found: dict[str, float | None] = dict.fromkeys(BASELINE_MODELS) | {"uniform": math.log(vocab_size)}
     training = None
     if training_ids is not None:
         if len(training_ids) <= MOST_BYTES:  # a token has at least one byte
             training = _spell(training_ids, tokenizer)
         counted = measure_baselines(training_ids, ids, weights, vocab_size)
-        found |= {name: getattr(counted, name) for name in NAMES}
+        found |= {name: getattr(counted, name) for name in BASELINE_MODELS}
     return found | compressed_bits_per_byte(_spell(ids[weights > 0], tokenizer), training)
 
 

@@ -19,8 +19,10 @@ from gpt_lightning.data.tokenizer import Tokenizer
 from gpt_lightning.evaluation.token_colours import DARK, LIGHT, WORSE, ink, level
 from gpt_lightning.evaluation.token_text import AFTER, token_name, token_pieces, visible
 from gpt_lightning.evaluation.tokens import TokenScores, total
+from gpt_lightning.files import load_template
 from gpt_lightning.models.config import GPTConfig
 
+TEMPLATE = Path(__file__).with_name("token_page.html")
 BLOCK_TOKENS = 200  # a block of text has at least as many, except the last
 LONG_BLOCK_TOKENS = 1000  # Chromium takes a minute for a line of 100,000 elements
 HARDEST = 10
@@ -72,7 +74,8 @@ def render_token_page(
     for begin, end in copied:
         is_copied[begin:end] = [True] * (end - begin)
     hardest = scores.losses.argsort(kind="stable")[::-1][:HARDEST].tolist()
-    return _template().render(
+    template = load_template(TEMPLATE, number=format_number, percent=format_percent)
+    return template.render(
         name=visible(name),
         model=visible(model),
         tokens=len(token_ids),
@@ -89,13 +92,9 @@ def render_token_page(
 
 
 @functools.cache
-def _template() -> Any:
-    from jinja2 import Environment  # imported here, because only this page and its command need it
-
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["number"] = lambda value, digits=0: f"{value:,.{digits}f}"
-    environment.filters["percent"] = format_percent
-    return environment.from_string(Path(__file__).with_name("token_page.html").read_text(encoding="utf-8"))
+def format_number(value: float, digits: int = 0) -> str:
+    """Return a number with commas between thousands."""
+    return f"{value:,.{digits}f}"
 
 
 def format_percent(share: float) -> str:

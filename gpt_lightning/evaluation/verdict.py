@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from gpt_lightning.evaluation.intervals import FEWEST, bootstrap_interval
-from gpt_lightning.runs.records import EvaluationRow, Records
+from gpt_lightning.runs.records import BASELINE_MODELS, EvaluationRow, Records
 
-MODELS = ("uniform", "unigram", "bigram", "trigram")  # in baselines.json, beside numbers of tokens
 EXPECTED = {
     "untrained_val_loss": "untrained Val loss",
     "best_val_loss": "best Val loss",
@@ -330,7 +329,9 @@ def _describe_worth(
     """Yield a line about the baselines and one about the expected ranges, if there are any."""
     parts: list[str] = []
     for word, is_beaten in (("better", True), ("worse", False)):
-        names = [name for name in MODELS if name in baselines and (best.val_loss < baselines[name]) == is_beaten]
+        names = [
+            name for name in BASELINE_MODELS if name in baselines and (best.val_loss < baselines[name]) == is_beaten
+        ]
         if names:
             than = "" if parts else " than counting"
             parts.append(f"{word}{than}: " + ", ".join(f"{name} {baselines[name]:.3f}" for name in names))

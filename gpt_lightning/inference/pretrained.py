@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from gpt_lightning.checkpoints.loading import open_checkpoint
+from gpt_lightning.checkpoints.loading import LoadedCheckpoint, open_checkpoint
 from gpt_lightning.data.tokenizer import Tokenizer, load_tokenizer, text_to_token_ids
 from gpt_lightning.errors import InputError
 from gpt_lightning.inference.completion import CompletedText, check_prompt, complete_all
@@ -82,5 +82,9 @@ def load(checkpoint: str | os.PathLike[str]) -> TrainedGPT:
     Raises:
         InputError: See `checkpoints.loading.open_checkpoint`.
     """
-    opened = open_checkpoint(os.fspath(checkpoint))
-    return TrainedGPT(opened.build(), load_tokenizer(opened.tokenizer))
+    return build_trained(open_checkpoint(os.fspath(checkpoint)))
+
+
+def build_trained(checkpoint: LoadedCheckpoint) -> TrainedGPT:
+    """Build the model and load the tokenizer of an opened checkpoint, on the CPU."""
+    return TrainedGPT(checkpoint.build(), load_tokenizer(checkpoint.tokenizer))

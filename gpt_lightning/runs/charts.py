@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
-from gpt_lightning.runs.report_data import EXPECTED_LOSSES, RunRecord, is_finite, range_of
+from gpt_lightning.runs.records import BASELINE_MODELS, is_finite
+from gpt_lightning.runs.report_data import EXPECTED_LOSSES, RunRecord, range_of
 from gpt_lightning.runs.svg import COLOURS, FONT, Chart, Label
 
 MOST_POINTS = 600  # of all runs' curves of one kind in a chart
@@ -15,7 +16,6 @@ MOST_MARKERS = 60
 NARROW = 500  # pixels; narrower charts have shorter labels
 TICKS = [1, 2, 2.5, 5, 10]  # distances of ticks, times a power of ten
 LOSS_NAMES = ("train_eval_loss", "val_loss")
-BASELINES = ("uniform", "unigram", "bigram", "trigram")
 
 
 def format_count(value: float) -> str:
@@ -99,7 +99,7 @@ def shared_baselines(records: Sequence[RunRecord]) -> dict[str, float]:
     """Return the baselines of runs if all that have any have the same ones."""
     known = []
     for record in records:
-        found = {name: record.baselines[name] for name in BASELINES if record.baselines.get(name) is not None}
+        found = {name: record.baselines[name] for name in BASELINE_MODELS if record.baselines.get(name) is not None}
         known += [found] if found else []
     return known[0] if known and all(one == known[0] for one in known) else {}
 

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from gpt_lightning.errors import InputError
 from gpt_lightning.files import replace_bytes
-from gpt_lightning.runs.records import read_baselines, read_evaluations
+from gpt_lightning.runs.records import BASELINE_MODELS, read_baselines, read_evaluations
 
 FORMATS = ("pdf", "png")
 METADATA: dict[str, dict[str, None]] = {"pdf": {"CreationDate": None}, "png": {}}  # no dates, for reproducible files
@@ -71,7 +71,7 @@ def read_curve(path: str | Path) -> Curve:
 def best_baseline(path: Path) -> tuple[str, float] | None:
     """Return the name and the loss of the best n-gram baseline of a run, or None if it is not recorded."""
     found = read_baselines(path) or {}
-    losses = [(found[name], name) for name in ("unigram", "bigram", "trigram") if name in found]
+    losses = [(found[name], name) for name in BASELINE_MODELS[1:] if name in found]
     return min(losses)[::-1] if losses else None
 
 

@@ -39,6 +39,11 @@ BASELINES = "baselines.json"
 RUN_DIR_ENV = "GPT_LIGHTNING_RUN_DIR"  # set by rank 0 for the ranks that it starts
 
 
+def display_path(path: Path) -> str:
+    """Return an absolute path as messages show it: relative if it is below the current folder."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
 class Run:
     """A run folder, which one process at a time can open.
 
@@ -61,7 +66,7 @@ class Run:
     @property
     def display_path(self) -> str:
         """The path for messages: relative if it is below the current folder, absolute otherwise."""
-        return os.path.relpath(self.path) if self.path.is_relative_to(Path.cwd()) else str(self.path)
+        return display_path(self.path)
 
     def open(self) -> None:
         """Create and lock the folder, remove temporary files of killed processes, and check that it is writable.

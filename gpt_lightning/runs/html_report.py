@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from gpt_lightning.console import PROGRAM, format_bytes
-from gpt_lightning.files import replace_bytes
+from gpt_lightning.files import load_template, replace_bytes
 from gpt_lightning.runs.charts import (
-    BASELINES,
     by_tokens,
     expected_ranges,
     finite_rows,
@@ -23,7 +22,8 @@ from gpt_lightning.runs.charts import (
     metric_chart,
     shared_baselines,
 )
-from gpt_lightning.runs.report_data import RunRecord, is_finite
+from gpt_lightning.runs.records import BASELINE_MODELS, is_finite
+from gpt_lightning.runs.report_data import RunRecord
 from gpt_lightning.runs.sample_text import choose_samples, clean, describe_sample
 
 if TYPE_CHECKING:
@@ -74,17 +74,13 @@ def render_report(records: Sequence[RunRecord]) -> str:
         "has_copies": any(row.get("copied") for record in records for row in record.samples),
         "differing": compare_settings(records),
     }
-    return load_template().render(page)
+    return page_template().render(page)
 
 
 @functools.cache
-def load_template() -> Template:
-    """Return the page's template, in which every value is escaped and an unknown name is an error."""
-    from jinja2 import Environment, StrictUndefined  # only a report needs it
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["clean"] = clean
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+def page_template() -> Template:
+    """Return the page's template."""
+    return load_template(TEMPLATE, clean=clean)
 
 
 def names_of(records: Sequence[RunRecord]) -> list[str]:
@@ -177,7 +173,9 @@ def describe_results(record: RunRecord) -> list[tuple[str, str, str]]:
         tiles.append(("best validation loss", f"{best['val_loss']:.3f}", f"step {best['step']:,}, {perplexity}"))
         tiles.append(("last validation loss", f"{last['val_loss']:.3f}", f"step {last['step']:,}"))
         tiles.append(("last training loss", f"{last['train_eval_loss']:.3f}", f"step {last['step']:,}"))
-        if counted := {name: record.baselines[name] for name in BASELINES if record.baselines.get(name) is not None}:
+        if counted := {
+            name: record.baselines[name] for name in BASELINE_MODELS if record.baselines.get(name) is not None
+        }:
             name = min(counted, key=counted.__getitem__)
             difference = best["val_loss"] - counted[name]
             side = "above" if difference > 0 else "below"

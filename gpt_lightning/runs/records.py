@@ -10,6 +10,8 @@ from typing import Any, TypeGuard
 from gpt_lightning.files import read_rows
 from gpt_lightning.runs.folder import BASELINES
 
+BASELINE_MODELS = ("uniform", "unigram", "bigram", "trigram")  # in baselines.json, beside numbers of tokens
+
 
 @dataclass(frozen=True)
 class EvaluationRow:
@@ -53,11 +55,11 @@ class Records:
 
 def read_records(folder: Path) -> Records:
     """Read the tables of a run folder; what is missing or invalid is left out."""
-    table = folder / "metrics.jsonl"
+    rows = read_rows(folder / "metrics.jsonl")
     return Records(
-        evaluations=read_evaluations(table),
-        gradient_norms=[row["gradient_norm"] for row in read_rows(table) if is_finite(row.get("gradient_norm"))],
-        minutes=_training_minutes(read_rows(table)),
+        evaluations=_evaluations(rows),
+        gradient_norms=[row["gradient_norm"] for row in rows if is_finite(row.get("gradient_norm"))],
+        minutes=_training_minutes(rows),
         baselines=read_baselines(folder),
         copied=_last_copied(read_rows(folder / "samples.jsonl")),
     )
@@ -65,9 +67,13 @@ def read_records(folder: Path) -> Records:
 
 def read_evaluations(table: Path) -> list[EvaluationRow]:
     """Return the evaluations in a file in the format of metrics.jsonl."""
+    return _evaluations(read_rows(table))
+
+
+def _evaluations(rows: list[dict[str, Any]]) -> list[EvaluationRow]:
     names = ("step", "epoch", "tokens_seen", "train_eval_loss", "val_loss")
     found = []
-    for row in read_rows(table):
+    for row in rows:
         if all(is_finite(row.get(name)) for name in names):
             blocks = row.get("val_blocks")
             is_valid = isinstance(blocks, list) and all(map(is_finite, blocks))
@@ -87,8 +93,9 @@ def read_baselines(folder: Path) -> dict[str, float] | None:
 
 
 def is_finite(value: Any) -> TypeGuard[float]:
-    """Return whether a value of a JSON file is a number that a float can hold."""
-    return isinstance(value, (int, float)) and abs(value) < 1e300  # JSON integers may exceed the range of a float
+    """Return whether a value from a file is a number that a float can hold."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and abs(value) < 1e300  # JSON integers may exceed the range of a float
 
 
 def _training_minutes(rows: list[dict[str, Any]]) -> float | None:

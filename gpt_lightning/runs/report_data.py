@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ import yaml
 
 from gpt_lightning.errors import InputError
 from gpt_lightning.files import decode_utf8, read_rows, with_filename
-from gpt_lightning.runs.folder import BASELINES, resolve_latest
+from gpt_lightning.runs.folder import BASELINES, display_path, resolve_latest
+from gpt_lightning.runs.records import BASELINE_MODELS, is_finite
 
 REPORT, SUMMARY, ENVIRONMENT = "report.html", "summary.json", "environment.json"
 HPARAMS = "hparams.yaml"  # TensorBoard's copy of the settings
@@ -32,7 +32,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "advice": str,
         "verdict": [str],
     },
-    BASELINES: dict.fromkeys(("uniform", "unigram", "bigram", "trigram", "training_tokens"), NUMBER),
+    BASELINES: dict.fromkeys((*BASELINE_MODELS, "training_tokens"), NUMBER),
     ENVIRONMENT: {
         **dict.fromkeys(("text", "split", "windows", "batches", "model"), str),
         "defaults": {},
@@ -84,7 +84,7 @@ class RunRecord:
     @property
     def display_path(self) -> str:
         """The path for messages and commands: relative if it is below the current folder, absolute otherwise."""
-        return os.path.relpath(self.path) if self.path.is_relative_to(Path.cwd()) else str(self.path)
+        return display_path(self.path)
 
     @property
     def best(self) -> dict[str, Any] | None:
@@ -148,11 +148,6 @@ def read_run(folder: Path) -> RunRecord:
 
 def _are_finite(row: dict[str, Any], *names: str) -> bool:
     return all(is_finite(row.get(name)) for name in names)
-
-
-def is_finite(value: Any) -> bool:
-    """Return whether a value from a file is a finite number within the range of a float."""
-    return isinstance(value, NUMBER) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _read_table(path: Path) -> list[dict[str, Any]]:

@@ -110,11 +110,11 @@ def check(trainer: Trainer, data: TextDataModule, config: RunConfig) -> None:
     if math.isinf(steps.total):
         raise InputError("check needs a run of known length; set trainer.max_epochs or trainer.max_steps")
     for line in (
-        *summary.describe_data(data, steps, trainer.world_size),
+        *(labeled(*one) for one in summary.describe_data(data, steps, trainer.world_size).items()),
         summary.describe_baselines(measure_split_baselines(trainer, data, config.model.vocab_size, steps)),
         labeled("model", config.model.description),
         *summary.describe_init(config.init_from, config.model),
-        summary.describe_device(trainer, config.accelerator, config.precision_reason),
+        labeled("device", summary.describe_device(trainer, config.accelerator, config.precision_reason)),
         *describe_text(data),
     ):
         say(line)

@@ -23,7 +23,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from gpt_lightning.checkpoints.metadata import installed_versions
-from gpt_lightning.console import labeled, warn
+from gpt_lightning.console import warn
 from gpt_lightning.data.datamodule import TextDataModule
 from gpt_lightning.errors import InputError, MachineError, memory_bytes
 from gpt_lightning.files import replace_bytes
@@ -64,12 +64,11 @@ def recorded(
         yield
         return
     path = run.path / ENVIRONMENT
-    described = [*summary.describe_data(data, steps, trainer.world_size), labeled("model", config.model.description)]
-    device = summary.describe_device(trainer, config.accelerator, config.precision_reason)
+    described = summary.describe_data(data, steps, trainer.world_size) | {"model": config.model.description}
     session = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "from_step": 0 if plan.content is None else plan.content["global_step"],
-        "device": _split(device)[1],
+        "device": summary.describe_device(trainer, config.accelerator, config.precision_reason),
         "processor": processor_name(trainer.strategy.root_device),
         "processes": trainer.world_size,
         "cores": os.cpu_count(),
@@ -79,7 +78,7 @@ def recorded(
     }
     sessions = [*previous_sessions(path), session]
     sessions = [*sessions[:1], *sessions[1:][-LAST_SESSIONS:]]
-    facts = {**dict(map(_split, described)), "defaults": defaults, "sessions": sessions}
+    facts = {**described, "defaults": defaults, "sessions": sessions}
     _write(path, facts)
     try:
         yield
@@ -91,12 +90,6 @@ def recorded(
             _write(path, facts)
         except (InputError, MachineError) as error:  # the folder was deleted, the disk is full
             warn(f"{error}; the time and memory of the run are not recorded")
-
-
-def _split(line: str) -> tuple[str, str]:
-    """Return the label and the text of a line that `fit` prints."""
-    label, _, text = line.partition(" ")
-    return label, text.lstrip()
 
 
 def previous_sessions(path: Path) -> list[dict[str, Any]]:

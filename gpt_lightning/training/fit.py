@@ -331,11 +331,11 @@ def announce(
     """Print the text, baselines, model, device and run folder before training."""
     is_resumed = plan.content is not None
     for line in (
-        *summary.describe_data(data, steps, trainer.world_size),
+        *(labeled(*one) for one in summary.describe_data(data, steps, trainer.world_size).items()),
         summary.describe_baselines(baselines),
         labeled("model", config.model.description),
         *summary.describe_init(None if is_resumed else config.init_from, config.model),
-        summary.describe_device(trainer, config.accelerator, config.precision_reason),
+        labeled("device", summary.describe_device(trainer, config.accelerator, config.precision_reason)),
         summary.describe_folder(run.display_path, config.model),
     ):
         say(line)

@@ -32,13 +32,16 @@ def checkpoint_bytes(config: GPTConfig) -> tuple[int, int]:
     return best + 2 * last, best + 3 * last  # last.ckpt, prev.ckpt, and the file being written
 
 
-def describe_data(data: TextDataModule, steps: Steps, world_size: int) -> list[str]:
+def describe_data(data: TextDataModule, steps: Steps, world_size: int) -> dict[str, str]:
     """Describe the text, its split, its windows and its batches.
 
     Args:
         data: Data module, set up.
         steps: Batches and optimizer steps of the run.
         world_size: Number of processes.
+
+    Returns:
+        What the run's lines say, by their labels.
     """
     assert data.source is not None
     source = data.source
@@ -46,28 +49,16 @@ def describe_data(data: TextDataModule, steps: Steps, world_size: int) -> list[s
     found = f" (in {data.found_in})" if data.found_in else ""
     train, val = data.splits["training"], data.splits["validation"]
     batch_size, context_length = data.hparams["batch_size"], data.hparams["context_length"]
-    return [
-        labeled(
-            "text",
-            f"{source.name}{found}: {source.characters:,} characters, {data.total_tokens:,} tokens{contents} "
-            f"({data.tokenizer.name}, {data.tokenizer.vocab_size:,} in the vocabulary)",
-        ),
-        labeled(
-            "split",
-            f"{train.characters:,} / {val.characters:,} characters, {train.tokens:,} / {val.tokens:,} tokens for "
-            "training / validation",
-        ),
-        labeled(
-            "windows",
-            f"{len(train.windows)} + {len(val.windows)} of {context_length} tokens, stride {data.stride}; "
-            f"{train.windows.unused_tokens} + {val.windows.unused_tokens} trailing tokens are unused",
-        ),
-        labeled(
-            "batches",
-            f"{steps.train_batches} + {steps.val_batches} of {batch_size} windows; "
-            f"{steps.per_epoch} optimizer steps per epoch{_left_out(data, world_size, steps.train_batches)}",
-        ),
-    ]
+    return {
+        "text": f"{source.name}{found}: {source.characters:,} characters, {data.total_tokens:,} tokens{contents} "
+        f"({data.tokenizer.name}, {data.tokenizer.vocab_size:,} in the vocabulary)",
+        "split": f"{train.characters:,} / {val.characters:,} characters, {train.tokens:,} / {val.tokens:,} tokens for "
+        "training / validation",
+        "windows": f"{len(train.windows)} + {len(val.windows)} of {context_length} tokens, stride {data.stride}; "
+        f"{train.windows.unused_tokens} + {val.windows.unused_tokens} trailing tokens are unused",
+        "batches": f"{steps.train_batches} + {steps.val_batches} of {batch_size} windows; "
+        f"{steps.per_epoch} optimizer steps per epoch{_left_out(data, world_size, steps.train_batches)}",
+    }
 
 
 def _left_out(data: TextDataModule, world_size: int, train_batches: int) -> str:
@@ -114,7 +105,7 @@ def describe_device(trainer: Trainer, accelerator: str, precision_reason: str) -
     text = f"{count}{device} ({reason}), precision {trainer.precision} ({precision_reason}){threads}"
     if device == "mps":
         text += "; the reference notes report issues with training on MPS; --trainer.accelerator cpu trains on the CPU"
-    return labeled("device", text)
+    return text
 
 
 def describe_folder(display_path: str, config: GPTConfig) -> str:

@@ -19,6 +19,7 @@ from gpt_lightning.data.windows import Windows
 from gpt_lightning.evaluation import baselines
 from gpt_lightning.evaluation.baselines import NGrams, measure_baselines
 from gpt_lightning.runs.figures import loss_figure, read_curve
+from gpt_lightning.runs.records import BASELINE_MODELS
 
 Command = Callable[..., Result]
 VOCAB = 5
@@ -53,12 +54,12 @@ def test_probabilities_equal_the_formula_with_dictionaries(training: list[int], 
 @given(tokens, tokens)
 def test_probabilities_of_all_tokens_sum_to_one(training: list[int], history: list[int]) -> None:
     model = NGrams(np.array(training), VOCAB)
-    sums = dict.fromkeys(baselines.NAMES, 0.0)
+    sums = dict.fromkeys(BASELINE_MODELS, 0.0)
     for token in range(VOCAB):
         for name, probs in model.probabilities(np.array([*history, token])).items():
             sums[name] += probs[-1]
 
-    assert sums == pytest.approx(dict.fromkeys(baselines.NAMES, 1.0))
+    assert sums == pytest.approx(dict.fromkeys(BASELINE_MODELS, 1.0))
 
 
 def test_the_verdict(verdict: Path) -> None:

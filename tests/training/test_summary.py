@@ -12,7 +12,7 @@ import torch
 from conftest import STORY, Result
 from lightning.pytorch import Trainer
 
-from gpt_lightning.console import format_bytes
+from gpt_lightning.console import format_bytes, labeled
 from gpt_lightning.training.summary import describe_device, predict_command
 
 Command = Callable[..., Result]
@@ -57,7 +57,7 @@ def test_the_device_is_described_with_reasons(
     strategy = SimpleNamespace(root_device=torch.device(device))
     trainer = SimpleNamespace(strategy=strategy, world_size=1, precision="bf16-mixed")
 
-    assert describe_device(cast(Trainer, trainer), asked, "it is fast") == line
+    assert labeled("device", describe_device(cast(Trainer, trainer), asked, "it is fast")) == line
 
 
 @pytest.mark.parametrize(("cuda", "mps", "chosen"), [(1, 0, "cuda"), (0, 1, "mps"), (0, 0, "cpu")])

@@ -8,19 +8,18 @@ Without --text, a checkpoint is evaluated on its own validation split. Brackets 
 from __future__ import annotations
 
 import json
-import math
 from itertools import groupby
-from typing import Any
 
+from gpt_lightning.checkpoints.description import plain
 from gpt_lightning.checkpoints.loading import LoadedCheckpoint, open_checkpoint
 from gpt_lightning.cli.arguments import Parser
 from gpt_lightning.console import table, warn
-from gpt_lightning.evaluation.baselines import NAMES
 from gpt_lightning.evaluation.intervals import FEWEST
 from gpt_lightning.evaluation.perplexity import Interval, difference
 from gpt_lightning.evaluation.text_evaluation import OVERLAP_TOKENS, TextEvaluation, evaluate_text
 from gpt_lightning.models.loss import perplexity
 from gpt_lightning.runs.folder import resolve_latest
+from gpt_lightning.runs.records import BASELINE_MODELS
 from gpt_lightning.validation import require_integer
 
 HEADER = ["", "tokens", "loss", "perplexity", "bits per byte", "bits per character", "accuracy"]
@@ -48,20 +47,11 @@ def run(arguments: list[str]) -> None:
             result = evaluate_text(checkpoint, model, path, options.stride)
             by_text.setdefault(result.sha256, []).append(result)
             if options.json:
-                print(json.dumps(finite(result.to_dict())), flush=True)
+                print(json.dumps(plain(result.to_dict(), result.checkpoint)), flush=True)
             if result.missing:
                 warn(f"no baselines and no overlap for {result.checkpoint}: {result.missing}")
     if not options.json:
         print("\n\n".join(map(describe, by_text.values())))
-
-
-def finite(value: Any) -> Any:
-    """Return a copy of nested dicts in which numbers that JSON does not have, infinity and NaN, are None."""
-    if isinstance(value, dict):
-        return {key: finite(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_stride(stride: int | None, checkpoints: list[LoadedCheckpoint]) -> None:
@@ -127,12 +117,14 @@ def baseline_rows(result: TextEvaluation) -> list[list[str]]:
     """Return the rows of the baselines, those that count tokens first, each kind from the best to the worst."""
     scores = result.scores
     rows = []
-    counted = [(loss, name) for name in NAMES if (loss := result.baselines[name]) is not None]
+    counted = [(loss, name) for name in BASELINE_MODELS if (loss := result.baselines[name]) is not None]
     for loss, name in sorted(counted):
         share = loss / scores.loss  # of the model's bits
         bits = f"{share * scores.bits_per_byte:.3f}", f"{share * scores.bits_per_character:.3f}"
         rows.append([f"  {name}", "", f"{loss:.3f}", f"{perplexity(loss):,.1f}", *bits, ""])
-    sizes = [(size, name) for name, size in result.baselines.items() if name not in NAMES and size is not None]
+    sizes = [
+        (size, name) for name, size in result.baselines.items() if name not in BASELINE_MODELS and size is not None
+    ]
     rows += [[f"  {name.replace('_', ' ')}", "", "", "", f"{size:.3f}", "", ""] for size, name in sorted(sizes)]
     return rows
 

@@ -45,7 +45,7 @@ from gpt_lightning.evaluation.training_text import find_training_tokens
 from gpt_lightning.files import check_absent, replace_bytes
 from gpt_lightning.inference.completion import check_prompt, complete_all, warn_of_length
 from gpt_lightning.inference.generate import evaluation_mode
-from gpt_lightning.inference.pretrained import TrainedGPT, load
+from gpt_lightning.inference.pretrained import TrainedGPT, build_trained, load
 from gpt_lightning.inference.sampling import SamplingConfig
 from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.models.gpt import GPT
@@ -233,7 +233,7 @@ def _run_tokens(arguments: Sequence[str], options: argparse.Namespace, is_page: 
     training_ids = clean = None
     if options.untrained is None:
         opened = open_checkpoint(options.ckpt_path)
-        gpt, model = TrainedGPT(opened.build(), load_tokenizer(opened.tokenizer)), f"Model: {options.ckpt_path}"
+        gpt, model = build_trained(opened), f"Model: {options.ckpt_path}"
         clean = opened.content["datamodule_hyper_parameters"].get("clean")
         if output is not None:
             training_ids, _ = find_training_tokens(opened)

@@ -44,13 +44,21 @@ def log(
     step, tokens_seen = trainer.global_step, progress.tokens_seen
     row = {"step": step, "epoch": progress.epochs, "tokens_seen": tokens_seen, **values, **(recorded or {})}
     append_row(run.metrics_file, row)
+    log_to_loggers(trainer, values)
+    losses = {BY_TOKENS + name: value for name, value in values.items() if name.endswith("loss")}
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.log_metrics({tensorboard_tag(name): value for name, value in values.items()}, step)
-            losses = {BY_TOKENS + name: value for name, value in values.items() if name.endswith("loss")}
             logger.log_metrics(losses, tokens_seen)
+
+
+def log_to_loggers(trainer: Trainer, values: dict[str, float]) -> None:
+    """Write values of the current optimizer step to every logger, to TensorBoard in groups."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            grouped = {tensorboard_tag(name): value for name, value in values.items()}
+            logger.log_metrics(grouped, trainer.global_step)
         else:
-            logger.log_metrics(values, step)
+            logger.log_metrics(values, trainer.global_step)
 
 
 class Metrics(Callback):
@@ -93,9 +101,7 @@ class Metrics(Callback):
                 flops = self.progress.tokens_per_second * pl_module.config.flops_per_token
                 values["flops_utilization"] = flops / (self.peak_flops * trainer.world_size)
             log(trainer, self.run, self.progress, values)
-            for logger in trainer.loggers:
-                name = tensorboard_tag("tokens_seen") if isinstance(logger, TensorBoardLogger) else "tokens_seen"
-                logger.log_metrics({name: self.progress.tokens_seen}, trainer.global_step)
+            log_to_loggers(trainer, {"tokens_seen": self.progress.tokens_seen})
 
 
 class Summary(StepEnd):

@@ -17,7 +17,7 @@ from gpt_lightning.inference.completion import CompletedText, complete_all
 from gpt_lightning.inference.sampling import SamplingConfig
 from gpt_lightning.models.gpt import GPT
 from gpt_lightning.runs.folder import Run
-from gpt_lightning.runs.metrics import tensorboard_tag
+from gpt_lightning.training.callbacks.metrics import log_to_loggers
 from gpt_lightning.training.callbacks.step_end import StepEnd, averages_in
 from gpt_lightning.training.module import GPTModule
 
@@ -80,13 +80,11 @@ class Samples(StepEnd):
 
     def _log(self, trainer: Trainer, step: int, copied_share: float) -> None:
         """Log the share of copied tokens to all loggers, and the newest samples to TensorBoard."""
+        log_to_loggers(trainer, {"copied_share": copied_share})
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.log_metrics({tensorboard_tag("copied_share"): copied_share}, step)
                 rows = read_rows(self.run.samples_file)[-ROWS_SHOWN:]
                 logger.experiment.add_text("samples", samples_table(rows), step)
-            else:
-                logger.log_metrics({"copied_share": copied_share}, step)
 
     def _complete(self, model: GPT) -> list[CompletedText]:
         try:
