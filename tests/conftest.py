@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 
 # One thread for each of two pytest workers; must be set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,15 @@ def bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     if speed := os.environ.get("TEST_BF16"):
         speedup = {"faster": 9.0, "slower": 0.1}[speed]
         monkeypatch.setattr("gpt_lightning.training.hardware.bf16_speedup", lambda: speedup)
+
+
+@pytest.fixture(autouse=True)
+def _sighup() -> Iterator[None]:
+    """Let SIGHUP end processes, also where the tests run under nohup, which a run respects."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL) if hasattr(signal, "SIGHUP") else None
+    yield
+    if before is not None:
+        signal.signal(signal.SIGHUP, before)
 
 
 @dataclass

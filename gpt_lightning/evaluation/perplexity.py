@@ -10,11 +10,14 @@ Shapes: W windows, T context_length, N tokens of the text, P predictions.
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from gpt_lightning.data.tokenizer import Tokenizer
 from gpt_lightning.data.windows import Windows
@@ -99,18 +102,20 @@ def score_windows(model: GPT, windows: Windows, tokenizer: Tokenizer, *, each_to
     sizes = np.array([len(tokenizer.token_bytes(int(token_id))) for token_id in ids])
     starting = np.array([tokenizer.characters_begun(int(token_id)) for token_id in ids])
     rows: list[tuple[float, ...]] = []
-    with evaluation_mode(model):
+    bar: tqdm[Any] = tqdm(total=len(windows), unit="window", delay=2, leave=False, file=sys.stderr, disable=None)
+    with evaluation_mode(model), bar:
         for first in range(0, len(windows), at_once):
             batch = [windows[i] for i in range(first, min(first + at_once, len(windows)))]
             inputs, targets = (torch.stack(column).to(device) for column in zip(*batch, strict=True))
             logits = model(inputs)
-            losses = cross_entropy(logits, targets).double().cpu().numpy()
+            losses = cross_entropy(logits, targets).cpu().double().numpy()  # MPS has no float64
             correct = (logits.argmax(-1) == targets).cpu().numpy()
             for i, row in enumerate(targets.cpu().numpy()):
                 used = slice(T - min(stride, T) if each_token_once and first + i else 0, T)
                 places = np.searchsorted(ids, row[used])
                 values = (losses[i, used], correct[i, used], np.ones(T)[used], sizes[places], starting[places])
                 rows.append(tuple(float(one.sum()) for one in values))
+            bar.update(len(batch))
     scores = WindowScores(*np.array(rows).T)
     if not np.isfinite(scores.losses).all():
         raise InputError("the model's loss is not finite; its training may have diverged")

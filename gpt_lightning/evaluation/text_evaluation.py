@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,6 +24,32 @@ from gpt_lightning.models.gpt import GPT
 from gpt_lightning.runs.records import BASELINE_MODELS
 
 OVERLAP_TOKENS = 50  # runs of this length that the training text contains are not a coincidence
+SPLIT_SETTINGS = ("tokenizer", "train_ratio", "clean", "val_text")  # with the text, they determine the split's tokens
+
+Counted = dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class PublishedLoss:
+    """The validation loss that a config is published with.
+
+    Attributes:
+        config: Name of the config.
+        sha256: Checksum of its text.
+        data: Its settings `data.*`; `SPLIT_SETTINGS` that it lacks are None.
+        best_val_loss: Lowest and highest best validation loss that it expects, in nats per token.
+    """
+
+    config: str
+    sha256: str
+    data: dict[str, Any]
+    best_val_loss: list[float]
+
+    def is_comparable(self, checkpoint: LoadedCheckpoint) -> bool:
+        """Return whether the loss is one on the checkpoint's own validation split."""
+        own = checkpoint.content["datamodule_hyper_parameters"]
+        is_same_text = checkpoint.content["gpt_lightning"]["text"]["sha256"] == self.sha256
+        return is_same_text and all(own.get(name) == self.data.get(name) for name in SPLIT_SETTINGS)
 
 
 @dataclass(frozen=True)
@@ -41,6 +68,7 @@ class TextEvaluation:
         baselines: Losses in nats per token (uniform, unigram, bigram, trigram), and compressed sizes in bits per byte
             (gzip, xz, gzip_given_training, xz_given_training); None where the training text is not there.
         overlap: Share of the tokens in runs of at least 50 tokens that the training text contains; None likewise.
+        expected: Lowest and highest validation loss that published configs expect on this text, by their names.
         missing: Why the training text is not there.
     """
 
@@ -52,8 +80,9 @@ class TextEvaluation:
     stride: int
     window_scores: WindowScores
     scores: TextScores
-    baselines: dict[str, float | None]
+    baselines: Counted
     overlap: float | None
+    expected: dict[str, list[float]]
     missing: str | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,21 +96,44 @@ class TextEvaluation:
             "stride": self.stride,
             "baselines": self.baselines,
             "overlap": self.overlap,
+            "expected": self.expected,
         }
 
 
-def evaluate_text(checkpoint: LoadedCheckpoint, model: GPT, path: str | None, stride: int | None) -> TextEvaluation:
-    """Evaluate a checkpoint on a text, beside the baselines.
+def evaluate_texts(
+    checkpoints: Sequence[LoadedCheckpoint],
+    paths: Sequence[str | None],
+    stride: int | None,
+    device: str = "cpu",
+    published: Sequence[PublishedLoss] = (),
+) -> Iterator[TextEvaluation]:
+    """Evaluate each checkpoint on each text, beside the baselines.
 
     Args:
-        checkpoint: The checkpoint.
-        model: Its network.
-        path: The text; None for the checkpoint's own validation split.
+        checkpoints: At least one.
+        paths: Texts; None for a checkpoint's own validation split.
         stride: Tokens between the starts of windows, each token scored once; None for the windows of training.
+        device: Device of the networks.
+        published: Losses to compare with, where they are losses on the same split.
 
     Raises:
-        InputError: The text is missing, invalid or shorter than one window.
+        InputError: A text is missing, invalid or shorter than one window.
     """
+    counted: dict[Hashable, Counted] = {}  # equal ones are computed once
+    for checkpoint in checkpoints:
+        network = checkpoint.build().to(device)
+        for path in paths:
+            yield _evaluate(checkpoint, network, path, stride, published, counted)
+
+
+def _evaluate(
+    checkpoint: LoadedCheckpoint,
+    network: GPT,
+    path: str | None,
+    stride: int | None,
+    published: Sequence[PublishedLoss],
+    counted: dict[Hashable, Counted],
+) -> TextEvaluation:
     tokenizer = load_tokenizer(checkpoint.tokenizer)
     training_ids: NDArray[Any] | None
     if path is None:
@@ -91,26 +143,32 @@ def evaluate_text(checkpoint: LoadedCheckpoint, model: GPT, path: str | None, st
         corpus = open_text(checkpoint.content, path, "--text")
         name, part = corpus.name, corpus.whole()
         training_ids, missing = find_training_tokens(checkpoint)
-    T = model.context_length
-    own_stride = checkpoint.content["datamodule_hyper_parameters"].get("stride") or T
-    windows = Windows(part.token_ids, T, stride or own_stride)
+    T, settings = network.context_length, checkpoint.content["datamodule_hyper_parameters"]
+    windows = Windows(part.token_ids, T, stride or settings.get("stride") or T)
     if not windows:
         raise InputError(f"{name} ({len(part.token_ids)} tokens) is shorter than one window ({T + 1} tokens)")
-    window_scores = score_windows(model, windows, tokenizer, each_token_once=stride is not None)
+    window_scores = score_windows(network, windows, tokenizer, each_token_once=stride is not None)
     weights = windows.times_predicted(len(windows))  # (N,)
     if stride is not None:
         weights = np.minimum(weights, 1)
+    sha256 = hashlib.sha256(_spell(part.token_ids, tokenizer)).hexdigest()
+    training = None if training_ids is None else hashlib.sha256(training_ids.tobytes()).digest()
+    key = (training, sha256, checkpoint.tokenizer, network.vocab_size, T, windows.starts.step, stride is None)
+    if key not in counted:
+        ids = part.token_ids[: len(weights)]
+        counted[key] = _baselines(training_ids, ids, weights, tokenizer, network.vocab_size)
     return TextEvaluation(
         checkpoint.name,
         name,
         checkpoint.tokenizer,
-        hashlib.sha256(_spell(part.token_ids, tokenizer)).hexdigest(),
+        sha256,
         T,
         windows.starts.step,
         window_scores,
         summarize(window_scores),
-        _baselines(training_ids, part.token_ids[: len(weights)], weights, tokenizer, model.vocab_size),
+        counted[key],
         None if training_ids is None else _overlap(training_ids, part.token_ids),
+        {one.config: one.best_val_loss for one in published if path is None and one.is_comparable(checkpoint)},
         missing,
     )
 
@@ -121,8 +179,8 @@ def _baselines(
     weights: NDArray[np.int64],
     tokenizer: Tokenizer,
     vocab_size: int,
-) -> dict[str, float | None]:
-    found: dict[str, float | None] = dict.fromkeys(BASELINE_MODELS) | {"uniform": math.log(vocab_size)}
+) -> Counted:
+    found: Counted = dict.fromkeys(BASELINE_MODELS) | {"uniform": math.log(vocab_size)}
     training = None
     if training_ids is not None:
         if len(training_ids) <= MOST_BYTES:  # a token has at least one byte

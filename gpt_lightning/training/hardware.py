@@ -84,6 +84,22 @@ def check_device(accelerator: Any, devices: Any, precision: Any) -> None:
         raise InputError(f"trainer.precision {precision} does not run on cpu; use bf16-mixed or 32-true")
 
 
+def choose_device(accelerator: str, precision: str | int | None = None) -> str:
+    """Return the device that a command without Lightning computes on: cuda, mps or cpu.
+
+    Args:
+        accelerator: `trainer.accelerator`.
+        precision: `trainer.precision`; None if the command computes in float32.
+
+    Raises:
+        InputError: This machine has no such device, or the device does not support the precision.
+    """
+    check_device(accelerator, 1, precision)
+    device = device_type(accelerator)
+    require(device != "tpu", "trainer.accelerator", "be auto, cpu, gpu, cuda or mps for this command", device)
+    return device
+
+
 def check_precision(precision: object) -> None:
     """Raise `InputError` unless `trainer.precision` is auto or one of Lightning's precisions."""
     known = ("auto", *PRECISIONS, *PRECISION_ALIASES)

@@ -2,24 +2,29 @@
 
     python -m gpt_lightning evaluate --ckpt_path CKPT [--ckpt_path CKPT ...] [--text FILE ...]
 
-Without --text, a checkpoint is evaluated on its own validation split. Brackets hold 95 % intervals.
+Without --text, a checkpoint is evaluated on its own validation split. Brackets hold 95 % intervals. Weights and
+computation are in float32 on every device.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from itertools import groupby
 
 from gpt_lightning.checkpoints.description import plain
 from gpt_lightning.checkpoints.loading import LoadedCheckpoint, open_checkpoint
 from gpt_lightning.cli.arguments import Parser
+from gpt_lightning.cli.config_files import packaged_configs, read_config
+from gpt_lightning.cli.options import TRAINER_HELP
 from gpt_lightning.console import table, warn
 from gpt_lightning.evaluation.intervals import FEWEST
 from gpt_lightning.evaluation.perplexity import Interval, difference
-from gpt_lightning.evaluation.text_evaluation import OVERLAP_TOKENS, TextEvaluation, evaluate_text
+from gpt_lightning.evaluation.text_evaluation import OVERLAP_TOKENS, PublishedLoss, TextEvaluation, evaluate_texts
 from gpt_lightning.models.loss import perplexity
 from gpt_lightning.runs.folder import resolve_latest
 from gpt_lightning.runs.records import BASELINE_MODELS
+from gpt_lightning.training.hardware import choose_device
 from gpt_lightning.validation import require_integer
 
 HEADER = ["", "tokens", "loss", "perplexity", "bits per byte", "bits per character", "accuracy"]
@@ -36,20 +41,19 @@ def run(arguments: list[str]) -> None:
         metavar="N",
         help="tokens between windows, each token scored once; default: as in training",
     )
+    parser.add_argument("--trainer.accelerator", default="auto", metavar="NAME", help=TRAINER_HELP["accelerator"])
     parser.add_argument("--json", action="store_true", help="print one JSON object per checkpoint and text")
     options = parser.parse_args(arguments)
+    device = choose_device(getattr(options, "trainer.accelerator"))
     checkpoints = [open_checkpoint(resolve_latest(path)) for path in options.ckpt_path]
     check_stride(options.stride, checkpoints)
     by_text: dict[str, list[TextEvaluation]] = {}  # by checksum
-    for checkpoint in checkpoints:
-        model = checkpoint.build()
-        for path in options.text or [None]:
-            result = evaluate_text(checkpoint, model, path, options.stride)
-            by_text.setdefault(result.sha256, []).append(result)
-            if options.json:
-                print(json.dumps(plain(result.to_dict(), result.checkpoint)), flush=True)
-            if result.missing:
-                warn(f"no baselines and no overlap for {result.checkpoint}: {result.missing}")
+    for result in evaluate_texts(checkpoints, options.text or [None], options.stride, device, published_losses()):
+        by_text.setdefault(result.sha256, []).append(result)
+        if options.json:
+            print(json.dumps(plain(result.to_dict(), result.checkpoint)), flush=True)
+        if result.missing:
+            warn(f"no baselines and no overlap for {result.checkpoint}: {result.missing}")
     if not options.json:
         print("\n\n".join(map(describe, by_text.values())))
 
@@ -60,6 +64,17 @@ def check_stride(stride: int | None, checkpoints: list[LoadedCheckpoint]) -> Non
         return
     for checkpoint in checkpoints:
         require_integer("--stride", stride, 1, checkpoint.config.context_length)
+
+
+def published_losses() -> list[PublishedLoss]:
+    """Return the validation losses that the packaged configs expect."""
+    losses = []
+    for name, path in packaged_configs().items():
+        config, _ = read_config(str(path))
+        expected = config.get("expected") or {}
+        if "best_val_loss" in expected:
+            losses.append(PublishedLoss(name, expected["sha256"], config["data"], expected["best_val_loss"]))
+    return losses
 
 
 def describe(results: list[TextEvaluation]) -> str:
@@ -77,7 +92,7 @@ def describe(results: list[TextEvaluation]) -> str:
     for _, group in groupby(results, key=lambda one: one.baselines):
         alike = list(group)
         rows += [model_row(one) for one in alike]
-        rows += baseline_rows(alike[-1])
+        rows += [*published_rows(alike[-1]), *baseline_rows(alike[-1])]
     lines.append(table("<>>>>>>", HEADER, rows))
     fewest = min(one.scores.windows for one in results)
     if fewest < FEWEST:
@@ -113,14 +128,30 @@ def show(value: float, interval: Interval | None, form: str) -> str:
     return f"{value:{form}}" + ("" if interval is None else f" [{interval[0]:{form}}, {interval[1]:{form}}]")
 
 
+def published_rows(result: TextEvaluation) -> list[list[str]]:
+    """Return the rows of the losses that configs expect on the same text."""
+    rows = []
+    for name, losses in result.expected.items():
+        bits = bits_of(result, losses)
+        columns = (losses, ".3g"), (map(perplexity, losses), ",.0f"), *((one, ".2f") for one in bits)
+        texts = [" to ".join(f"{value:{form}}" for value in values) for values, form in columns]
+        rows.append([f"  expected of {name}.yaml", "", *texts, ""])
+    return rows
+
+
+def bits_of(result: TextEvaluation, losses: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Convert losses in nats per token of a text to bits per byte and to bits per character."""
+    scores = result.scores
+    per_byte, per_character = (bits / scores.loss for bits in (scores.bits_per_byte, scores.bits_per_character))
+    return [per_byte * loss for loss in losses], [per_character * loss for loss in losses]
+
+
 def baseline_rows(result: TextEvaluation) -> list[list[str]]:
     """Return the rows of the baselines, those that count tokens first, each kind from the best to the worst."""
-    scores = result.scores
     rows = []
     counted = [(loss, name) for name in BASELINE_MODELS if (loss := result.baselines[name]) is not None]
     for loss, name in sorted(counted):
-        share = loss / scores.loss  # of the model's bits
-        bits = f"{share * scores.bits_per_byte:.3f}", f"{share * scores.bits_per_character:.3f}"
+        bits = [f"{one:.3f}" for (one,) in bits_of(result, [loss])]
         rows.append([f"  {name}", "", f"{loss:.3f}", f"{perplexity(loss):,.1f}", *bits, ""])
     sizes = [
         (size, name) for name, size in result.baselines.items() if name not in BASELINE_MODELS and size is not None

@@ -38,9 +38,8 @@ from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.models.gpt import GPT
 from gpt_lightning.runs.folder import resolve_latest
 from gpt_lightning.training.config import TrainingConfig
-from gpt_lightning.training.hardware import PRECISION_ALIASES, PRECISIONS, check_device, check_precision, device_type
+from gpt_lightning.training.hardware import PRECISION_ALIASES, PRECISIONS, check_precision, choose_device
 from gpt_lightning.training.optimizers import OptimizerConfig
-from gpt_lightning.validation import require
 
 # trainer.precision -> type of the weights; float32 for the others.
 WEIGHTS = {
@@ -202,9 +201,7 @@ def build_network(loaded: LoadedCheckpoint, config: PredictConfig) -> GPT:
         precision = loaded.content["gpt_lightning"]["fit"].get("trainer.precision", "32-true")
         if precision not in [*PRECISIONS, *PRECISION_ALIASES]:
             raise InputError(f"{loaded.name}: has an unknown trainer.precision ({precision})")
-    check_device(config.accelerator, 1, precision if precision in WEIGHTS else None)
-    device = device_type(config.accelerator)
-    require(device != "tpu", "trainer.accelerator", "be auto, cpu, gpu, cuda or mps for predict", device)
+    device = choose_device(config.accelerator, precision if precision in WEIGHTS else None)
     network = loaded.build().to(device, WEIGHTS.get(precision))
     pack(network, config.sampling.batch_size)
     return network

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,7 @@ def test_the_own_validation_split_has_the_loss_that_fit_recorded(command: Comman
     counted = {name: row["baselines"][name] for name in ("uniform", "unigram", "bigram", "trigram")}  # type: ignore[index]
     assert counted == pytest.approx({name: stored["baselines"][name] for name in counted})
     assert row["overlap"] == 0.0
+    assert row["expected"] == {"debug": [2.1, 2.4]}  # that of configs/debug.yaml, whose text and split it shares
 
 
 def test_baselines_and_overlap_of_another_text(command: Command, best: Path) -> None:
@@ -61,6 +63,7 @@ def test_baselines_and_overlap_of_another_text(command: Command, best: Path) -> 
     assert row["baselines"]["trigram"] == pytest.approx(expected.trigram)  # type: ignore[index]
     assert row["overlap"] == pytest.approx(0.5, abs=0.01)
     assert (row["context_length"], row["stride"]) == (64, 32)
+    assert row["expected"] == {}
 
 
 def test_the_table_of_two_checkpoints_and_two_texts(command: Command, best: Path) -> None:
@@ -83,6 +86,67 @@ def test_the_table_of_two_checkpoints_and_two_texts(command: Command, best: Path
     both = rows(command("evaluate", "--ckpt_path", best, "--ckpt_path", "weaker.ckpt", *texts, "--json"))
     difference = both[3]["bits_per_byte"] - both[1]["bits_per_byte"]  # type: ignore[operator]
     assert f"weaker.ckpt - best.ckpt: {difference:+.4f} [" in second
+
+
+def test_losses_that_configs_expect_are_converted_for_the_table(command: Command, best: Path) -> None:
+    result = command("evaluate", "--ckpt_path", best)
+
+    assert result.code == 0, result.err
+    (line,) = (line for line in result.out.splitlines() if "expected of debug.yaml" in line)
+    assert re.split("  +", line)[-3:] == ["8 to 11", "3.03 to 3.46", "3.03 to 3.46"]  # exp(2.1), 2.1 / ln 2
+
+
+def test_other_splits_are_not_compared_with_what_configs_expect(command: Command, best: Path) -> None:
+    content = torch.load(best, weights_only=True)
+    content["datamodule_hyper_parameters"]["train_ratio"] = 0.8
+    torch.save(content, "other.ckpt")
+
+    (row,) = rows(command("evaluate", "--ckpt_path", "other.ckpt", "--json"))
+
+    assert row["expected"] == {}
+
+
+def test_checkpoints_with_different_tokenizers(command: Command, best: Path, config: Path) -> None:
+    settings = "--data.tokenizer=gpt2", "--model.emb_dim=4", "--data.batch_size=8", "--trainer.max_steps=1"
+    assert command("fit", "--config", config, *settings, "--run_dir", "run").code == 0
+    checkpoints = "--ckpt_path", best, "--ckpt_path", "run/checkpoints/best.ckpt"
+
+    result = command("evaluate", *checkpoints, "--text", "other.txt", "--stride", "8")
+    both = rows(command("evaluate", *checkpoints, "--text", "other.txt", "--stride", "8", "--json"))
+
+    assert result.code == 0, result.err
+    assert "  The tokenizers differ: compare bits per byte, not losses per token." in result.out
+    assert " - best.ckpt: " not in result.out  # no difference of windows with other tokens
+    assert [row["tokenizer"] for row in both] == ["bytes", "gpt2"]
+    assert both[0]["baselines"] != both[1]["baselines"]
+    assert both[1]["bits_per_byte"] == pytest.approx(
+        both[1]["loss"] * both[1]["tokens"] / np.log(2) / both[1]["bytes"]  # type: ignore[operator]
+    )
+
+
+def test_the_baselines_of_equal_texts_are_computed_once(
+    command: Command, best: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[object] = []
+    module = "gpt_lightning.evaluation.text_evaluation.measure_baselines"
+    monkeypatch.setattr(module, lambda *arguments: calls.append(arguments) or measure_baselines(*arguments))
+    checkpoints = ("--ckpt_path", best) * 2
+    Path("longer.txt").write_text(OTHER * 2)
+
+    both = rows(command("evaluate", *checkpoints, "--text", "other.txt", "--text", "longer.txt", "--json"))
+
+    assert len(calls) == 2
+    assert (both[0]["baselines"], both[1]["baselines"]) == (both[2]["baselines"], both[3]["baselines"])
+    assert both[0]["baselines"] != both[1]["baselines"]
+
+
+def test_the_device_is_checked(command: Command, best: Path) -> None:
+    result = command("evaluate", "--ckpt_path", best, "--trainer.accelerator", "quantum")
+
+    assert (result.code, result.error) == (
+        2,
+        "trainer.accelerator must be one of auto, cpu, gpu, cuda, mps, tpu, got 'quantum'",
+    )
 
 
 def test_without_the_training_text(command: Command, best: Path) -> None:
