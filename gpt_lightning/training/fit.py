@@ -90,7 +90,7 @@ def fit(
             baselines = measure_split_baselines(trainer, data, config.model.vocab_size, steps)
             run.write_baselines(asdict(baselines))
         callbacks = build_callbacks(trainer, run, data, module, config, plan, baselines)
-        add_loggers(trainer, run, {**module.hparams, **data.hparams}, config.has_tensorboard)
+        add_loggers(trainer, run, logged_settings(module, data), config.has_tensorboard)
         if baselines is not None:
             announce(trainer, data, config, plan, steps, run, baselines)
         with recorded(trainer, data, config, steps, run, plan, defaults, start):
@@ -288,7 +288,7 @@ def build_callbacks(
         *([] if patience is None else [EarlyStop(patience)]),
         # After all callbacks that may stop the run or average its weights.
         Evaluation(run, progress, training.evaluate_every, config.max_steps, config.init_from is not None),
-        Summary(run, {**module.hparams, **data.hparams}),
+        Summary(run, logged_settings(module, data)),
         Samples(run, memorization, training.prompt, config.sampling, training.sample_every),
         stop,
         ExactResume(),  # restores random states after all callbacks that may draw numbers when training starts
@@ -300,6 +300,15 @@ def build_callbacks(
 def peak_rate(trainer: Trainer, config: RunConfig) -> float | None:
     """Return the peak FLOP/s of one device, or None if it is unknown."""
     return config.training.peak_flops or peak_flops(trainer.strategy.root_device, str(trainer.precision))
+
+
+def logged_settings(module: GPTModule, data: TextDataModule) -> dict[str, Any]:
+    """Return the settings of model and data for loggers, in file names with escapes for what is not UTF-8."""
+    settings = {**module.hparams, **data.hparams}
+    return {
+        name: value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+        for name, value in settings.items()
+    }
 
 
 def add_loggers(trainer: Trainer, run: Run, hparams: dict[str, Any], has_tensorboard: bool) -> None:

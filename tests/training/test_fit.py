@@ -3,14 +3,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from conftest import Result
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 
+from gpt_lightning.data.datamodule import TextDataModule
 from gpt_lightning.training.callbacks.exact_resume import ExactResume
 from gpt_lightning.training.callbacks.progress import Progress
+from gpt_lightning.training.fit import logged_settings
+from gpt_lightning.training.module import GPTModule
 
 Command = Callable[..., Result]
 
@@ -78,3 +83,15 @@ def test_a_run_folder_that_disappears_is_named(command: Command, config: Path, m
 
     assert result.code == 1
     assert result.error == "run: the run folder was deleted or moved; what was trained after step 2 is lost"
+
+
+def test_tensorboard_takes_the_name_of_a_text_that_is_not_utf_8(tmp_path: Path) -> None:
+    module = SimpleNamespace(hparams={"n_layers": 1})
+    data = SimpleNamespace(hparams={"text": "caf\udce9.txt", "url": None})
+
+    settings = logged_settings(cast(GPTModule, module), cast(TextDataModule, data))
+
+    assert settings == {"n_layers": 1, "text": r"caf\udce9.txt", "url": None}
+    TensorBoardLogger(str(tmp_path)).log_hyperparams(settings, {"loss": 1.0})  # a name with a surrogate is an error
+    with pytest.raises(UnicodeEncodeError):
+        TensorBoardLogger(str(tmp_path / "other")).log_hyperparams(data.hparams, {"loss": 1.0})
