@@ -133,6 +133,6 @@ def packaged_folder(name: str) -> Path:
 
 
 def check_absent(output: Path) -> None:
-    """Raise `InputError` if an output path already exists; commands never overwrite files."""
+    """Raise `InputError` if an output path already exists."""
     if output.exists() or output.is_symlink():
         raise InputError(f"--output {output}: already exists; choose another or remove it")

@@ -28,7 +28,7 @@ USER_TEXTS = ("own_text", "world_war")
 
 
 def test_the_configs_are_complete() -> None:
-    names = ["classroom", "debug", "finetune_gpt2", "own_text", "verdict", "wikitext2", "world_war"]
+    names = ["classroom", "debug", "finetune_gpt2", "own_text", "verdict", "verdict_small", "wikitext2", "world_war"]
     assert [path.stem for path in CONFIGS] == names
 
 
@@ -126,7 +126,9 @@ def test_debug_matches_its_header(command: Command, tmp_path: Path, monkeypatch:
     assert torch.load(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == 108
 
 
-@pytest.mark.parametrize(("name", "steps"), [("verdict", 10 * 9), ("classroom", 36 * 18), ("debug", 6 * 18)])
+@pytest.mark.parametrize(
+    ("name", "steps"), [("verdict", 10 * 9), ("verdict_small", 45 * 9), ("classroom", 36 * 18), ("debug", 6 * 18)]
+)
 def test_what_a_config_expects_is_of_its_own_text_and_size(name: str, steps: int) -> None:
     config = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
     expected = ExpectedConfig(**config["expected"])

@@ -219,7 +219,7 @@ def test_counts_of_the_verdict(verdict: Path) -> None:
     assert (train.tokens, val.tokens) == (4612, 534)
     assert (len(train.windows), len(val.windows)) == (18, 2)
     assert (train.windows.unused_tokens, val.windows.unused_tokens) == (3, 21)
-    assert (data.count_train_batches(), data.val_batches) == (9, 1)
+    assert (data.count_train_batches(), data.count_val_batches()) == (9, 1)
     batches = list(data.train_dataloader())
     assert [tuple(inputs.shape) for inputs, _ in batches] == [(2, 256)] * 9
     assert sum(inputs.numel() for inputs, _ in batches) == 4608
@@ -237,7 +237,7 @@ def test_windows_and_batches_at_other_settings(
     data = verdict_data(verdict, context_length=context_length, train_ratio=train_ratio)
 
     assert (len(data.splits["training"].windows), len(data.splits["validation"].windows)) == windows
-    assert (data.count_train_batches(), data.val_batches) == batches
+    assert (data.count_train_batches(), data.count_val_batches()) == batches
 
 
 def test_the_verdict_has_no_validation_window_of_context_1024(verdict: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from typing import NoReturn
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import yaml
 
@@ -14,7 +15,7 @@ from gpt_lightning.errors import InputError
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser whose errors are `InputError`s.
+    """An argparse parser whose errors are `InputError`s, and for which an empty text is one, except as a prompt.
 
     Args:
         command: Name of the command.
@@ -32,6 +33,22 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise `InputError` instead of printing the usage."""
         raise InputError(message)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Parse the arguments; `parse_args` calls this method."""
+        options, rest = super().parse_known_args(args, namespace)
+        for name, value in vars(options).items():
+            if name != "prompt" and "" in (value if isinstance(value, list) else [value]):
+                is_option = any(one.partition("=")[0] == f"--{name}" for one in args)
+                raise InputError(f"{f'--{name}' if is_option else name.upper()} is empty")
+        return options, rest
+
+
+def check_distinct(option: str, values: Sequence[str] | None) -> None:
+    """Raise `InputError` if an option that may be repeated has the same value twice."""
+    for i, value in enumerate(values or ()):
+        if value in (values or ())[:i]:
+            raise InputError(f"{option} {value} is given twice")
 
 
 ALLOW_CLASSES = "--allow_classes_of"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from dataclasses import dataclass
 from functools import cached_property
@@ -220,10 +221,10 @@ class TextDataModule(LightningDataModule):
         """Return the number of training batches per epoch and rank."""
         return len(self.splits["training"].windows) // (int(self.hparams["batch_size"]) * world_size)
 
-    @property
-    def val_batches(self) -> int:
-        """Number of validation batches, summed over all ranks."""
-        return -(-len(self.splits["validation"].windows) // int(self.hparams["batch_size"]))
+    def count_val_batches(self, world_size: int = 1) -> int:
+        """Return the number of validation batches per rank."""
+        windows = math.ceil(len(self.splits["validation"].windows) / world_size)
+        return math.ceil(windows / int(self.hparams["batch_size"]))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return self._loader(self.splits["training"].windows, self._sampler())

@@ -114,7 +114,7 @@ def evaluate_texts(
         paths: Texts; None for a checkpoint's own validation split.
         stride: Tokens between the starts of windows, each token scored once; None for the windows of training.
         device: Device of the networks.
-        published: Losses to compare with, where they are losses on the same split.
+        published: Losses to compare with, where they are losses on the same split and `stride` is None.
 
     Raises:
         InputError: A text is missing, invalid or shorter than one window.
@@ -157,6 +157,7 @@ def _evaluate(
     if key not in counted:
         ids = part.token_ids[: len(weights)]
         counted[key] = _baselines(training_ids, ids, weights, tokenizer, network.vocab_size)
+    uses_own = path is None and stride is None  # the split and the windows of training
     return TextEvaluation(
         checkpoint.name,
         name,
@@ -168,7 +169,7 @@ def _evaluate(
         summarize(window_scores),
         counted[key],
         None if training_ids is None else _overlap(training_ids, part.token_ids),
-        {one.config: one.best_val_loss for one in published if path is None and one.is_comparable(checkpoint)},
+        {one.config: one.best_val_loss for one in published if uses_own and one.is_comparable(checkpoint)},
         missing,
     )
 

@@ -79,7 +79,8 @@ class Verdict:
         best: Losses at the lowest validation loss.
         last: Losses at the end.
         turn: Whether and when the validation loss began to rise.
-        memorizing_steps: Optimizer steps after the turn, if the training loss fell further.
+        memorizing_steps: Optimizer steps after the turn, if the training loss fell further and is below the validation
+            loss.
         gap_at_best: Validation loss minus training loss at the best step.
         gap_at_last: The same at the end.
         baselines: See `Records`.
@@ -136,7 +137,7 @@ def judge(
     lowest, last = min(rows, key=lambda row: row.val_loss), rows[-1]
     best, end = _losses(lowest), _losses(last)
     turn = find_turn(lowest, last)
-    memorized = turn.step is not None and end.train_eval_loss < best.train_eval_loss
+    memorized = turn.step is not None and end.train_eval_loss < min(best.train_eval_loss, end.val_loss)
     memorizing_steps = end.step - best.step if memorized else 0
     compared = compare(expected, untrained, best, end)
     return Verdict(
@@ -194,7 +195,8 @@ def find_turn(best: EvaluationRow, last: EvaluationRow) -> Turn:
     end = f"the last, {last.val_loss:.3f}"
     rise = f"{end}, is higher by {last.val_loss - best.val_loss:.3f}"
     has_few_windows = min(len(best.val_blocks), len(last.val_blocks)) < FEWEST
-    if has_few_windows or len(best.val_blocks) != len(last.val_blocks):
+    parts = [(len(row.val_blocks), row.val_windows, row.val_tokens) for row in (best, last)]
+    if has_few_windows or parts[0] != parts[1]:  # a resumed run may have other limits or another number of devices
         if last.val_loss - best.val_loss < SMALLEST_RISE * best.val_loss:
             return Turn(None, False, f"{rise}, which is too small to be sure of without an interval")
         unsure = " (too few validation windows to say how sure that is)"

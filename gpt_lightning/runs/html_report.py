@@ -241,9 +241,11 @@ def draw_metrics(records: Sequence[RunRecord]) -> dict[str, Any]:
 
 
 def shared_clipping(records: Sequence[RunRecord]) -> float | None:
-    """Return the norm at which all runs clip their gradients, or None."""
-    limit, *others = [record.settings.get("trainer.gradient_clip_val") for record in records]
-    return limit if is_finite(limit) and all(other == limit for other in others) else None
+    """Return the norm at which all runs clip their gradients, or None; clipping by value has none."""
+    names = ("trainer.gradient_clip_val", "trainer.gradient_clip_algorithm")
+    (limit, algorithm), *others = [tuple(map(record.settings.get, names)) for record in records]
+    is_norm = is_finite(limit) and limit > 0 and algorithm in (None, "norm")
+    return limit if is_norm and all(other == (limit, algorithm) for other in others) else None
 
 
 def format_number(value: float) -> str:

@@ -24,6 +24,8 @@ class EvaluationRow:
         train_eval_loss: Training loss in evaluation mode.
         val_loss: Validation loss.
         val_blocks: Losses of groups of validation windows; empty if there were too few windows.
+        val_windows: Number of windows in these groups; None if it is unknown.
+        val_tokens: Number of validation tokens, over all ranks; None if it is unknown.
     """
 
     step: int
@@ -32,6 +34,8 @@ class EvaluationRow:
     train_eval_loss: float
     val_loss: float
     val_blocks: tuple[float, ...] = ()
+    val_windows: int | None = None
+    val_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,9 @@ def _evaluations(rows: list[dict[str, Any]]) -> list[EvaluationRow]:
             blocks = row.get("val_blocks")
             is_valid = isinstance(blocks, list) and all(map(is_finite, blocks))
             val_blocks = tuple(blocks) if is_valid else ()  # type: ignore[arg-type]
-            found.append(EvaluationRow(**{name: row[name] for name in names}, val_blocks=val_blocks))
+            counts = row.get("val_windows"), row.get("val_tokens")
+            losses = {name: row[name] for name in names}
+            found.append(EvaluationRow(**losses, val_blocks=val_blocks, val_windows=counts[0], val_tokens=counts[1]))
     return found
 
 

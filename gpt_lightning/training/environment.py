@@ -65,7 +65,7 @@ def recorded(
         return
     path = run.path / ENVIRONMENT
     described = summary.describe_data(data, steps, trainer.world_size) | {"model": config.model.description}
-    session = {
+    session: dict[str, Any] = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "from_step": 0 if plan.content is None else plan.content["global_step"],
         "device": summary.describe_device(trainer, config.accelerator, config.precision_reason),
@@ -83,7 +83,8 @@ def recorded(
     try:
         yield
     finally:
-        session["to_step"] = trainer.global_step
+        # 0 if the run failed before it restored its checkpoint
+        session["to_step"] = max(session["from_step"], trainer.global_step)
         session["minutes"] = round((time.monotonic() - start) / 60, 2)
         session["peak_memory_bytes"] = peak_memory_bytes(trainer.strategy.root_device)
         try:
@@ -118,7 +119,7 @@ def processor_name(device: torch.device) -> str:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Return the most memory that this process has used: of the GPU if it trains on one, else of the machine."""
+    """Return the most memory that this process has used: of the GPU under CUDA, else of the machine."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     memory = psutil.Process().memory_info()

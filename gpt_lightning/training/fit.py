@@ -169,7 +169,7 @@ def check_callbacks(callbacks: list[Callback]) -> None:
 
 
 def report_finished(trainer: Trainer, data: TextDataModule, config: RunConfig, plan: RunPlan) -> Path:
-    """Report that the run to resume has reached its limits; draw its loss figure and judge it if that is missing.
+    """Report that the run to resume has reached its limits, and write its figure, verdict and report if missing.
 
     Raises:
         InputError: The run's best.ckpt is missing or damaged.
@@ -187,7 +187,9 @@ def report_finished(trainer: Trainer, data: TextDataModule, config: RunConfig, p
                 warn(f"{error}, so the loss figure is not drawn")
         limits = "trainer.max_epochs, trainer.max_steps and early_stopping_patience"
         run = Run(folder)
-        for line in [] if run.summary_file.exists() else judge_run(trainer, data, config, run):
+        verdict = [] if run.summary_file.exists() else judge_run(trainer, data, config, run)
+        report = [] if (run.path / REPORT).exists() else draw_report(run)
+        for line in (*verdict, *report):
             say(line)
         say(f"{folder}: finished; nothing is left to do within {limits}")
     return folder.absolute()

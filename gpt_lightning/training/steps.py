@@ -19,7 +19,7 @@ class Steps:
 
     Attributes:
         train_batches: Batches per epoch on each rank.
-        val_batches: Validation batches per evaluation.
+        val_batches: Validation batches per evaluation and rank.
         per_epoch: Optimizer steps of the first epoch.
         total: Optimizer steps of the whole run; infinity if the run has no limit.
     """
@@ -44,7 +44,8 @@ def count_steps(trainer: Trainer, data: TextDataModule, optimizer: OptimizerConf
     """
     train_batches = data.count_train_batches(trainer.world_size)
     train_batches = limited("limit_train_batches", trainer.limit_train_batches, train_batches)
-    val_batches = limited("limit_val_batches", trainer.limit_val_batches, data.val_batches)
+    val_batches = data.count_val_batches(trainer.world_size)
+    val_batches = limited("limit_val_batches", trainer.limit_val_batches, val_batches)
     total = math.inf if max_steps == -1 else max_steps
     if trainer.max_epochs is not None and trainer.max_epochs != -1:
         total = min(total, sum(steps_of_epoch(trainer, train_batches, epoch) for epoch in range(trainer.max_epochs)))

@@ -103,6 +103,24 @@ def test_evaluations_on_different_windows_are_not_paired() -> None:
     assert turn.reason == "the last, 5.200, is higher by 0.200, but on other validation windows"
 
 
+@pytest.mark.parametrize("change", [{"val_windows": 400}, {"val_tokens": 3200}])
+def test_as_many_groups_of_other_windows_are_not_paired(change: dict[str, int]) -> None:
+    rows = [replace(row, val_windows=100, val_tokens=6400) for row in evaluations(TURNED)]
+
+    assert verdict_of(rows).turn.certain
+    rows[-1] = replace(rows[-1], **change)
+    assert not verdict_of(rows).turn.certain
+
+
+def test_a_training_loss_above_the_validation_loss_is_not_memorization() -> None:
+    rows = [replace(row, train_eval_loss=9.0 - 0.1 * i) for i, row in enumerate(evaluations(TURNED))]
+
+    found = verdict_of(rows)
+
+    assert (found.turn.step, found.memorizing_steps) == (20, 0)
+    assert found.verdict[1].startswith("Train loss was 8.700 at the end, 3.500 above Val loss")
+
+
 @pytest.mark.parametrize("windows", [0, 15])  # too few, and others than those of the lowest loss
 @pytest.mark.parametrize(("last", "step"), [(6.0005, None), (6.0595, None), (6.0605, 20)])
 def test_without_an_interval_a_turn_is_a_rise_of_a_hundredth(windows: int, last: float, step: int | None) -> None:

@@ -68,7 +68,11 @@ def test_plot_draws_runs_and_the_reference_notes_in_one_figure(command: Command,
     assert alone.out.split() == [str(trained / "loss.pdf"), str(trained / "loss.png")]
     assert several.out.split() == ["new/both.pdf", "new/both.png"]
     assert sorted(os.listdir("new")) == ["both.pdf", "both.png"]
-    assert command("plot", trained, "--output=new/both.png").out == several.out
+    again = command("plot", trained, "--output=new/both.png")
+    assert (again.code, again.error) == (2, "--output new/both.pdf: already exists; choose another or remove it")
+    assert command("plot", trained, "--output=new/third.png").out.split() == ["new/third.pdf", "new/third.png"]
+    assert command("plot", trained).out == alone.out  # a run's own figure is drawn again
+    assert command("plot", trained / "checkpoints").out == alone.out
     assert command("plot", trained, "--output=new/v1.2").out.split() == ["new/v1.2.pdf", "new/v1.2.png"]
 
 
@@ -117,6 +121,9 @@ def test_a_table_without_losses_is_refused(in_tmp: Path, command: Command, conte
 def test_bad_arguments_of_plot_get_one_line(command: Command, trained: Path) -> None:
     assert command("plot").error == "the following arguments are required: RUN"
     assert command("plot", trained, "--outputt", "x").error == "unrecognized arguments: --outputt x"
+    assert command("plot", "").error == "RUN is empty"
+    assert command("plot", trained, trained).error.endswith("is given twice")
+    assert command("plot", trained, "--output", "").error == "--output is empty"
     assert "at most 10 runs at once, got 11" in command("plot", *[trained] * 11).error
 
 

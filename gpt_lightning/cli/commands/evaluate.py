@@ -14,7 +14,7 @@ from itertools import groupby
 
 from gpt_lightning.checkpoints.description import plain
 from gpt_lightning.checkpoints.loading import LoadedCheckpoint, open_checkpoint
-from gpt_lightning.cli.arguments import Parser
+from gpt_lightning.cli.arguments import Parser, check_distinct
 from gpt_lightning.cli.config_files import packaged_configs, read_config
 from gpt_lightning.cli.options import TRAINER_HELP
 from gpt_lightning.console import table, warn
@@ -44,6 +44,8 @@ def run(arguments: list[str]) -> None:
     parser.add_argument("--trainer.accelerator", default="auto", metavar="NAME", help=TRAINER_HELP["accelerator"])
     parser.add_argument("--json", action="store_true", help="print one JSON object per checkpoint and text")
     options = parser.parse_args(arguments)
+    check_distinct("--ckpt_path", options.ckpt_path)
+    check_distinct("--text", options.text)
     device = choose_device(getattr(options, "trainer.accelerator"))
     checkpoints = [open_checkpoint(resolve_latest(path)) for path in options.ckpt_path]
     check_stride(options.stride, checkpoints)

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from gpt_lightning.checkpoints.loading import open_checkpoint
 from gpt_lightning.cli.arguments import Parser, was_passed
-from gpt_lightning.console import table
+from gpt_lightning.console import table, warn
 from gpt_lightning.data.text import read_text
 from gpt_lightning.data.tokenizer import load_tokenizer
 from gpt_lightning.errors import InputError
@@ -236,7 +236,9 @@ def _run_tokens(arguments: Sequence[str], options: argparse.Namespace, is_page: 
         gpt, model = build_trained(opened), f"Model: {options.ckpt_path}"
         clean = opened.content["datamodule_hyper_parameters"].get("clean")
         if output is not None:
-            training_ids, _ = find_training_tokens(opened)
+            training_ids, missing = find_training_tokens(opened)
+            if missing:
+                warn(f"copied runs are not marked: {missing}")
     else:
         gpt, seed = untrained(options.untrained, options.seed)
         model = f"Model: untrained, of {options.untrained}, seed {seed}"

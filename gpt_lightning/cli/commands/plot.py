@@ -8,10 +8,14 @@ A RUN is a run folder, or a file in the format of its metrics.jsonl.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
-from gpt_lightning.cli.arguments import Parser
+from gpt_lightning.cli.arguments import Parser, check_distinct
 from gpt_lightning.errors import InputError
+from gpt_lightning.files import check_absent
 from gpt_lightning.runs.figures import FORMATS, loss_figure, read_curve, save_figure
+from gpt_lightning.runs.folder import display_path
+from gpt_lightning.runs.report_data import find_run
 
 MOST_CURVES = 10  # matplotlib's number of default colours
 
@@ -26,10 +30,15 @@ def run(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     if len(options.run) > MOST_CURVES:
         raise InputError(f"plot draws at most {MOST_CURVES} runs at once, got {len(options.run)}")
-    curves = [read_curve(run) for run in options.run]
-    alone = len(curves) == 1 and os.path.isdir(options.run[0])
-    stem, suffix = os.path.splitext(options.output or (os.path.join(options.run[0], "loss") if alone else "loss"))
+    runs = [display_path(find_run(path)) if os.path.isdir(path) else path for path in options.run]
+    check_distinct("RUN", runs)
+    curves = [read_curve(run) for run in runs]
+    alone = len(curves) == 1 and os.path.isdir(runs[0])
+    stem, suffix = os.path.splitext(options.output or (os.path.join(runs[0], "loss") if alone else "loss"))
     if suffix.removeprefix(".") not in FORMATS:
         stem += suffix
+    if not alone or options.output is not None:  # else it is the run's own figure
+        for one in FORMATS:
+            check_absent(Path(f"{stem}.{one}"))
     for path in save_figure(loss_figure(curves), stem):
         print(path)

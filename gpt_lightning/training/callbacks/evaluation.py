@@ -25,7 +25,8 @@ class Evaluation(Callback):
     callback, such as that of `max_time`, has requested it. It must come after these callbacks.
 
     The row in metrics.jsonl has the losses of groups of validation windows, too, as `val_blocks`; under several ranks
-    those of rank 0's windows only.
+    those of rank 0's windows only. `val_windows`, their number, and `val_tokens`, that of all ranks' tokens, tell
+    whether two evaluations had the same windows.
 
     Args:
         run: The run folder; metrics are written there.
@@ -74,7 +75,8 @@ class Evaluation(Callback):
                 f"Train loss {train_loss:.3f}, Val loss {val_loss:.3f}"
             )
         blocks = block_means(pl_module.val_window_losses)
-        recorded = {"val_blocks": blocks} if blocks else None
+        counts = {"val_windows": len(pl_module.val_window_losses), "val_tokens": pl_module.evaluated_tokens.get("val")}
+        recorded = {"val_blocks": blocks, **counts} if blocks else None
         log(trainer, self.run, self.progress, {name: losses[name] for name in sorted(losses)}, recorded)
 
 

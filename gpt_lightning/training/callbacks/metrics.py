@@ -28,7 +28,7 @@ def log(
     run: Run,
     progress: Progress,
     values: dict[str, float],
-    recorded: Mapping[str, list[float]] | None = None,
+    recorded: Mapping[str, Any] | None = None,
 ) -> None:
     """Write values of the current optimizer step to metrics.jsonl and to every logger.
 

@@ -130,7 +130,8 @@ def test_the_baselines_of_equal_texts_are_computed_once(
     calls: list[object] = []
     module = "gpt_lightning.evaluation.text_evaluation.measure_baselines"
     monkeypatch.setattr(module, lambda *arguments: calls.append(arguments) or measure_baselines(*arguments))
-    checkpoints = ("--ckpt_path", best) * 2
+    shutil.copy(best, "copy.ckpt")
+    checkpoints = "--ckpt_path", best, "--ckpt_path", "copy.ckpt"
     Path("longer.txt").write_text(OTHER * 2)
 
     both = rows(command("evaluate", *checkpoints, "--text", "other.txt", "--text", "longer.txt", "--json"))
@@ -181,6 +182,9 @@ def test_without_the_training_text(command: Command, best: Path) -> None:
         (["--text", "short.txt"], "short.txt (5 tokens) is shorter than one window (65 tokens)"),
         (["--stride", "65"], "--stride must be an int from 1 to 64, got 65"),
         (["--stride", "0"], "--stride must be an int from 1 to 64, got 0"),
+        (["--text", ""], "--text is empty"),
+        (["--text", "short.txt", "--text", "short.txt"], "--text short.txt is given twice"),
+        (["--ckpt_path", "best.ckpt"], "--ckpt_path best.ckpt is given twice"),
         (["best.ckpt"], "unrecognized arguments: best.ckpt"),
     ],
 )

@@ -289,7 +289,7 @@ def test_unusable_checkpoints(command: Command, files: Path, change: Callable[[C
         (["best.ckpt", "best.ckpt", "last.ckpt"], "info takes one checkpoint, or two to compare; got 3"),
         (["none.ckpt"], "none.ckpt: no such file"),
         (["best.ckpt", "none.ckpt"], "none.ckpt: no such file"),
-        ([""], ": no such file"),
+        ([""], "CHECKPOINT is empty"),
         (["https://a/b.ckpt"], "https://a/b.ckpt: must be a local file"),
         (["."], ".: is a folder, not a checkpoint; it contains best.ckpt"),
         (["cut.ckpt"], "cut.ckpt: is not a complete checkpoint"),

@@ -81,7 +81,7 @@ def test_an_output_is_not_overwritten_but_for_the_runs_own_report(runs: Path, co
         (["runs/tiny/1"] * 9, "report compares at most 8 runs, got 9"),
         (["runs/tiny/1", "--output", "no/page.html"], "--output no/page.html: folder no does not exist"),
         (["runs/tiny/1", "--output", "runs"], "--output must name a file, got 'runs'"),
-        (["runs/tiny/1", "--output", ""], "--output must name a file, got ''"),
+        (["runs/tiny/1", "--output", ""], "--output is empty"),
     ],
 )
 def test_bad_arguments_get_one_line(runs: Path, command: Command, arguments: list[str], message: str) -> None:
