@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -47,9 +47,13 @@ class PublishedLoss:
 
     def is_comparable(self, checkpoint: LoadedCheckpoint) -> bool:
         """Return whether the loss is one on the checkpoint's own validation split."""
-        own = checkpoint.content["datamodule_hyper_parameters"]
-        is_same_text = checkpoint.content["gpt_lightning"]["text"]["sha256"] == self.sha256
-        return is_same_text and all(own.get(name) == self.data.get(name) for name in SPLIT_SETTINGS)
+        return split_of(checkpoint) == [self.sha256, *map(self.data.get, SPLIT_SETTINGS)]
+
+
+def split_of(checkpoint: LoadedCheckpoint) -> list[Any]:
+    """Return what determines the tokens of a checkpoint's splits: its text's checksum and the `SPLIT_SETTINGS`."""
+    settings = checkpoint.content["datamodule_hyper_parameters"]
+    return [checkpoint.content["gpt_lightning"]["text"]["sha256"], *map(settings.get, SPLIT_SETTINGS)]
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,7 @@ def evaluate_texts(
     Raises:
         InputError: A text is missing, invalid or shorter than one window.
     """
-    counted: dict[Hashable, Counted] = {}  # equal ones are computed once
+    counted: dict[str, Counted] = {}  # equal ones are computed once
     for checkpoint in checkpoints:
         network = checkpoint.build().to(device)
         for path in paths:
@@ -132,7 +136,7 @@ def _evaluate(
     path: str | None,
     stride: int | None,
     published: Sequence[PublishedLoss],
-    counted: dict[Hashable, Counted],
+    counted: dict[str, Counted],
 ) -> TextEvaluation:
     tokenizer = load_tokenizer(checkpoint.tokenizer)
     training_ids: NDArray[Any] | None
@@ -152,8 +156,9 @@ def _evaluate(
     if stride is not None:
         weights = np.minimum(weights, 1)
     sha256 = hashlib.sha256(_spell(part.token_ids, tokenizer)).hexdigest()
-    training = None if training_ids is None else hashlib.sha256(training_ids.tobytes()).digest()
-    key = (training, sha256, checkpoint.tokenizer, network.vocab_size, T, windows.starts.step, stride is None)
+    key = repr(
+        (split_of(checkpoint), missing is None, sha256, network.vocab_size, T, windows.starts.step, stride is None)
+    )
     if key not in counted:
         ids = part.token_ids[: len(weights)]
         counted[key] = _baselines(training_ids, ids, weights, tokenizer, network.vocab_size)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
-from gpt_lightning.runs.records import BASELINE_MODELS, is_finite
+from gpt_lightning.runs.records import is_finite
 from gpt_lightning.runs.report_data import EXPECTED_LOSSES, RunRecord, range_of
 from gpt_lightning.runs.svg import COLOURS, FONT, Chart, Label
 
@@ -99,8 +99,7 @@ def shared_baselines(records: Sequence[RunRecord]) -> dict[str, float]:
     """Return the baselines of runs if all that have any have the same ones."""
     known = []
     for record in records:
-        found = {name: record.baselines[name] for name in BASELINE_MODELS if record.baselines.get(name) is not None}
-        known += [found] if found else []
+        known += [record.baseline_losses] if record.baseline_losses else []
     return known[0] if known and all(one == known[0] for one in known) else {}
 
 

@@ -35,7 +35,7 @@ from gpt_lightning.runs.metrics import cut_events
 
 RUNS = Path("runs")
 BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "prev.ckpt"
-BASELINES = "baselines.json"
+BASELINES, SUMMARY, REPORT = "baselines.json", "summary.json", "report.html"
 RUN_DIR_ENV = "GPT_LIGHTNING_RUN_DIR"  # set by rank 0 for the ranks that it starts
 
 
@@ -59,8 +59,8 @@ class Run:
         self.best = self.checkpoints / BEST
         self.metrics_file = self.path / "metrics.jsonl"
         self.samples_file = self.path / "samples.jsonl"
-        self.summary_file = self.path / "summary.json"
-        self.report_file = self.path / "report.html"
+        self.summary_file = self.path / SUMMARY
+        self.report_file = self.path / REPORT
         self._lock = FileLock(self.path / ".lock", fallback_to_soft=False)  # forked data workers do not keep it
 
     @property

@@ -22,7 +22,7 @@ from gpt_lightning.runs.charts import (
     metric_chart,
     shared_baselines,
 )
-from gpt_lightning.runs.records import BASELINE_MODELS, is_finite
+from gpt_lightning.runs.records import is_finite
 from gpt_lightning.runs.report_data import RunRecord
 from gpt_lightning.runs.sample_text import choose_samples, clean, describe_sample
 
@@ -173,9 +173,7 @@ def describe_results(record: RunRecord) -> list[tuple[str, str, str]]:
         tiles.append(("best validation loss", f"{best['val_loss']:.3f}", f"step {best['step']:,}, {perplexity}"))
         tiles.append(("last validation loss", f"{last['val_loss']:.3f}", f"step {last['step']:,}"))
         tiles.append(("last training loss", f"{last['train_eval_loss']:.3f}", f"step {last['step']:,}"))
-        if counted := {
-            name: record.baselines[name] for name in BASELINE_MODELS if record.baselines.get(name) is not None
-        }:
+        if counted := record.baseline_losses:
             name = min(counted, key=counted.__getitem__)
             difference = best["val_loss"] - counted[name]
             side = "above" if difference > 0 else "below"

@@ -82,9 +82,9 @@ def _evaluations(rows: list[dict[str, Any]]) -> list[EvaluationRow]:
             blocks = row.get("val_blocks")
             is_valid = isinstance(blocks, list) and all(map(is_finite, blocks))
             val_blocks = tuple(blocks) if is_valid else ()  # type: ignore[arg-type]
-            counts = row.get("val_windows"), row.get("val_tokens")
-            losses = {name: row[name] for name in names}
-            found.append(EvaluationRow(**losses, val_blocks=val_blocks, val_windows=counts[0], val_tokens=counts[1]))
+            values: dict[str, Any] = {name: row[name] for name in names}
+            values |= {name: row.get(name) for name in ("val_windows", "val_tokens")}
+            found.append(EvaluationRow(**values, val_blocks=val_blocks))
     return found
 
 

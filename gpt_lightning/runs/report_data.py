@@ -11,10 +11,10 @@ import yaml
 
 from gpt_lightning.errors import InputError
 from gpt_lightning.files import decode_utf8, read_rows, with_filename
-from gpt_lightning.runs.folder import BASELINES, display_path, resolve_latest
+from gpt_lightning.runs.folder import BASELINES, SUMMARY, display_path, resolve_latest
 from gpt_lightning.runs.records import BASELINE_MODELS, is_finite
 
-REPORT, SUMMARY, ENVIRONMENT = "report.html", "summary.json", "environment.json"
+ENVIRONMENT = "environment.json"
 HPARAMS = "hparams.yaml"  # TensorBoard's copy of the settings
 NUMBER = (int, float)
 MAX_BYTES = 1_000_000  # of a file of settings or facts
@@ -85,6 +85,11 @@ class RunRecord:
     def display_path(self) -> str:
         """The path for messages and commands: relative if it is below the current folder, absolute otherwise."""
         return display_path(self.path)
+
+    @property
+    def baseline_losses(self) -> dict[str, float]:
+        """The baselines that are known, without their numbers of tokens."""
+        return {name: self.baselines[name] for name in BASELINE_MODELS if self.baselines.get(name) is not None}
 
     @property
     def best(self) -> dict[str, Any] | None:

@@ -109,12 +109,9 @@ def check(trainer: Trainer, data: TextDataModule, config: RunConfig) -> None:
     module, steps = prepare(trainer, data, config, is_resumed=False)
     if math.isinf(steps.total):
         raise InputError("check needs a run of known length; set trainer.max_epochs or trainer.max_steps")
+    baselines = measure_split_baselines(trainer, data, config.model.vocab_size, steps)
     for line in (
-        *(labeled(*one) for one in summary.describe_data(data, steps, trainer.world_size).items()),
-        summary.describe_baselines(measure_split_baselines(trainer, data, config.model.vocab_size, steps)),
-        labeled("model", config.model.description),
-        *summary.describe_init(config.init_from, config.model),
-        labeled("device", summary.describe_device(trainer, config.accelerator, config.precision_reason)),
+        *summary.describe_start(trainer, data, config, steps, baselines, config.init_from),
         *describe_text(data),
     ):
         say(line)

@@ -26,7 +26,7 @@ from gpt_lightning.files import read_rows, replace_bytes
 from gpt_lightning.runs.figures import FORMATS, loss_figure, read_curve, save_figure
 from gpt_lightning.runs.folder import BEST, LAST, PREVIOUS, RUN_DIR_ENV, RUNS, Run, new_run_folder
 from gpt_lightning.runs.html_report import write_report
-from gpt_lightning.runs.report_data import REPORT, read_run
+from gpt_lightning.runs.report_data import read_run
 from gpt_lightning.training import summary
 from gpt_lightning.training.callbacks.checkpointing import Checkpointing
 from gpt_lightning.training.callbacks.early_stopping import EarlyStop
@@ -188,7 +188,7 @@ def report_finished(trainer: Trainer, data: TextDataModule, config: RunConfig, p
         limits = "trainer.max_epochs, trainer.max_steps and early_stopping_patience"
         run = Run(folder)
         verdict = [] if run.summary_file.exists() else judge_run(trainer, data, config, run)
-        report = [] if (run.path / REPORT).exists() else draw_report(run)
+        report = [] if run.report_file.exists() else draw_report(run)
         for line in (*verdict, *report):
             say(line)
         say(f"{folder}: finished; nothing is left to do within {limits}")
@@ -340,13 +340,9 @@ def announce(
     baselines: Baselines,
 ) -> None:
     """Print the text, baselines, model, device and run folder before training."""
-    is_resumed = plan.content is not None
+    init_from = config.init_from if plan.content is None else None
     for line in (
-        *(labeled(*one) for one in summary.describe_data(data, steps, trainer.world_size).items()),
-        summary.describe_baselines(baselines),
-        labeled("model", config.model.description),
-        *summary.describe_init(None if is_resumed else config.init_from, config.model),
-        labeled("device", summary.describe_device(trainer, config.accelerator, config.precision_reason)),
+        *summary.describe_start(trainer, data, config, steps, baselines, init_from),
         summary.describe_folder(run.display_path, config.model),
     ):
         say(line)
@@ -444,13 +440,13 @@ def judge_run(trainer: Trainer, data: TextDataModule, config: RunConfig, run: Ru
 def draw_report(run: Run) -> list[str]:
     """Write report.html and return the line to print; warn if it fails, because the training is complete and saved."""
     try:
-        write_report([read_run(run.path)], run.path / REPORT)
+        write_report([read_run(run.path)], run.report_file)
     except Exception as error:  # also a bug, which `report` then shows
         warn(
             f"the report is not written: {_reason(error)}; the run is complete, `report {run.display_path}` tries again"
         )
         return []
-    return [labeled("report", f"{run.display_path}/{REPORT}")]
+    return [labeled("report", f"{run.display_path}/{run.report_file.name}")]
 
 
 def _reason(error: Exception) -> str:

@@ -32,6 +32,33 @@ def checkpoint_bytes(config: GPTConfig) -> tuple[int, int]:
     return best + 2 * last, best + 3 * last  # last.ckpt, prev.ckpt, and the file being written
 
 
+def describe_start(
+    trainer: Trainer,
+    data: TextDataModule,
+    config: RunConfig,
+    steps: Steps,
+    baselines: Baselines,
+    init_from: str | None,
+) -> list[str]:
+    """Return the lines that `fit` and `check` begin with: the text, the baselines, the model and the device.
+
+    Args:
+        trainer: The run's Trainer.
+        data: Data module, set up.
+        config: The settings of the run.
+        steps: Batches and optimizer steps of the run.
+        baselines: Losses of counting the training text.
+        init_from: Checkpoint with the initial weights; None for random weights, and for a resumed run.
+    """
+    return [
+        *(labeled(*one) for one in describe_data(data, steps, trainer.world_size).items()),
+        describe_baselines(baselines),
+        labeled("model", config.model.description),
+        *describe_init(init_from, config.model),
+        labeled("device", describe_device(trainer, config.accelerator, config.precision_reason)),
+    ]
+
+
 def describe_data(data: TextDataModule, steps: Steps, world_size: int) -> dict[str, str]:
     """Describe the text, its split, its windows and its batches.
 

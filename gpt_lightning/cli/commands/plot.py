@@ -14,7 +14,7 @@ from gpt_lightning.cli.arguments import Parser, check_distinct
 from gpt_lightning.errors import InputError
 from gpt_lightning.files import check_absent
 from gpt_lightning.runs.figures import FORMATS, loss_figure, read_curve, save_figure
-from gpt_lightning.runs.folder import display_path
+from gpt_lightning.runs.folder import display_path, resolve_latest
 from gpt_lightning.runs.report_data import find_run
 
 MOST_CURVES = 10  # matplotlib's number of default colours
@@ -30,7 +30,7 @@ def run(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     if len(options.run) > MOST_CURVES:
         raise InputError(f"plot draws at most {MOST_CURVES} runs at once, got {len(options.run)}")
-    runs = [display_path(find_run(path)) if os.path.isdir(path) else path for path in options.run]
+    runs = [display_path(find_run(path)) if os.path.isdir(resolve_latest(path)) else path for path in options.run]
     check_distinct("RUN", runs)
     curves = [read_curve(run) for run in runs]
     alone = len(curves) == 1 and os.path.isdir(runs[0])
