@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gpt_lightning.evaluation.intervals import FEWEST, bootstrap_interval
-from gpt_lightning.runs.records import BASELINE_MODELS, EvaluationRow, Records
+from gpt_lightning.runs.records import BASELINE_MODELS, EvaluationRow, RunRecord
 
 EXPECTED = {
     "untrained_val_loss": "untrained Val loss",
@@ -83,8 +83,8 @@ class Verdict:
             loss.
         gap_at_best: Validation loss minus training loss at the best step.
         gap_at_last: The same at the end.
-        baselines: See `Records`.
-        copied: See `Records`.
+        baselines: See `RunRecord`; None if unknown.
+        copied: See `RunRecord`.
         expected: Comparison with the ranges that the config expects, by name; None without such ranges.
         advice: What to change, in one sentence.
         verdict: The other attributes in words, at most four lines.
@@ -112,7 +112,7 @@ class Verdict:
 
 
 def judge(
-    records: Records,
+    record: RunRecord,
     expected: Mapping[str, Sequence[float]] | None = None,
     *,
     is_pretrained: bool = False,
@@ -121,7 +121,7 @@ def judge(
     """Judge a run.
 
     Args:
-        records: The tables of the run.
+        record: The run.
         expected: Lowest and highest value by a name of `EXPECTED`; None if the config expects nothing of this run.
         is_pretrained: Whether the run started from pretrained weights.
         is_clipped: Whether its gradients were clipped.
@@ -129,10 +129,10 @@ def judge(
     Returns:
         The verdict, or None if the run was not evaluated after its first optimizer step.
     """
-    rows = [row for row in records.evaluations if row.step > 0]
+    rows = [row for row in record.evaluations if row.step > 0]
     if not rows:
         return None
-    before = [row for row in records.evaluations if row.step == 0]
+    before = [row for row in record.evaluations if row.step == 0]
     untrained = _losses(before[0]) if before else None
     lowest, last = min(rows, key=lambda row: row.val_loss), rows[-1]
     best, end = _losses(lowest), _losses(last)
@@ -143,7 +143,7 @@ def judge(
     return Verdict(
         steps=end.step,
         epochs=end.epoch,
-        minutes=records.minutes,
+        minutes=record.training_minutes,
         untrained=untrained,
         best=best,
         last=end,
@@ -151,24 +151,24 @@ def judge(
         memorizing_steps=memorizing_steps,
         gap_at_best=best.val_loss - best.train_eval_loss,
         gap_at_last=end.val_loss - end.train_eval_loss,
-        baselines=records.baselines,
-        copied=records.copied,
+        baselines=record.baselines or None,
+        copied=record.copied,
         expected=compared,
         advice=advise(
             untrained,
             best,
             end,
             turn,
-            records.baselines or {},
+            record.baseline_losses,
             compared or {},
-            0 if is_clipped else count_spikes(records.gradient_norms),
+            0 if is_clipped else count_spikes([norm for _, norm in record.metric("gradient_norm")]),
             is_alone=len(rows) == 1,
             is_pretrained=is_pretrained,
         ),
         verdict=[
             _describe_turn(best, end, turn, is_alone=len(rows) == 1),
-            _describe_gap(best, end, memorizing_steps, records.copied),
-            *_describe_worth(best, records.baselines or {}, compared),
+            _describe_gap(best, end, memorizing_steps, record.copied),
+            *_describe_worth(best, record.baseline_losses, compared),
         ],
     )
 

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
-from gpt_lightning.runs.records import is_finite
-from gpt_lightning.runs.report_data import EXPECTED_LOSSES, RunRecord, range_of
+from gpt_lightning.runs.records import EXPECTED_LOSSES, EvaluationRow, RunRecord
 from gpt_lightning.runs.svg import COLOURS, FONT, Chart, Label
 
 MOST_POINTS = 600  # of all runs' curves of one kind in a chart
@@ -31,8 +30,8 @@ def format_count(value: float) -> str:
 
 def by_tokens(records: Sequence[RunRecord]) -> bool:
     """Return whether runs are compared by tokens seen, because their steps have different numbers of tokens."""
-    rows = [row for record in records for row in (*record.steps, *record.evaluations)[-1:] if row["step"] > 0]
-    rates = [row["tokens_seen"] / row["step"] for row in rows]
+    ends = [record.end for record in records]
+    rates = [end.tokens_seen / end.step for end in ends if end is not None and end.step > 0]
     return len(rates) > 1 and max(rates) - min(rates) > 0.01 * max(rates)
 
 
@@ -65,11 +64,11 @@ def loss_chart(records: Sequence[RunRecord], labels: Sequence[str], width: int, 
 
 def _draw_run(chart: Chart, record: RunRecord) -> None:
     """Draw the losses of a run: evaluated ones as thick lines, those of single batches as a thin one."""
-    points = [(row["step"], row["train_loss"]) for row in record.steps]
+    points = [(row.step, loss) for row, loss in record.metric("train_loss")]
     chart.line(*_columns(points), "train", MOST_POINTS, linewidth=0.75, alpha=0.55)
     words = ("training", "validation") if chart.width > NARROW else ("train", "val")
     for name, colour, word in zip(LOSS_NAMES, ("train", "val"), words, strict=True):
-        points = [(row["step"], row[name]) for row in record.evaluations]
+        points = [(row.step, getattr(row, name)) for row in record.evaluations]
         style: dict[str, Any] = {"marker": "o", "markersize": 3.5} if len(points) <= MOST_MARKERS else {}
         chart.line(*_columns(points), colour, MOST_POINTS, **style)
         chart.labels.append(Label(f"{word} {points[-1][1]:.3f}", points[-1][1], colour, is_bold=True))
@@ -78,11 +77,11 @@ def _draw_run(chart: Chart, record: RunRecord) -> None:
 def _draw_one_of_many(chart: Chart, record: RunRecord, number: int, label: str, key: str, most: int) -> None:
     """Draw the validation loss of a run as a thick line, and its training loss as a thin dashed one."""
     for name, width, dashes in zip(LOSS_NAMES, (1.25, 2.25), ((0, (2, 2)), "-"), strict=True):
-        points = [(row[key], row[name]) for row in record.evaluations]
+        points = [(getattr(row, key), getattr(row, name)) for row in record.evaluations]
         style: dict[str, Any] = {"marker": "o", "markersize": 4} if len(points) == 1 else {}
         chart.line(*_columns(points), f"run-{number}", most, linewidth=width, linestyle=dashes, **style)
     text = shorten(label, 18 if chart.width > NARROW else 14)
-    chart.labels.append(Label(text, record.evaluations[-1]["val_loss"], f"run-{number}", is_bold=True))
+    chart.labels.append(Label(text, record.evaluations[-1].val_loss, f"run-{number}", is_bold=True))
 
 
 def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
@@ -105,27 +104,22 @@ def shared_baselines(records: Sequence[RunRecord]) -> dict[str, float]:
 
 def _limit(chart: Chart, records: Sequence[RunRecord]) -> None:
     """Set the limits of the y-axis: all evaluations, and the baselines and expected ranges near them."""
-    losses = [row[name] for one in records for row in one.evaluations for name in LOSS_NAMES]
+    losses = [getattr(row, name) for one in records for row in one.evaluations for name in LOSS_NAMES]
     low, high = min(losses), max(losses)
     room = 0.15 * (high - low) or 0.5
     others = [*shared_baselines(records).values()]
     if len(records) == 1:
-        others += [limit for _, limits in expected_ranges(records[0]) for limit in limits]
+        others += [limit for limits in records[0].expected_ranges.values() for limit in limits]
     near = [one for one in others if low - 2 * room <= one <= high + 2 * room]
     low, high = min([low, *near]), max([high, *near])
     bottom = max(0.0, low - room) if low > 0.6 * high else min(0.0, low)
     chart.axes.set_ylim(bottom, high + 0.04 * (high - bottom) + 1e-9)
 
 
-def expected_ranges(record: RunRecord) -> list[tuple[str, tuple[float, float]]]:
-    """Return the names and limits of the expected ranges of a run."""
-    return [(name, found) for name in EXPECTED_LOSSES if (found := range_of(record, name)) is not None]
-
-
 def _mark_expected(chart: Chart, record: RunRecord) -> None:
     """Shade the expected ranges: of the untrained loss at the left, of the last training loss at the right."""
-    parts = {"untrained_val_loss": (0.0, 0.025), "best_val_loss": (0.0, 1.0), "last_train_eval_loss": (0.97, 1.0)}
-    for name, (low, high) in expected_ranges(record):
+    parts = dict(zip(EXPECTED_LOSSES, ((0.0, 0.025), (0.0, 1.0), (0.97, 1.0)), strict=True))
+    for name, (low, high) in record.expected_ranges.items():
         colour = COLOURS["train" if "train_" in name else "val"]
         begin, end = parts[name]
         box = chart.axes.axhspan(low, high, begin, end, facecolor=colour, alpha=0.13, linewidth=0)
@@ -137,7 +131,7 @@ def _mark_expected(chart: Chart, record: RunRecord) -> None:
 def _mark_turn(chart: Chart, record: RunRecord) -> None:
     """Shade the steps after the turn of the validation loss."""
     turn = (record.summary.get("turn") or {}).get("step")
-    last = record.evaluations[-1]["step"]
+    last = record.evaluations[-1].step
     if turn is not None and turn < last:
         chart.axes.axvspan(turn, last, facecolor=COLOURS["turn"], alpha=0.08, linewidth=0, zorder=0.2)
         place = {"xytext": (5, -13), "textcoords": "offset points", "va": "baseline"}
@@ -148,17 +142,17 @@ def _mark_turn(chart: Chart, record: RunRecord) -> None:
 
 def _mark_best(chart: Chart, record: RunRecord) -> None:
     best = record.best
-    if best is None or best["step"] == 0:
+    if best is None or best.step == 0:
         return
-    chart.axes.plot([best["step"]], [best["val_loss"]], "o", color=COLOURS["val"], markersize=8, fillstyle="none")
+    chart.axes.plot([best.step], [best.val_loss], "o", color=COLOURS["val"], markersize=8, fillstyle="none")
     low, high = chart.axes.get_ylim()
-    is_below = best["val_loss"] - best["train_eval_loss"] > 0.15 * (high - low)  # there is room between the curves
-    is_left = best["step"] > 0.6 * record.evaluations[-1]["step"]
+    is_below = best.val_loss - best.train_eval_loss > 0.15 * (high - low)  # there is room between the curves
+    is_left = best.step > 0.6 * record.evaluations[-1].step
     style: dict[str, Any] = {"fontsize": FONT, "color": COLOURS["val"], "weight": "bold"}
     style |= {"ha": "right" if is_left else "left", "textcoords": "offset points"}
     style |= {"xytext": (-3 if is_left else 3, -24 if is_below else 11)}
-    text = f"best {best['val_loss']:.3f}" + (f", step {best['step']:,}" if chart.width > NARROW else "")
-    chart.axes.annotate(text, (best["step"], best["val_loss"]), **style)
+    text = f"best {best.val_loss:.3f}" + (f", step {best.step:,}" if chart.width > NARROW else "")
+    chart.axes.annotate(text, (best.step, best.val_loss), **style)
 
 
 def _draw_baselines(chart: Chart, records: Sequence[RunRecord]) -> None:
@@ -175,7 +169,7 @@ def _draw_axes(chart: Chart, records: Sequence[RunRecord], key: str) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes, is_wide = chart.axes, chart.width > NARROW
-    last = max(row[key] for record in records for row in record.evaluations) or 1
+    last = max(getattr(row, key) for record in records for row in record.evaluations) or 1
     axes.set_xlim(-0.012 * last, 1.012 * last)
     locator = MaxNLocator(8 if is_wide else 4, integer=True, steps=TICKS)
     axes.xaxis.set_major_locator(locator)
@@ -185,27 +179,27 @@ def _draw_axes(chart: Chart, records: Sequence[RunRecord], key: str) -> None:
     axes.annotate("loss", (0, 1), xycoords="axes fraction", xytext=(-30, 8), textcoords="offset points", **style)
     if key != "step":
         return
-    longest = max(records, key=lambda record: record.evaluations[-1]["step"] if record.evaluations else -1)
+    longest = max(records, key=lambda record: record.evaluations[-1].step if record.evaluations else -1)
     rows = longest.evaluations
-    if rows[-1]["tokens_seen"] <= rows[0]["tokens_seen"]:
+    if rows[-1].tokens_seen <= rows[0].tokens_seen:
         return
     above = axes.twiny()
     chart.style(above)
     above.spines["bottom"].set_visible(False)
     above.set_xlim(axes.get_xlim())
-    ticks = MaxNLocator(6 if is_wide else 3, integer=True, steps=TICKS).tick_values(0, rows[-1]["tokens_seen"])
-    ticks = [tick for tick in ticks if 0 < tick <= rows[-1]["tokens_seen"]]
+    ticks = MaxNLocator(6 if is_wide else 3, integer=True, steps=TICKS).tick_values(0, rows[-1].tokens_seen)
+    ticks = [tick for tick in ticks if 0 < tick <= rows[-1].tokens_seen]
     above.set_xticks(list(_steps_at(ticks, rows)), [format_count(tick) for tick in ticks])
     above.annotate("tokens", (0, 1), xycoords="axes fraction", xytext=(6, 8), textcoords="offset points", **style)
 
 
-def _steps_at(tokens: Sequence[float], rows: Sequence[dict[str, Any]]) -> Iterator[float]:
+def _steps_at(tokens: Sequence[float], rows: Sequence[EvaluationRow]) -> Iterator[float]:
     """Interpolate the steps at which numbers of tokens were seen."""
     for count in tokens:
         for before, after in pairwise(rows):
-            if before["tokens_seen"] <= count <= after["tokens_seen"] and before["tokens_seen"] < after["tokens_seen"]:
-                part = (count - before["tokens_seen"]) / (after["tokens_seen"] - before["tokens_seen"])
-                yield before["step"] + part * (after["step"] - before["step"])
+            if before.tokens_seen <= count <= after.tokens_seen and before.tokens_seen < after.tokens_seen:
+                part = (count - before.tokens_seen) / (after.tokens_seen - before.tokens_seen)
+                yield before.step + part * (after.step - before.step)
                 break
 
 
@@ -220,7 +214,7 @@ def metric_chart(records: Sequence[RunRecord], metric: str, limit: float | None 
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     key = "tokens_seen" if by_tokens(records) else "step"
-    curves = [[(row[key], row[metric]) for row in finite_rows(record, metric)] for record in records]
+    curves = [[(getattr(row, key), value) for row, value in record.metric(metric)] for record in records]
     values = [y for curve in curves for _, y in curve]
     if not values:
         return None
@@ -241,8 +235,3 @@ def metric_chart(records: Sequence[RunRecord], metric: str, limit: float | None 
     chart.axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=TICKS))
     chart.axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_count(value)))
     return chart
-
-
-def finite_rows(record: RunRecord, metric: str) -> list[dict[str, Any]]:
-    """Return the rows of optimizer steps that have a finite value of a metric."""
-    return [row for row in record.steps if is_finite(row.get(metric))]

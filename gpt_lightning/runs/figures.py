@@ -15,7 +15,8 @@ from matplotlib.ticker import MaxNLocator
 
 from gpt_lightning.errors import InputError
 from gpt_lightning.files import replace_bytes
-from gpt_lightning.runs.records import BASELINE_MODELS, read_baselines, read_evaluations
+from gpt_lightning.runs.folder import BASELINES
+from gpt_lightning.runs.records import BASELINE_MODELS, read_evaluations, read_facts
 
 FORMATS = ("pdf", "png")
 METADATA: dict[str, dict[str, None]] = {"pdf": {"CreationDate": None}, "png": {}}  # no dates, for reproducible files
@@ -49,7 +50,7 @@ def read_curve(path: str | Path) -> Curve:
         path: A run folder, or a JSON-lines file in the format of metrics.jsonl.
 
     Raises:
-        InputError: The file does not exist or has no evaluation after the first optimizer step.
+        InputError: The file does not exist, is damaged or has no evaluation after the first optimizer step.
     """
     path = Path(path)
     table = path / "metrics.jsonl" if path.is_dir() else path
@@ -70,7 +71,7 @@ def read_curve(path: str | Path) -> Curve:
 
 def best_baseline(path: Path) -> tuple[str, float] | None:
     """Return the name and the loss of the best n-gram baseline of a run, or None if it is not recorded."""
-    found = read_baselines(path) or {}
+    found = read_facts(path / BASELINES)
     losses = [(found[name], name) for name in BASELINE_MODELS[1:] if name in found]
     return min(losses)[::-1] if losses else None
 

@@ -35,7 +35,7 @@ from gpt_lightning.runs.metrics import cut_events
 
 RUNS = Path("runs")
 BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "prev.ckpt"
-BASELINES, SUMMARY, REPORT = "baselines.json", "summary.json", "report.html"
+BASELINES, ENVIRONMENT, SUMMARY, REPORT = "baselines.json", "environment.json", "summary.json", "report.html"
 RUN_DIR_ENV = "GPT_LIGHTNING_RUN_DIR"  # set by rank 0 for the ranks that it starts
 
 
@@ -186,6 +186,26 @@ def resolve_latest(path: str) -> str:
     place = parts.index("latest")
     runs = numbered_runs(Path(*parts[:place]))
     return str(Path(runs[-1], "checkpoints", *parts[place + 1 :])) if runs else path
+
+
+def find_run(path: str) -> Path:
+    """Return the absolute run folder that a path names: the folder, its checkpoints/, or runs/NAME/latest.
+
+    Raises:
+        InputError: The path does not exist, or is not a run folder.
+    """
+    folder = Path(resolve_latest(path))
+    with with_filename(path):
+        if not folder.exists():
+            raise InputError(f"{path}: no such folder")
+        folder = folder.resolve()
+        if folder.name == "checkpoints" and folder.is_dir():
+            folder = folder.parent
+        if not folder.is_dir():
+            raise InputError(f"{path}: is a file; name the folder of a run")
+        if not any((folder / name).exists() for name in ("metrics.jsonl", "samples.jsonl", "checkpoints", SUMMARY)):
+            raise InputError(f"{path}: is not the folder of a run; it has no metrics.jsonl and no checkpoints")
+    return folder
 
 
 def new_run_folder(name: str) -> Path:

@@ -16,14 +16,11 @@ from gpt_lightning.console import PROGRAM, format_bytes
 from gpt_lightning.files import load_template, replace_bytes
 from gpt_lightning.runs.charts import (
     by_tokens,
-    expected_ranges,
-    finite_rows,
     loss_chart,
     metric_chart,
     shared_baselines,
 )
-from gpt_lightning.runs.records import is_finite
-from gpt_lightning.runs.report_data import RunRecord
+from gpt_lightning.runs.records import EvaluationRow, RunRecord, is_finite
 from gpt_lightning.runs.sample_text import choose_samples, clean, describe_sample
 
 if TYPE_CHECKING:
@@ -109,10 +106,10 @@ def describe_run(number: int, count: int, record: RunRecord, label: str) -> dict
         "advice": record.summary.get("advice"),
         "is_summarized": bool(record.summary),
         "tiles": describe_results(record),
-        "copied": record.summary.get("copied"),
+        "copied": record.copied,
         "best": record.best,
         "last": record.last,
-        "tokens": record.last["tokens_seen"] if record.last else None,
+        "tokens": record.last.tokens_seen if record.last else None,
         "minutes": minutes_of(record),
         "evaluations": choose_rows(record, MOST_ROWS // count),
         "evaluation_count": len(record.evaluations),
@@ -137,22 +134,21 @@ def derive_verdict(record: RunRecord) -> list[str]:
     if record.best is None or record.last is None:
         return ["The run has no evaluation yet."]
     best, last = record.best, record.last
-    if last["step"] == 0:
-        return [f"Before the first optimizer step, the validation loss is {last['val_loss']:.3f} nats per token."]
+    if last.step == 0:
+        return [f"Before the first optimizer step, the validation loss is {last.val_loss:.3f} nats per token."]
     return [
-        f"The best validation loss is {best['val_loss']:.3f} nats per token, at step {best['step']:,}.",
-        f"The last evaluation, at step {last['step']:,}: training loss {last['train_eval_loss']:.3f}, "
-        f"validation loss {last['val_loss']:.3f}.",
+        f"The best validation loss is {best.val_loss:.3f} nats per token, at step {best.step:,}.",
+        f"The last evaluation, at step {last.step:,}: training loss {last.train_eval_loss:.3f}, "
+        f"validation loss {last.val_loss:.3f}.",
     ]
 
 
 def describe_size(record: RunRecord) -> str:
     """Return the length of a run in epochs, steps and tokens."""
-    rows = [*record.steps[-1:], *record.evaluations[-1:]]
-    if not rows:
+    end = record.end
+    if end is None:
         return ""
-    row = max(rows, key=lambda one: one["step"])
-    parts = [f"{row['epoch']:.4g} epochs", f"{row['step']:,} optimizer steps", f"{row['tokens_seen']:,} tokens"]
+    parts = [f"{end.epoch:.4g} epochs", f"{end.step:,} optimizer steps", f"{end.tokens_seen:,} tokens"]
     minutes = minutes_of(record)
     return ", ".join([*parts, f"{minutes:.1f} minutes"] if minutes else parts)
 
@@ -169,16 +165,16 @@ def describe_results(record: RunRecord) -> list[tuple[str, str, str]]:
     best, last = record.best, record.last
     tiles = []
     if best is not None and last is not None:
-        perplexity = f"perplexity {format_number(math.exp(min(best['val_loss'], 700)))}"
-        tiles.append(("best validation loss", f"{best['val_loss']:.3f}", f"step {best['step']:,}, {perplexity}"))
-        tiles.append(("last validation loss", f"{last['val_loss']:.3f}", f"step {last['step']:,}"))
-        tiles.append(("last training loss", f"{last['train_eval_loss']:.3f}", f"step {last['step']:,}"))
+        perplexity = f"perplexity {format_number(math.exp(min(best.val_loss, 700)))}"
+        tiles.append(("best validation loss", f"{best.val_loss:.3f}", f"step {best.step:,}, {perplexity}"))
+        tiles.append(("last validation loss", f"{last.val_loss:.3f}", f"step {last.step:,}"))
+        tiles.append(("last training loss", f"{last.train_eval_loss:.3f}", f"step {last.step:,}"))
         if counted := record.baseline_losses:
             name = min(counted, key=counted.__getitem__)
-            difference = best["val_loss"] - counted[name]
+            difference = best.val_loss - counted[name]
             side = "above" if difference > 0 else "below"
             tiles.append((f"by counting: {name}", f"{counted[name]:.3f}", f"best is {abs(difference):.3f} {side}"))
-    if (share := record.summary.get("copied")) is not None:
+    if (share := record.copied) is not None:
         tiles.append(("copied", f"{100 * share:.0f} %", "of the tokens of the last samples"))
     return tiles
 
@@ -186,14 +182,14 @@ def describe_results(record: RunRecord) -> list[tuple[str, str, str]]:
 def describe_expected(record: RunRecord) -> list[dict[str, Any]]:
     """Return the expected ranges of a run with the values that it reached."""
     rows = []
-    for name, (low, high) in expected_ranges(record):
+    for name, (low, high) in record.expected_ranges.items():
         value = ((record.summary.get("expected") or {}).get(name) or {}).get("value")
         is_inside = None if value is None else low <= value <= high
         rows.append({"name": EXPECTED_NAMES[name], "low": low, "high": high, "value": value, "is_inside": is_inside})
     return rows
 
 
-def choose_rows(record: RunRecord, most: int) -> list[dict[str, Any]]:
+def choose_rows(record: RunRecord, most: int) -> list[EvaluationRow]:
     """Return evaluations at equal distances, at most a number of them, and the best and the last one."""
     rows = record.evaluations
     kept = {len(rows) * i // most for i in range(most)} if len(rows) > most else set(range(len(rows)))
@@ -213,8 +209,8 @@ def draw_losses(records: Sequence[RunRecord], labels: Sequence[str]) -> dict[str
     for record, label in zip(records, labels, strict=True):
         if (best := record.best) is not None and (last := record.last) is not None:
             words.append(
-                f"{label}: best validation loss {best['val_loss']:.3f} at step {best['step']:,}; at step "
-                f"{last['step']:,}: training {last['train_eval_loss']:.3f}, validation {last['val_loss']:.3f}."
+                f"{label}: best validation loss {best.val_loss:.3f} at step {best.step:,}; at step "
+                f"{last.step:,}: training {last.train_eval_loss:.3f}, validation {last.val_loss:.3f}."
             )
     sizes = {"wide": (1000, 420), "narrow": (360, 340)}
     charts = {name: loss_chart(records, labels, *size) for name, size in sizes.items()}
@@ -231,7 +227,7 @@ def draw_metrics(records: Sequence[RunRecord]) -> dict[str, Any]:
             continue
         notes = [] if limit is None else [f"clipped at {limit:g} (dotted)"]
         if len(records) == 1:
-            values = [row[metric] for row in finite_rows(records[0], metric)]
+            values = [value for _, value in records[0].metric(metric)]
             notes = [f"median {format_number(statistics.median(values))}", f"most {format_number(max(values))}", *notes]
         name, note = metric.replace("_", "-"), ", ".join(notes)
         charts.append({"title": title, "note": note, "svg": chart.svg(name, title, f"{title} of each step. {note}")})

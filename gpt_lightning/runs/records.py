@@ -1,26 +1,87 @@
-"""Read what a run folder records about the run: losses, gradients, baselines and copied tokens."""
+"""Read what a run folder says about its run. Every file may be missing; a damaged one is an error.
+
+The verdict, the report and the figures of a run all follow from `read_run`.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from gpt_lightning.files import read_rows
-from gpt_lightning.runs.folder import BASELINES
+import yaml
 
+from gpt_lightning.errors import InputError
+from gpt_lightning.files import decode_utf8, read_rows, with_filename
+from gpt_lightning.runs.folder import BASELINES, ENVIRONMENT, SUMMARY, display_path
+
+HPARAMS = "hparams.yaml"  # TensorBoard's copy of the settings
+MAX_BYTES = 1_000_000  # of a file of settings or facts
 BASELINE_MODELS = ("uniform", "unigram", "bigram", "trigram")  # in baselines.json, beside numbers of tokens
+EXPECTED_LOSSES = ("untrained_val_loss", "best_val_loss", "last_train_eval_loss")
+
+NUMBER = (int, float)
+# The parts of each file that are used. Any of them may be missing or null.
+SHAPES: dict[str, dict[str, Any]] = {
+    SUMMARY: {
+        "minutes": NUMBER,
+        "turn": {"step": int},
+        "memorizing_steps": int,
+        "expected": {name: {"range": [NUMBER], "value": NUMBER} for name in EXPECTED_LOSSES},
+        "advice": str,
+        "verdict": [str],
+    },
+    BASELINES: dict.fromkeys((*BASELINE_MODELS, "training_tokens", "validation_tokens"), NUMBER),
+    ENVIRONMENT: {
+        **dict.fromkeys(("text", "split", "windows", "batches", "model"), str),
+        "defaults": {},
+        "sessions": [
+            {
+                **dict.fromkeys(("started", "device", "processor", "platform"), str),
+                **dict.fromkeys(("from_step", "to_step", "processes", "cores"), int),
+                **dict.fromkeys(("minutes", "memory_bytes", "peak_memory_bytes"), NUMBER),
+                "versions": {},
+            }
+        ],
+    },
+}
+COPY = {"begin": int, "end": int, "tokens": int, "source": int, "before": str, "after": str}
+COPIED = {"at_least": int, "share": NUMBER, "tokens": int, "of": int, "longest": int, "runs": [COPY]}
 
 
 @dataclass(frozen=True)
-class EvaluationRow:
-    """One evaluation; losses in nats per token.
+class MetricsRow:
+    """A row of metrics.jsonl.
 
     Attributes:
         step: Optimizer step; 0 is the evaluation before training.
         epoch: Epochs trained, with a fraction.
         tokens_seen: Tokens trained on.
+    """
+
+    step: int
+    epoch: float
+    tokens_seen: int
+
+
+@dataclass(frozen=True)
+class StepRow(MetricsRow):
+    """A logged optimizer step.
+
+    Attributes:
+        metrics: Its finite values by name: train_loss, learning_rate, gradient_norm, tokens_per_second and so on.
+    """
+
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class EvaluationRow(MetricsRow):
+    """An evaluation; losses in nats per token.
+
+    Attributes:
         train_eval_loss: Training loss in evaluation mode.
         val_loss: Validation loss.
         val_blocks: Losses of groups of validation windows; empty if there were too few windows.
@@ -28,9 +89,6 @@ class EvaluationRow:
         val_tokens: Number of validation tokens, over all ranks; None if it is unknown.
     """
 
-    step: int
-    epoch: float
-    tokens_seen: int
     train_eval_loss: float
     val_loss: float
     val_blocks: tuple[float, ...] = ()
@@ -39,63 +97,179 @@ class EvaluationRow:
 
 
 @dataclass(frozen=True)
-class Records:
-    """The tables of a run.
+class RunRecord:
+    """The files of a run folder.
 
     Attributes:
-        evaluations: In the order of the steps.
-        gradient_norms: Norm of the gradient before clipping, of each optimizer step that was logged.
-        minutes: Time in optimizer steps, without evaluations, samples and saving; None if no step was logged.
-        baselines: Losses of counting models on the validation split, and their numbers of tokens; None if unknown.
-        copied: Share of the tokens of the last samples that is copied from the training text; None if unknown.
+        path: The folder, absolute.
+        settings: The value of each setting by its full name; empty without the YAML file.
+        config: Path of the YAML file with all settings, or None.
+        steps: The optimizer steps in metrics.jsonl that have a finite loss, in order.
+        evaluations: The evaluations there that have finite losses of both splits, in order.
+        samples: Rows of samples.jsonl, in order.
+        summary: Content of summary.json; empty without it.
+        baselines: Losses of counting models, in nats per token, and their numbers of tokens; empty if unknown.
+        environment: Content of environment.json; empty without it.
     """
 
-    evaluations: list[EvaluationRow]
-    gradient_norms: list[float]
-    minutes: float | None
-    baselines: dict[str, float] | None
-    copied: float | None
+    path: Path
+    settings: dict[str, Any] = field(default_factory=dict)
+    config: Path | None = None
+    steps: list[StepRow] = field(default_factory=list)
+    evaluations: list[EvaluationRow] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    baselines: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Names of the run folder and the folder it is in."""
+        return f"{self.path.parent.name}/{self.path.name}"
+
+    @property
+    def display_path(self) -> str:
+        """The path for messages and commands: relative if it is below the current folder, absolute otherwise."""
+        return display_path(self.path)
+
+    @property
+    def baseline_losses(self) -> dict[str, float]:
+        """The baselines that are known, without their numbers of tokens."""
+        return {name: self.baselines[name] for name in BASELINE_MODELS if self.baselines.get(name) is not None}
+
+    @property
+    def best(self) -> EvaluationRow | None:
+        """The evaluation with the lowest validation loss, the first of equal ones; None without an evaluation."""
+        trained = [row for row in self.evaluations if row.step > 0] or self.evaluations
+        return min(trained, key=lambda row: row.val_loss, default=None)
+
+    @property
+    def last(self) -> EvaluationRow | None:
+        """The last evaluation, or None."""
+        return self.evaluations[-1] if self.evaluations else None
+
+    @property
+    def end(self) -> MetricsRow | None:
+        """The row of the last step or evaluation, or None."""
+        rows: list[MetricsRow] = [*self.steps[-1:], *self.evaluations[-1:]]
+        return max(rows, key=lambda row: row.step, default=None)
+
+    @property
+    def copied(self) -> float | None:
+        """Share of the tokens of the last samples that is copied from the training text; None if it is unknown."""
+        last = [row.get("copied") or {} for row in self.samples if row["step"] == self.samples[-1]["step"]]
+        if any(one.get(name) is None for one in last for name in ("tokens", "of")):
+            return None
+        total = sum(one["of"] for one in last)
+        return sum(one["tokens"] for one in last) / total if total else None
+
+    @property
+    def training_minutes(self) -> float | None:
+        """Time in optimizer steps, from the speed of those that were logged; None if no step was logged."""
+        seconds = before = 0.0
+        for row, speed in self.metric("tokens_per_second"):
+            if speed > 0:
+                seconds += (row.tokens_seen - before) / speed
+                before = row.tokens_seen
+        return seconds / 60 if before else None
+
+    @property
+    def expected_ranges(self) -> dict[str, tuple[float, float]]:
+        """The range that each loss is expected in: from summary.json, without it from the settings `expected.*`."""
+        if self.summary:
+            compared = self.summary.get("expected") or {}
+            found = {name: (compared.get(name) or {}).get("range") for name in EXPECTED_LOSSES}
+        elif self.settings.get("expected.sha256"):
+            found = {name: self.settings.get(f"expected.{name}") for name in EXPECTED_LOSSES}
+        else:
+            found = {}
+        return {name: (float(one[0]), float(one[1])) for name, one in found.items() if _is_range(one)}
+
+    def metric(self, name: str) -> list[tuple[StepRow, float]]:
+        """Return the optimizer steps that have a finite value of a metric, and the values."""
+        return [(row, row.metrics[name]) for row in self.steps if name in row.metrics]
 
 
-def read_records(folder: Path) -> Records:
-    """Read the tables of a run folder; what is missing or invalid is left out."""
-    rows = read_rows(folder / "metrics.jsonl")
-    return Records(
+def read_run(folder: Path) -> RunRecord:
+    """Read the files of a run folder.
+
+    Args:
+        folder: The run folder.
+
+    Raises:
+        InputError: A file is damaged.
+        MachineError: A file cannot be read.
+    """
+    folder = folder.absolute()
+    rows = sorted(_read_metrics(folder / "metrics.jsonl"), key=lambda row: row["step"])
+    configs = sorted(path for path in folder.glob("*.yaml") if path.name != HPARAMS)
+    return RunRecord(
+        path=folder,
+        settings=_read_settings(configs[0]) if configs else {},
+        config=configs[0] if configs else None,
+        steps=_steps(rows),
         evaluations=_evaluations(rows),
-        gradient_norms=[row["gradient_norm"] for row in rows if is_finite(row.get("gradient_norm"))],
-        minutes=_training_minutes(rows),
-        baselines=read_baselines(folder),
-        copied=_last_copied(read_rows(folder / "samples.jsonl")),
+        samples=_read_samples(folder / "samples.jsonl"),
+        summary=read_facts(folder / SUMMARY),
+        baselines=read_facts(folder / BASELINES),
+        environment=read_facts(folder / ENVIRONMENT),
     )
 
 
 def read_evaluations(table: Path) -> list[EvaluationRow]:
-    """Return the evaluations in a file in the format of metrics.jsonl."""
-    return _evaluations(read_rows(table))
+    """Return the evaluations in a file in the format of metrics.jsonl, in file order."""
+    return _evaluations(_read_metrics(table))
+
+
+# ---- tables
+
+
+def _read_metrics(table: Path) -> list[dict[str, Any]]:
+    return _read_table(table, lambda row: all(map(is_finite, _place(row).values())))
+
+
+def _read_samples(table: Path) -> list[dict[str, Any]]:
+    samples = _read_table(table, lambda row: all(isinstance(row.get(name), str) for name in ("prompt", "completion")))
+    for row in samples:
+        where, copied = f"{table}: copied (step {row['step']})", row.get("copied")
+        _check(copied, COPIED, where)
+        for one in (copied or {}).get("runs") or ():
+            if set(one) < set(COPY) or not 0 <= one["begin"] <= one["end"] <= len(row["completion"]):
+                raise InputError(f"{where}.runs is damaged, it must have places in the completion")
+    return samples
+
+
+def _read_table(path: Path, is_valid: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+    with with_filename(path):
+        rows = read_rows(path)
+        if not rows and path.exists() and path.stat().st_size > 0 and b"\n" in path.read_bytes():
+            raise InputError(f"{path}: is damaged, it has no valid row")
+    return [row for row in rows if is_valid(row)]
+
+
+def _place(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: row.get(name) for name in ("step", "epoch", "tokens_seen")}
+
+
+def _steps(rows: list[dict[str, Any]]) -> list[StepRow]:
+    return [
+        StepRow(**_place(row), metrics={name: value for name, value in row.items() if is_finite(value)})
+        for row in rows
+        if is_finite(row.get("train_loss"))
+    ]
 
 
 def _evaluations(rows: list[dict[str, Any]]) -> list[EvaluationRow]:
-    names = ("step", "epoch", "tokens_seen", "train_eval_loss", "val_loss")
     found = []
     for row in rows:
-        if all(is_finite(row.get(name)) for name in names):
+        if is_finite(row.get("train_eval_loss")) and is_finite(row.get("val_loss")):
             blocks = row.get("val_blocks")
-            is_valid = isinstance(blocks, list) and all(map(is_finite, blocks))
-            val_blocks = tuple(blocks) if is_valid else ()  # type: ignore[arg-type]
-            values: dict[str, Any] = {name: row[name] for name in names}
-            values |= {name: row.get(name) for name in ("val_windows", "val_tokens")}
-            found.append(EvaluationRow(**values, val_blocks=val_blocks))
+            names = ("train_eval_loss", "val_loss", "val_windows", "val_tokens")
+            values: dict[str, Any] = {name: row.get(name) for name in names}
+            if isinstance(blocks, list) and all(map(is_finite, blocks)):
+                values["val_blocks"] = tuple(blocks)
+            found.append(EvaluationRow(**_place(row), **values))
     return found
-
-
-def read_baselines(folder: Path) -> dict[str, float] | None:
-    """Return the contents of a run's baselines.json, or None if it is missing or invalid."""
-    try:
-        found = json.loads((folder / BASELINES).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    is_valid = isinstance(found, dict) and found and all(map(is_finite, found.values()))
-    return found if is_valid else None
 
 
 def is_finite(value: Any) -> TypeGuard[float]:
@@ -104,25 +278,73 @@ def is_finite(value: Any) -> TypeGuard[float]:
     return is_number and abs(value) < 1e300  # JSON integers may exceed the range of a float
 
 
-def _training_minutes(rows: list[dict[str, Any]]) -> float | None:
-    """Return the minutes in optimizer steps, from the speed of those that were logged."""
-    seconds = before = 0.0
-    for row in rows:
-        speed, tokens = row.get("tokens_per_second"), row.get("tokens_seen")
-        if is_finite(speed) and is_finite(tokens) and speed > 0:
-            seconds += (tokens - before) / speed
-            before = tokens
-    return seconds / 60 if before else None
+def _is_range(value: Any) -> TypeGuard[list[float]]:
+    return isinstance(value, list) and len(value) == 2 and all(map(is_finite, value))
 
 
-def _last_copied(samples: list[dict[str, Any]]) -> float | None:
-    """Return the share of copied tokens in the samples of the last step; None if one of them does not say."""
-    copied = total = 0.0
-    for row in samples:
-        if row["step"] == samples[-1]["step"]:
-            counted = row.get("copied")
-            tokens, of = (counted.get("tokens"), counted.get("of")) if isinstance(counted, dict) else (None, None)
-            if not is_finite(tokens) or not is_finite(of):
-                return None
-            copied, total = copied + tokens, total + of
-    return copied / total if total > 0 else None
+# ---- settings and facts
+
+
+def _read_bytes(path: Path) -> bytes:
+    with with_filename(path):
+        content = path.read_bytes()
+    if len(content) > MAX_BYTES:
+        raise InputError(f"{path}: is damaged ({len(content):,} bytes, limit {MAX_BYTES:,})")
+    return content
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """Return the settings of a YAML file by their full names: section.name."""
+    try:
+        content = yaml.safe_load(decode_utf8(_read_bytes(path), path))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        problem = str(error) if isinstance(error, InputError) else f"{path}: is damaged, not valid YAML"
+        raise InputError(problem) from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: is damaged, it does not contain settings (name: value)")
+    settings: dict[str, Any] = {}
+    for name, value in content.items():
+        if isinstance(value, dict):
+            settings |= {f"{name}.{part}": one for part, one in value.items()}
+        else:
+            settings[str(name)] = value
+    return settings
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Return the content of a JSON file whose parts have the types of `SHAPES`; an empty dict without the file."""
+    if not path.exists():
+        return {}
+    hint = "remove it to continue without it"
+    try:
+        content = json.loads(decode_utf8(_read_bytes(path), path))
+    except (ValueError, RecursionError) as error:
+        problem = str(error) if isinstance(error, InputError) else f"{path}: is damaged, not valid JSON"
+        raise InputError(f"{problem}; {hint}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: is damaged, it must contain names and values; {hint}")
+    _check(content, SHAPES[path.name], f"{path}: ")
+    return content
+
+
+def _check(value: Any, shape: Any, where: str) -> None:
+    """Raise `InputError` unless a value is None or has a shape: a type, [shape of items] or {name: shape}.
+
+    Args:
+        value: A value from a file.
+        shape: Its shape. Names that a dict does not have, or that the shape does not have, are accepted.
+        where: File and name of the value, for the message.
+    """
+    if value is None:
+        return
+    kinds = {dict: "names and values", list: "a list", str: "a text", int: "an int", bool: "true or false"}
+    kind = type(shape) if isinstance(shape, (dict, list)) else shape
+    is_right = is_finite(value) if kind is NUMBER else isinstance(value, kind)
+    if not is_right or (kind is int and isinstance(value, bool)):
+        raise InputError(f"{where} is damaged, it must be {kinds.get(kind, 'a finite number')}")
+    if isinstance(shape, dict):
+        for name, part in shape.items():
+            _check(value.get(name), part, f"{where}{'' if where.endswith(': ') else '.'}{name}")
+    elif isinstance(shape, list):
+        for one in value:
+            _check(one, shape[0], where)

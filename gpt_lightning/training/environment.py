@@ -27,14 +27,14 @@ from gpt_lightning.console import warn
 from gpt_lightning.data.datamodule import TextDataModule
 from gpt_lightning.errors import InputError, MachineError, memory_bytes
 from gpt_lightning.files import replace_bytes
-from gpt_lightning.runs.folder import Run
-from gpt_lightning.runs.report_data import ENVIRONMENT, read_facts
+from gpt_lightning.runs.folder import ENVIRONMENT, Run
+from gpt_lightning.runs.records import read_facts
 from gpt_lightning.training import summary
 from gpt_lightning.training.config import RunConfig
 from gpt_lightning.training.resume import RunPlan
 from gpt_lightning.training.steps import Steps
 
-LAST_SESSIONS = 99  # kept beside the first one; the file must stay below report_data.MAX_BYTES
+LAST_SESSIONS = 99  # kept beside the first one; the file must stay below records.MAX_BYTES
 
 
 @contextlib.contextmanager

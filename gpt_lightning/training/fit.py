@@ -26,7 +26,7 @@ from gpt_lightning.files import read_rows, replace_bytes
 from gpt_lightning.runs.figures import FORMATS, loss_figure, read_curve, save_figure
 from gpt_lightning.runs.folder import BEST, LAST, PREVIOUS, RUN_DIR_ENV, RUNS, Run, new_run_folder
 from gpt_lightning.runs.html_report import write_report
-from gpt_lightning.runs.report_data import read_run
+from gpt_lightning.runs.records import read_run
 from gpt_lightning.training import summary
 from gpt_lightning.training.callbacks.checkpointing import Checkpointing
 from gpt_lightning.training.callbacks.early_stopping import EarlyStop

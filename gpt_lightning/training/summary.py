@@ -15,7 +15,7 @@ from gpt_lightning.evaluation.verdict import judge
 from gpt_lightning.files import replace_bytes
 from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.runs.folder import Run
-from gpt_lightning.runs.records import read_records
+from gpt_lightning.runs.records import read_run
 from gpt_lightning.training.callbacks.checkpointing import Checkpointing
 from gpt_lightning.training.callbacks.progress import Progress
 from gpt_lightning.training.config import RunConfig
@@ -157,14 +157,14 @@ def write_verdict(run: Run, trainer: Trainer, data: TextDataModule, config: RunC
         Labelled lines; none if the run was not evaluated after its first optimizer step.
     """
     assert data.source is not None
-    records = read_records(run.path)
-    steps = max((row.step for row in records.evaluations), default=0)
+    record = read_run(run.path)
+    steps = record.last.step if record.last else 0
     is_expected = (
         config.expected.applies_to(data.source.sha256, steps, config.model.num_parameters)
         and str(trainer.precision) not in COARSE
     )
     verdict = judge(
-        records,
+        record,
         config.expected.ranges if is_expected else None,
         is_pretrained=config.init_from is not None,
         is_clipped=bool(trainer.gradient_clip_val),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt_lightning.evaluation.verdict import Verdict, count_spikes, judge
-from gpt_lightning.runs.records import EvaluationRow, Records, read_evaluations
+from gpt_lightning.runs.records import EvaluationRow, RunRecord, StepRow, read_evaluations
 
 REFERENCE = ROOT / "configs" / "reference"
 BASELINES = {"uniform": 10.825, "unigram": 6.652, "bigram": 5.819, "trigram": 5.947, "training_tokens": 4612.0}
@@ -43,8 +44,15 @@ def evaluations(
 
 
 def verdict_of(rows: list[EvaluationRow], **options: Any) -> Verdict:
-    known = {name: options.pop(name, default) for name, default in (("gradient_norms", []), ("baselines", None))}
-    found = judge(Records(rows, minutes=1.0, copied=options.pop("copied", None), **known), **options)
+    norms, copied = options.pop("gradient_norms", []), options.pop("copied", None)
+    record = RunRecord(
+        Path("run"),
+        steps=[StepRow(step, step / 10, step, {"gradient_norm": norm}) for step, norm in enumerate(norms, start=1)],
+        evaluations=rows,
+        samples=[{"step": 1, "copied": {"tokens": copied, "of": 1000}}] if copied is not None else [],
+        baselines=options.pop("baselines", {}),
+    )
+    found = judge(record, **options)
     assert found is not None
     return found
 
@@ -164,8 +172,8 @@ def test_a_run_of_one_evaluation_and_of_none() -> None:
     assert found.advice == (
         "evaluate more often (evaluate_every): one evaluation does not show whether Val loss still falls"
     )
-    assert judge(Records(evaluations([9.0]), [], None, None, None)) is None
-    assert judge(Records([], [], None, None, None)) is None
+    assert judge(RunRecord(Path("run"), evaluations=evaluations([9.0]))) is None
+    assert judge(RunRecord(Path("run"))) is None
 
 
 # ---- in words
@@ -175,7 +183,7 @@ def test_the_verdict_of_a_run_that_memorizes_in_words() -> None:
     expected = {"untrained_val_loss": [8, 10], "best_val_loss": [5, 6], "last_train_eval_loss": [1, 2]}
     rows = evaluations([9.0, 6.1, 6.0, 7.0], has_blocks=False)
 
-    found = verdict_of(rows, baselines=BASELINES, copied=0.836, expected=expected)
+    found = verdict_of(rows, baselines=BASELINES, copied=836, expected=expected)
 
     assert found.verdict == [
         "Val loss was lowest, 6.000, at step 20 of 30 (epoch 1.0); the last, 7.000, is higher by 1.000 "

@@ -12,7 +12,6 @@ from dataclasses import replace
 from html import escape
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -20,10 +19,10 @@ from hypothesis import strategies as st
 from pages import BASELINES, TEXT, Element, copied, metrics, read_page, write_run
 from PIL import Image
 
-from gpt_lightning.errors import InputError
 from gpt_lightning.runs.charts import by_tokens, format_count, loss_chart, metric_chart
+from gpt_lightning.runs.folder import find_run
 from gpt_lightning.runs.html_report import render_report
-from gpt_lightning.runs.report_data import find_run, range_of, read_run
+from gpt_lightning.runs.records import read_run
 from gpt_lightning.runs.sample_text import MOST_CHARACTERS, choose_samples, clean, describe_sample
 from gpt_lightning.runs.svg import spread, thin
 
@@ -287,60 +286,6 @@ def test_a_session_that_was_killed_has_no_time(tmp_path: Path) -> None:
     assert "minutes" not in page.one("p", class_="subtitle").words  # the sum is not known
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("summary.json", "{", r"summary.json: is damaged, not valid JSON; remove it to make a report without it"),
-        ("summary.json", "[" * 100_000, "summary.json: is damaged, not valid JSON"),
-        ("summary.json", "[1]", "summary.json: is damaged, it must contain names and values"),
-        ("summary.json", '{"verdict": "good"}', "summary.json: verdict is damaged, it must be a list"),
-        ("summary.json", '{"verdict": [3]}', "summary.json: verdict is damaged, it must be a text"),
-        ("summary.json", '{"turn": {"step": 0.5}}', "summary.json: turn.step is damaged, it must be an int"),
-        ("summary.json", '{"turn": {"step": true}}', "summary.json: turn.step is damaged, it must be an int"),
-        ("summary.json", '{"copied": NaN}', "summary.json: copied is damaged, it must be a finite number"),
-        ("summary.json", '{"minutes": 1e400}', "summary.json: minutes is damaged, it must be a finite number"),
-        ("summary.json", '{"x": ' + "1" * 5000 + "}", "summary.json: is damaged, not valid JSON"),
-        ("summary.json", b"\xff", "summary.json: not UTF-8 text"),
-        ("summary.json", " " * 1_000_001, r"summary.json: is damaged \(1,000,001 bytes, limit 1,000,000\)"),
-        ("baselines.json", '{"bigram": "low"}', "baselines.json: bigram is damaged, it must be a finite number"),
-        ("environment.json", '{"sessions": [3]}', "environment.json: sessions is damaged, it must be names and values"),
-        ("metrics.jsonl", "\x00\x01\n\x02", "metrics.jsonl: is damaged, it has no valid row"),
-        ("samples.jsonl", "nonsense\n", "samples.jsonl: is damaged, it has no valid row"),
-        ("tiny.yaml", "a: [", "tiny.yaml: is damaged, not valid YAML"),
-        ("tiny.yaml", "a: 2024-13-45", "tiny.yaml: is damaged, not valid YAML"),
-        ("tiny.yaml", "- 1", "tiny.yaml: is damaged, it does not contain settings"),
-        ("tiny.yaml", "{a: " * 5000, "tiny.yaml: is damaged, not valid YAML"),
-    ],
-)
-def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
-    folder = write_run(tmp_path / "run")
-    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-
-    with pytest.raises(InputError, match=message):
-        read_run(folder)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"share": "all"}, r"samples.jsonl: copied \(step 6\).share is damaged, it must be a finite number"),
-        ({"at_least": "8"}, r"copied \(step 6\).at_least is damaged, it must be an int"),
-        ({"runs": 3}, r"copied \(step 6\).runs is damaged, it must be a list"),
-        ({"runs": [{"begin": 0}]}, r"copied \(step 6\).runs is damaged, it must have places in the completion"),
-        ({"runs": [{"begin": 5, "end": 99}]}, r"copied \(step 6\).runs is damaged, it must have places"),
-        ({"runs": [{"begin": 5, "end": 3}]}, r"copied \(step 6\).runs is damaged, it must have places"),
-    ],
-)
-def test_damaged_copies_are_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    if isinstance(change.get("runs"), list) and "end" in change["runs"][0]:
-        rest = {"tokens": 9, "source": 0, "before": "", "after": ""}
-        change = {"runs": [{**rest, **change["runs"][0]}]}
-    sample = {"step": 6, "prompt": "So", "completion": " the the the", "copied": copied("") | change}
-
-    with pytest.raises(InputError, match=message):
-        read_run(write_run(tmp_path / "run", samples=[sample]))
-
-
 def test_rows_of_a_killed_process_are_skipped(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     whole = render_report([read_run(folder)])
@@ -486,7 +431,7 @@ def test_several_runs_are_compared(tmp_path: Path) -> None:
     results = section(page, "results")
     assert cells(results.one("table"))[1:] == [
         ["a/1", "4.200", "6", "5.700", "1.125", "12", "1,200", "48 %", "1.2"],
-        ["a/2", "3.200", "6", "4.700", "1.125", "12", "1,200", NOTHING, "1.2"],
+        ["a/2", "3.200", "6", "4.700", "1.125", "12", "1,200", "48 %", "1.2"],
     ]
     assert [row.all("td")[0].words for row in results.all("tr", class_="best")] == ["a/2"]
     assert "It memorized its text." in results.words
@@ -549,9 +494,9 @@ def test_expected_ranges_come_from_the_summary_else_from_the_settings(tmp_path: 
     going_on = read_run(write_run(tmp_path / "going_on", settings=settings, summary=None))
     changed = read_run(write_run(tmp_path / "changed", settings={"expected": ranges}, summary=None))
 
-    assert [range_of(ended, name) for name in ranges] == [(4.0, 4.5), None, None]
-    assert [range_of(going_on, name) for name in ranges] == [(3.0, 4.0), (5.0, 6.0), None]
-    assert [range_of(changed, name) for name in ranges] == [None, None, None]  # the command line dropped the checksum
+    assert ended.expected_ranges == {"best_val_loss": (4.0, 4.5)}
+    assert going_on.expected_ranges == {"untrained_val_loss": (5.0, 6.0), "best_val_loss": (3.0, 4.0)}
+    assert changed.expected_ranges == {}  # the command line dropped the checksum
     rows = cells(section(report(tmp_path / "going_on"), "losses").all("table")[0])
     assert ["untrained, validation", "5 to 6", NOTHING, "not yet known"] in rows
 

@@ -1,4 +1,4 @@
-"""The tables of a run folder are read; what is missing or invalid is left out."""
+"""The files of a run folder are read; each may be missing, and a damaged one is named."""
 
 from __future__ import annotations
 
@@ -9,46 +9,58 @@ from typing import Any
 
 import pytest
 from compared import rows
+from pages import copied, write_run
 
-from gpt_lightning.runs.records import read_baselines, read_records
+from gpt_lightning.errors import InputError
+from gpt_lightning.runs.records import RunRecord, read_run
 
 
 def write(path: Path, table: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in table))
 
 
-def test_the_records_of_a_run(trained: Path) -> None:
-    records = read_records(trained)
+def test_the_record_of_a_run(trained: Path) -> None:
+    record = read_run(trained)
 
     evaluated = [row for row in rows(trained) if "val_loss" in row]
-    assert [row.step for row in records.evaluations] == [0, 2, 4, 6, 8, 10, 12, 14, 15]
-    assert [row.val_loss for row in records.evaluations] == [row["val_loss"] for row in evaluated]
-    assert all(len(row.val_blocks) == 31 for row in records.evaluations)
+    assert [row.step for row in record.evaluations] == [0, 2, 4, 6, 8, 10, 12, 14, 15]
+    assert [row.val_loss for row in record.evaluations] == [row["val_loss"] for row in evaluated]
+    assert all(len(row.val_blocks) == 31 for row in record.evaluations)
+    assert {(row.val_windows, row.val_tokens) for row in record.evaluations} == {(31, 31 * 64)}
     stepped = [row for row in rows(trained) if "train_loss" in row]
-    assert records.gradient_norms == [row["gradient_norm"] for row in stepped]
+    for metric in ("train_loss", "gradient_norm", "learning_rate"):
+        assert [(row.step, value) for row, value in record.metric(metric)] == [
+            (row["step"], row[metric]) for row in stepped
+        ]
     seconds = sum(56 * 64 / row["tokens_per_second"] for row in stepped)
-    assert records.minutes == pytest.approx(seconds / 60)
+    assert record.training_minutes == pytest.approx(seconds / 60)
+    assert record.baseline_losses.keys() == {"uniform", "unigram", "bigram", "trigram"}
+    assert record.end == record.steps[-1]
+    assert record.last == record.evaluations[-1]
 
 
-def test_an_empty_folder_has_no_records(tmp_path: Path) -> None:
-    records = read_records(tmp_path)
+def test_an_empty_folder_has_an_empty_record(tmp_path: Path) -> None:
+    record = read_run(tmp_path)
 
-    assert (records.evaluations, records.gradient_norms) == ([], [])
-    assert (records.minutes, records.baselines, records.copied) == (None, None, None)
+    assert record == RunRecord(tmp_path)
+    assert (record.best, record.last, record.end) == (None, None, None)
+    assert (record.training_minutes, record.copied) == (None, None)
+    assert (record.baseline_losses, record.expected_ranges) == ({}, {})
 
 
 def test_minutes_of_steps_that_are_not_logged_are_estimated_from_the_next_one(tmp_path: Path) -> None:
+    place = {"epoch": 1, "train_loss": 3.0}
     write(
         tmp_path / "metrics.jsonl",
         [
-            {"step": 0, "tokens_seen": 0, "val_loss": 3.0},
-            {"step": 4, "tokens_seen": 400, "tokens_per_second": 10.0},
-            {"step": 5, "tokens_seen": 500, "tokens_per_second": 0},
-            {"step": 8, "tokens_seen": 800, "tokens_per_second": 20.0},
+            {"step": 0, "epoch": 0, "tokens_seen": 0, "train_eval_loss": 3.0, "val_loss": 3.0},
+            {"step": 4, "tokens_seen": 400, "tokens_per_second": 10.0, **place},
+            {"step": 5, "tokens_seen": 500, "tokens_per_second": 0, **place},
+            {"step": 8, "tokens_seen": 800, "tokens_per_second": 20.0, **place},
         ],
     )
 
-    assert read_records(tmp_path).minutes == pytest.approx((400 / 10 + 400 / 20) / 60)
+    assert read_run(tmp_path).training_minutes == pytest.approx((400 / 10 + 400 / 20) / 60)
 
 
 @pytest.mark.parametrize(
@@ -58,27 +70,9 @@ def test_an_evaluation_without_usable_losses_is_left_out(tmp_path: Path, broken:
     row = {"step": 1, "epoch": 0.5, "tokens_seen": 9, "train_eval_loss": 3.0, "val_loss": 4.0}
     write(tmp_path / "metrics.jsonl", [row, row | broken, row | {"val_blocks": [1.0, None]}])
 
-    found = read_records(tmp_path).evaluations
+    found = read_run(tmp_path).evaluations
 
     assert [one.val_blocks for one in found] == [(), ()]
-
-
-@pytest.mark.parametrize(
-    ("content", "found"),
-    [
-        ('{"uniform": 5.5, "unigram": 3.1}', {"uniform": 5.5, "unigram": 3.1}),
-        ('{"uniform": 5.5', None),
-        ('{"uniform": NaN}', None),
-        ("[5.5]", None),
-        ("{}", None),
-        ("[" * 100_000, None),
-    ],
-)
-def test_baselines_are_read_if_they_are_valid(tmp_path: Path, content: str, found: dict[str, float] | None) -> None:
-    assert read_baselines(tmp_path) is None
-    (tmp_path / "baselines.json").write_text(content)
-
-    assert read_baselines(tmp_path) == found
 
 
 @pytest.mark.parametrize(
@@ -87,14 +81,71 @@ def test_baselines_are_read_if_they_are_valid(tmp_path: Path, content: str, foun
         ([{"tokens": 42, "of": 50}, {"tokens": 0, "of": 10}], 42 / 60),
         ([{"tokens": 42, "of": 50}, None], None),
         ([{"tokens": 0, "of": 0}], None),
-        ([{"tokens": "42", "of": 50}], None),
         ([{}], None),
     ],
 )
 def test_the_copied_share_is_that_of_the_last_samples(
     tmp_path: Path, last: list[dict[str, Any] | None], share: float | None
 ) -> None:
-    earlier = {"step": 4, "copied": {"tokens": 1, "of": 50}}
-    write(tmp_path / "samples.jsonl", [earlier, *({"step": 9, "copied": copied} for copied in last)])
+    sample = {"prompt": "It", "completion": " was"}
+    earlier = {**sample, "step": 4, "copied": {"tokens": 1, "of": 50}}
+    write(tmp_path / "samples.jsonl", [earlier, *({**sample, "step": 9, "copied": copied} for copied in last)])
 
-    assert read_records(tmp_path).copied == (None if share is None else pytest.approx(share))
+    assert read_run(tmp_path).copied == (None if share is None else pytest.approx(share))
+
+
+# ---- damaged files
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("summary.json", "{", r"summary.json: is damaged, not valid JSON; remove it to continue without it"),
+        ("summary.json", "[" * 100_000, "summary.json: is damaged, not valid JSON"),
+        ("summary.json", "[1]", "summary.json: is damaged, it must contain names and values"),
+        ("summary.json", '{"verdict": "good"}', "summary.json: verdict is damaged, it must be a list"),
+        ("summary.json", '{"verdict": [3]}', "summary.json: verdict is damaged, it must be a text"),
+        ("summary.json", '{"turn": {"step": 0.5}}', "summary.json: turn.step is damaged, it must be an int"),
+        ("summary.json", '{"turn": {"step": true}}', "summary.json: turn.step is damaged, it must be an int"),
+        ("summary.json", '{"minutes": NaN}', "summary.json: minutes is damaged, it must be a finite number"),
+        ("summary.json", '{"minutes": 1e400}', "summary.json: minutes is damaged, it must be a finite number"),
+        ("summary.json", '{"x": ' + "1" * 5000 + "}", "summary.json: is damaged, not valid JSON"),
+        ("summary.json", b"\xff", "summary.json: not UTF-8 text"),
+        ("summary.json", " " * 1_000_001, r"summary.json: is damaged \(1,000,001 bytes, limit 1,000,000\)"),
+        ("baselines.json", '{"bigram": "low"}', "baselines.json: bigram is damaged, it must be a finite number"),
+        ("environment.json", '{"sessions": [3]}', "environment.json: sessions is damaged, it must be names and values"),
+        ("metrics.jsonl", "\x00\x01\n\x02", "metrics.jsonl: is damaged, it has no valid row"),
+        ("samples.jsonl", "nonsense\n", "samples.jsonl: is damaged, it has no valid row"),
+        ("tiny.yaml", "a: [", "tiny.yaml: is damaged, not valid YAML"),
+        ("tiny.yaml", "a: 2024-13-45", "tiny.yaml: is damaged, not valid YAML"),
+        ("tiny.yaml", "- 1", "tiny.yaml: is damaged, it does not contain settings"),
+        ("tiny.yaml", "{a: " * 5000, "tiny.yaml: is damaged, not valid YAML"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
+    folder = write_run(tmp_path / "run")
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    with pytest.raises(InputError, match=message):
+        read_run(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"share": "all"}, r"samples.jsonl: copied \(step 6\).share is damaged, it must be a finite number"),
+        ({"at_least": "8"}, r"copied \(step 6\).at_least is damaged, it must be an int"),
+        ({"runs": 3}, r"copied \(step 6\).runs is damaged, it must be a list"),
+        ({"runs": [{"begin": 0}]}, r"copied \(step 6\).runs is damaged, it must have places in the completion"),
+        ({"runs": [{"begin": 5, "end": 99}]}, r"copied \(step 6\).runs is damaged, it must have places"),
+        ({"runs": [{"begin": 5, "end": 3}]}, r"copied \(step 6\).runs is damaged, it must have places"),
+    ],
+)
+def test_damaged_copies_are_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    if isinstance(change.get("runs"), list) and "end" in change["runs"][0]:
+        rest = {"tokens": 9, "source": 0, "before": "", "after": ""}
+        change = {"runs": [{**rest, **change["runs"][0]}]}
+    sample = {"step": 6, "prompt": "So", "completion": " the the the", "copied": copied("") | change}
+
+    with pytest.raises(InputError, match=message):
+        read_run(write_run(tmp_path / "run", samples=[sample]))

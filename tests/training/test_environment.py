@@ -17,7 +17,7 @@ from conftest import STORY, Result
 
 from gpt_lightning.errors import InputError, memory_bytes
 from gpt_lightning.runs.folder import Run
-from gpt_lightning.runs.report_data import MAX_BYTES, read_run
+from gpt_lightning.runs.records import MAX_BYTES, read_run
 from gpt_lightning.training import fit
 from gpt_lightning.training.environment import peak_memory_bytes, processor_name
 

@@ -18,7 +18,7 @@ from conftest import STORY, Result, tiny_settings
 
 from gpt_lightning.errors import MachineError
 from gpt_lightning.evaluation.verdict import Verdict, judge
-from gpt_lightning.runs.records import read_records
+from gpt_lightning.runs.records import read_run
 from gpt_lightning.training import fit
 from gpt_lightning.training.callbacks.progress import Progress
 from gpt_lightning.training.config import ExpectedConfig
@@ -49,7 +49,7 @@ def without_minutes(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_summary_follows_from_the_tables_of_the_run(trained: Path) -> None:
-    verdict = judge(read_records(trained))
+    verdict = judge(read_run(trained))
 
     assert verdict is not None
     assert summary(trained) == verdict.to_dict()
@@ -159,6 +159,26 @@ def test_a_verdict_that_fails_is_a_warning_because_the_run_is_complete(
         f"gpt_lightning: warning: the verdict is not written: {reason}; the run is complete, `fit --resume` tries again"
     )
     assert again.out.startswith(f"verdict     {summary()['verdict'][0]}\n")
+
+
+def test_a_damaged_file_of_the_folder_is_named_instead_of_a_verdict(
+    command: Command, config: Path, trained: Path
+) -> None:
+    shutil.copytree(trained, "run")
+    Path("run/summary.json").unlink()
+    Path("run/baselines.json").write_text('{"bigram": "low"}')
+
+    refused = command("fit", "--config", config, "--run_dir", "run", "--resume")
+    Path("run/baselines.json").unlink()
+    again = command("fit", "--config", config, "--run_dir", "run", "--resume")
+
+    assert (refused.code, "verdict" in refused.out) == (0, False)
+    assert refused.err.splitlines()[-1].endswith(
+        "run/baselines.json: bigram is damaged, it must be a finite number; the run is complete, "
+        "`fit --resume` tries again"
+    )
+    assert again.out.startswith("verdict     ")
+    assert summary()["baselines"] is None
 
 
 def test_a_run_without_recorded_evaluations_has_no_verdict(command: Command, config: Path, trained: Path) -> None:

@@ -14,8 +14,7 @@ from gpt_lightning.cli.arguments import Parser, check_distinct
 from gpt_lightning.errors import InputError
 from gpt_lightning.files import check_absent
 from gpt_lightning.runs.figures import FORMATS, loss_figure, read_curve, save_figure
-from gpt_lightning.runs.folder import display_path, resolve_latest
-from gpt_lightning.runs.report_data import find_run
+from gpt_lightning.runs.folder import display_path, find_run, resolve_latest
 
 MOST_CURVES = 10  # matplotlib's number of default colours
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from gpt_lightning.cli.arguments import Parser
 from gpt_lightning.errors import InputError
 from gpt_lightning.files import check_absent
-from gpt_lightning.runs.folder import REPORT
+from gpt_lightning.runs.folder import REPORT, find_run
 from gpt_lightning.runs.html_report import write_report
-from gpt_lightning.runs.report_data import find_run, read_run
+from gpt_lightning.runs.records import read_run
 from gpt_lightning.runs.svg import MOST_RUNS
 
 

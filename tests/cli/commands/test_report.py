@@ -100,7 +100,7 @@ def test_a_damaged_file_gets_one_line_and_the_old_page_stays(runs: Path, command
     result = command("report", "runs/tiny/1")
 
     assert result.code == 2
-    assert result.error.endswith("1/summary.json: is damaged, not valid JSON; remove it to make a report without it")
+    assert result.error.endswith("1/summary.json: is damaged, not valid JSON; remove it to continue without it")
     assert (runs / "1" / "report.html").read_bytes() == page
 
 
