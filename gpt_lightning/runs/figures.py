@@ -108,13 +108,12 @@ def loss_figure(curves: Sequence[Curve]) -> Figure:
     return figure
 
 
-def bar_figure(names: Sequence[str], series: Mapping[str, Sequence[float]], title: str = "") -> Figure:
+def bar_figure(names: Sequence[str], series: Mapping[str, Sequence[float]]) -> Figure:
     """Plot the probabilities of the same tokens under several settings as grouped bars.
 
     Args:
         names: Labels of the tokens.
         series: The probability of each token, by the label of the setting.
-        title: Title of the figure.
     """
     figure = Figure(figsize=(max(5.0, 0.6 * len(names)), 3), layout="tight")
     axes = figure.add_subplot()
@@ -124,7 +123,6 @@ def bar_figure(names: Sequence[str], series: Mapping[str, Sequence[float]], titl
         axes.bar([place + offset for place in range(len(names))], probabilities, width, label=label)
     axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
     axes.set_ylabel("Probability")
-    axes.set_title(title)
     axes.legend(loc="upper right")
     return figure
 
