@@ -72,18 +72,26 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
         file.write(json.dumps(row) + "\n")
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a JSON-lines file that have an integer "step", in file order.
+def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Yield the number and the row of each line of a JSON-lines file; the row is None if the line is damaged.
 
-    Invalid lines, such as one that a killed process left incomplete, are skipped. A missing file has no rows.
+    A row is an object with an integer "step". A last line without its newline is one that a killed process left
+    incomplete: if it is damaged, it is skipped. A missing file has no lines.
     """
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+    content = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for number, line in enumerate(content.splitlines(keepends=True), start=1):
+        row = None
         with contextlib.suppress(ValueError, RecursionError):
             row = json.loads(line)
-            if isinstance(row, dict) and isinstance(row.get("step"), int):
-                rows.append(row)
-    return rows
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            yield number, row
+        elif line.endswith("\n"):
+            yield number, None
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a JSON-lines file, in file order; see `read_lines`. Damaged lines are skipped."""
+    return [row for _, row in read_lines(path) if row is not None]
 
 
 def replace_bytes(path: Path, content: bytes) -> None:

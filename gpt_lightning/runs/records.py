@@ -13,8 +13,9 @@ from typing import Any, TypeGuard
 
 import yaml
 
+from gpt_lightning.console import plural, warn
 from gpt_lightning.errors import InputError
-from gpt_lightning.files import decode_utf8, read_rows, with_filename
+from gpt_lightning.files import decode_utf8, read_lines, with_filename
 from gpt_lightning.runs.folder import BASELINES, ENVIRONMENT, SUMMARY, display_path
 
 HPARAMS = "hparams.yaml"  # TensorBoard's copy of the settings
@@ -240,11 +241,17 @@ def _read_samples(table: Path) -> list[dict[str, Any]]:
 
 
 def _read_table(path: Path, is_valid: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+    """Return the valid rows of a file, and warn of damaged lines."""
     with with_filename(path):
-        rows = read_rows(path)
-        if not rows and path.exists() and path.stat().st_size > 0 and b"\n" in path.read_bytes():
-            raise InputError(f"{path}: is damaged, it has no valid row")
-    return [row for row in rows if is_valid(row)]
+        lines = list(read_lines(path))
+    rows = [row for _, row in lines if row is not None and is_valid(row)]
+    damaged = [number for number, row in lines if row is None or not is_valid(row)]
+    if lines and not rows:
+        raise InputError(f"{path}: is damaged, it has no valid row")
+    if damaged:
+        are = "is" if len(damaged) == 1 else "are"
+        warn(f"{display_path(path)}: {plural(len(damaged), 'damaged line')} {are} skipped (first: line {damaged[0]})")
+    return rows
 
 
 def _place(row: dict[str, Any]) -> dict[str, Any]:

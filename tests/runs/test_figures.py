@@ -127,6 +127,17 @@ def test_bad_arguments_of_plot_get_one_line(command: Command, trained: Path) -> 
     assert "at most 10 runs at once, got 11" in command("plot", *[trained] * 11).error
 
 
+def test_plot_warns_of_damaged_lines(command: Command, trained: Path, in_tmp: Path) -> None:
+    lines = (trained / "metrics.jsonl").read_text().splitlines()
+    Path("table.jsonl").write_text("\n".join([lines[0], "nonsense", *lines[1:]]) + "\n")
+
+    result = command("plot", "table.jsonl", "--output", "both")
+
+    assert result.code == 0
+    assert result.err == "gpt_lightning: warning: table.jsonl: 1 damaged line is skipped (first: line 2)\n"
+    assert read_curve("table.jsonl").val == read_curve(trained).val
+
+
 def test_read_curve_keeps_the_order_and_values_of_a_table() -> None:
     curve = read_curve(REFERENCE / "verdict.jsonl")
 

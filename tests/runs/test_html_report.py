@@ -286,7 +286,9 @@ def test_a_session_that_was_killed_has_no_time(tmp_path: Path) -> None:
     assert "minutes" not in page.one("p", class_="subtitle").words  # the sum is not known
 
 
-def test_rows_of_a_killed_process_are_skipped(tmp_path: Path) -> None:
+def test_the_row_that_a_killed_process_left_incomplete_is_skipped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = write_run(tmp_path / "run")
     whole = render_report([read_run(folder)])
     for name in ("metrics.jsonl", "samples.jsonl"):
@@ -294,6 +296,7 @@ def test_rows_of_a_killed_process_are_skipped(tmp_path: Path) -> None:
             file.write('{"step": 13, "epoch": 2.5, "tokens_se')
 
     assert render_report([read_run(folder)]) == whole
+    assert capsys.readouterr().err == ""
 
 
 def test_hostile_text_appears_as_text(tmp_path: Path) -> None:

@@ -149,3 +149,35 @@ def test_damaged_copies_are_named(tmp_path: Path, change: dict[str, Any], messag
 
     with pytest.raises(InputError, match=message):
         read_run(write_run(tmp_path / "run", samples=[sample]))
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "words"),
+    [
+        ("metrics", {5: "nonsense"}, "1 damaged line is skipped (first: line 5)"),
+        ("metrics", {9: "\x00\x00", 11: '{"step": 3, "epo'}, "2 damaged lines are skipped (first: line 9)"),
+        ("metrics", {2: '{"step": 1, "train_loss": 3}', 3: "[1]"}, "2 damaged lines are skipped (first: line 2)"),
+        ("samples", {2: '{"step": 6, "prompt": "So"}'}, "1 damaged line is skipped (first: line 2)"),
+        ("samples", {3: ""}, "1 damaged line is skipped (first: line 3)"),
+    ],
+)
+def test_damaged_lines_are_skipped_with_one_warning(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    lines: dict[int, str],
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole = read_run(write_run(tmp_path / "runs" / "x" / "1"))
+    table = Path(f"runs/x/1/{name}.jsonl")
+    content = table.read_text().splitlines()
+    for number, line in lines.items():
+        content.insert(number - 1, line)
+    table.write_text("\n".join(content) + "\n")
+
+    found = read_run(Path("runs/x/1"))
+
+    assert found == whole
+    assert capsys.readouterr().err == f"gpt_lightning: warning: runs/x/1/{name}.jsonl: {words}\n"

@@ -104,6 +104,18 @@ def test_a_damaged_file_gets_one_line_and_the_old_page_stays(runs: Path, command
     assert (runs / "1" / "report.html").read_bytes() == page
 
 
+def test_damaged_lines_are_a_warning(runs: Path, command: Command) -> None:
+    with open(runs / "1" / "samples.jsonl", "a") as file:
+        file.write("nonsense\n")
+
+    result = command("report", "runs/tiny/1")
+
+    assert (result.code, result.out) == (0, "runs/tiny/1/report.html\n")
+    assert result.err == (
+        "gpt_lightning: warning: runs/tiny/1/samples.jsonl: 1 damaged line is skipped (first: line 3)\n"
+    )
+
+
 @pytest.mark.parametrize("call", ["pathlib.Path.write_bytes", "os.replace"])
 def test_a_failed_write_gets_one_line_and_leaves_nothing(
     runs: Path, command: Command, monkeypatch: pytest.MonkeyPatch, call: str
