@@ -203,11 +203,11 @@ def read_run(folder: Path) -> RunRecord:
     """
     folder = folder.absolute()
     rows = sorted(_read_metrics(folder / "metrics.jsonl"), key=lambda row: row["step"])
-    configs = sorted(path for path in folder.glob("*.yaml") if path.name != HPARAMS)
+    config = _find_config(folder)
     return RunRecord(
         path=folder,
-        settings=_read_settings(configs[0]) if configs else {},
-        config=configs[0] if configs else None,
+        settings=_read_settings(config) if config is not None else {},
+        config=config,
         steps=_steps(rows),
         evaluations=_evaluations(rows),
         samples=_read_samples(folder / "samples.jsonl"),
@@ -290,6 +290,12 @@ def _is_range(value: Any) -> TypeGuard[list[float]]:
 
 
 # ---- settings and facts
+
+
+def _find_config(folder: Path) -> Path | None:
+    """Return the YAML file with all settings: in runs/<name>/<number>, <name>.yaml; elsewhere, that written last."""
+    configs = [path for path in folder.glob("*.yaml") if path.name != HPARAMS]
+    return max(configs, key=lambda path: (path.stem == folder.parent.name, path.stat().st_mtime_ns), default=None)
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +182,19 @@ def test_damaged_lines_are_skipped_with_one_warning(
 
     assert found == whole
     assert capsys.readouterr().err == f"gpt_lightning: warning: runs/x/1/{name}.jsonl: {words}\n"
+
+
+# ---- the file of settings
+
+
+@pytest.mark.parametrize(("place", "chosen"), [("runs/tiny/1", "tiny.yaml"), ("elsewhere", "zebra.yaml")])
+def test_the_settings_are_those_of_the_run(tmp_path: Path, place: str, chosen: str) -> None:
+    folder = write_run(tmp_path / place)  # with tiny.yaml
+    for time, name in enumerate(("tiny.yaml", "another.yaml", "zebra.yaml", "hparams.yaml")):
+        (folder / name).write_text(f"from: {name}\n")
+        os.utime(folder / name, (time, time))
+
+    record = read_run(folder)
+
+    assert record.config == folder / chosen
+    assert record.settings == {"from": chosen}
