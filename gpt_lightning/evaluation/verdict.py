@@ -13,13 +13,8 @@ from typing import Any
 import numpy as np
 
 from gpt_lightning.evaluation.intervals import FEWEST, bootstrap_interval
-from gpt_lightning.runs.records import BASELINE_MODELS, EvaluationRow, RunRecord
+from gpt_lightning.runs.records import BASELINE_MODELS, EXPECTED_LOSSES, EvaluationRow, RunRecord
 
-EXPECTED = {
-    "untrained_val_loss": "untrained Val loss",
-    "best_val_loss": "best Val loss",
-    "last_train_eval_loss": "last Train loss",
-}
 EARLY = 0.5  # of the run's steps
 SMALLEST_RISE = 0.01  # of the lowest validation loss; a smaller one is no turn without an interval
 # A step is a spike if the norm of its gradient is above SPIKE times the median of the NEIGHBOURS before and after it.
@@ -122,7 +117,7 @@ def judge(
 
     Args:
         record: The run.
-        expected: Lowest and highest value by a name of `EXPECTED`; None if the config expects nothing of this run.
+        expected: Lowest and highest value by a name of `EXPECTED_LOSSES`; None if nothing is expected of this run.
         is_pretrained: Whether the run started from pretrained weights.
         is_clipped: Whether its gradients were clipped.
 
@@ -214,13 +209,11 @@ def compare(
     """Compare the losses with the ranges that the config expects."""
     if expected is None:
         return None
-    values = {"best_val_loss": best.val_loss, "last_train_eval_loss": last.train_eval_loss}
-    if untrained is not None:
-        values["untrained_val_loss"] = untrained.val_loss
+    values = (None if untrained is None else untrained.val_loss, best.val_loss, last.train_eval_loss)
     return {
-        name: Expectation(list(expected[name]), values[name], expected[name][0] <= values[name] <= expected[name][1])
-        for name in EXPECTED
-        if name in expected and name in values
+        name: Expectation(list(expected[name]), value, expected[name][0] <= value <= expected[name][1])
+        for name, value in zip(EXPECTED_LOSSES, values, strict=True)
+        if name in expected and value is not None
     }
 
 
@@ -341,7 +334,7 @@ def _describe_worth(
         yield "; ".join(parts)
     if expected:
         outside = [
-            f"{EXPECTED[name]} {one.value:.3f} is not in {one.range[0]:g} to {one.range[1]:g}"
+            f"{EXPECTED_LOSSES[name]} {one.value:.3f} is not in {one.range[0]:g} to {one.range[1]:g}"
             for name, one in expected.items()
             if not one.inside
         ]

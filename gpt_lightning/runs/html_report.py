@@ -20,7 +20,7 @@ from gpt_lightning.runs.charts import (
     metric_chart,
     shared_baselines,
 )
-from gpt_lightning.runs.records import EvaluationRow, RunRecord, is_finite
+from gpt_lightning.runs.records import EXPECTED_LOSSES, EvaluationRow, RunRecord, is_finite
 from gpt_lightning.runs.sample_text import choose_samples, clean, describe_sample
 
 if TYPE_CHECKING:
@@ -36,11 +36,6 @@ METRICS = {
     "learning_rate": "Learning rate",
     "gradient_norm": "Gradient norm",
     "tokens_per_second": "Tokens per second",
-}
-EXPECTED_NAMES = {
-    "untrained_val_loss": "untrained, validation",
-    "best_val_loss": "best, validation",
-    "last_train_eval_loss": "last, training",
 }
 
 
@@ -185,7 +180,7 @@ def describe_expected(record: RunRecord) -> list[dict[str, Any]]:
     for name, (low, high) in record.expected_ranges.items():
         value = ((record.summary.get("expected") or {}).get(name) or {}).get("value")
         is_inside = None if value is None else low <= value <= high
-        rows.append({"name": EXPECTED_NAMES[name], "low": low, "high": high, "value": value, "is_inside": is_inside})
+        rows.append({"name": EXPECTED_LOSSES[name], "low": low, "high": high, "value": value, "is_inside": is_inside})
     return rows
 
 

@@ -21,7 +21,11 @@ from gpt_lightning.runs.folder import BASELINES, ENVIRONMENT, SUMMARY, display_p
 HPARAMS = "hparams.yaml"  # TensorBoard's copy of the settings
 MAX_BYTES = 1_000_000  # of a file of settings or facts
 BASELINE_MODELS = ("uniform", "unigram", "bigram", "trigram")  # in baselines.json, beside numbers of tokens
-EXPECTED_LOSSES = ("untrained_val_loss", "best_val_loss", "last_train_eval_loss")
+EXPECTED_LOSSES = {  # that a config may expect ranges of: what they are called
+    "untrained_val_loss": "untrained Val loss",
+    "best_val_loss": "best Val loss",
+    "last_train_eval_loss": "last Train loss",
+}
 
 NUMBER = (int, float)
 # The parts of each file that are used. Any of them may be missing or null.

@@ -8,6 +8,7 @@ from typing import Any
 
 from gpt_lightning.inference.sampling import SamplingConfig
 from gpt_lightning.models.config import GPTConfig
+from gpt_lightning.runs.records import EXPECTED_LOSSES
 from gpt_lightning.training.optimizers import OptimizerConfig
 from gpt_lightning.validation import require, require_integer, require_number
 
@@ -93,8 +94,7 @@ class ExpectedConfig:
     @property
     def ranges(self) -> dict[str, list[float]]:
         """The ranges that are set, by name."""
-        names = ("untrained_val_loss", "best_val_loss", "last_train_eval_loss")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return {name: getattr(self, name) for name in EXPECTED_LOSSES if getattr(self, name) is not None}
 
     def applies_to(self, sha256: str, steps: int, parameters: int) -> bool:
         """Return whether the ranges are those of a run on this text and of this size."""

@@ -82,7 +82,7 @@ def test_the_numbers_of_every_evaluation_are_in_a_folded_table(tmp_path: Path) -
         ["12", "2.00", "1,200", "1.125", "5.700"],
     ]
     ranges = losses.one("div", class_="scroll ranges")
-    assert cells(ranges) == [["loss", "expected", "reached", ""], ["best, validation", "4 to 4.5", "4.200", "✓ inside"]]
+    assert cells(ranges) == [["loss", "expected", "reached", ""], ["best Val loss", "4 to 4.5", "4.200", "✓ inside"]]
 
 
 def test_the_curves_have_the_values_of_the_files(tmp_path: Path) -> None:
@@ -501,7 +501,7 @@ def test_expected_ranges_come_from_the_summary_else_from_the_settings(tmp_path: 
     assert going_on.expected_ranges == {"untrained_val_loss": (5.0, 6.0), "best_val_loss": (3.0, 4.0)}
     assert changed.expected_ranges == {}  # the command line dropped the checksum
     rows = cells(section(report(tmp_path / "going_on"), "losses").all("table")[0])
-    assert ["untrained, validation", "5 to 6", NOTHING, "not yet known"] in rows
+    assert ["untrained Val loss", "5 to 6", NOTHING, "not yet known"] in rows
 
 
 @pytest.mark.parametrize(("steps", "word"), [(6, "memorizes"), (0, "rises")])
@@ -516,7 +516,7 @@ def test_a_value_outside_of_its_range_is_said_in_words(tmp_path: Path) -> None:
     summary = {"expected": {"best_val_loss": {"range": [1.0, 2.0], "value": 4.2, "inside": False}}}
     losses = section(report(write_run(tmp_path / "run", summary=summary)), "losses")
 
-    assert ["best, validation", "1 to 2", "4.200", "✗ outside"] in cells(losses.all("table")[0])
+    assert ["best Val loss", "1 to 2", "4.200", "✗ outside"] in cells(losses.all("table")[0])
 
 
 def test_paths_that_lead_to_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
