@@ -308,13 +308,16 @@ def _describe_turn(best: Losses, last: Losses, turn: Turn, *, is_alone: bool) ->
 
 
 def _describe_gap(best: Losses, last: Losses, memorizing_steps: int, copied: float | None) -> str:
-    at_last = last.val_loss - last.train_eval_loss
+    gap = last.val_loss - last.train_eval_loss
     if memorizing_steps:
-        fall = f"Train loss fell from {best.train_eval_loss:.3f} to {last.train_eval_loss:.3f}"
-        text = f"the last {memorizing_steps} steps memorized: {fall}, {at_last:.3f} below Val loss"
+        text = (
+            f"the last {memorizing_steps} steps memorized: Train loss fell from {best.train_eval_loss:.3f} to "
+            f"{last.train_eval_loss:.3f}, Val loss rose from {best.val_loss:.3f} to {last.val_loss:.3f}, "
+            f"a gap of {gap:.3f}"
+        )
     else:
-        side = "below" if at_last >= 0 else "above"
-        text = f"Train loss was {last.train_eval_loss:.3f} at the end, {abs(at_last):.3f} {side} Val loss"
+        difference = f"a gap of {gap:.3f}" if gap >= 0 else f"lower by {-gap:.3f}"
+        text = f"Train loss ended at {last.train_eval_loss:.3f}, Val loss at {last.val_loss:.3f}, {difference}"
     return text if copied is None else f"{text}; {100 * copied:.0f} % of the tokens of the last samples are copied"
 
 
@@ -324,14 +327,16 @@ def _describe_worth(
     """Yield a line about the baselines and one about the expected ranges, if there are any."""
     parts: list[str] = []
     for word, is_beaten in (("better", True), ("worse", False)):
-        names = [
-            name for name in BASELINE_MODELS if name in baselines and (best.val_loss < baselines[name]) == is_beaten
+        named = [
+            f"{name} ({baselines[name]:.3f})"
+            for name in BASELINE_MODELS
+            if name in baselines and (best.val_loss < baselines[name]) == is_beaten
         ]
-        if names:
-            than = "" if parts else " than counting"
-            parts.append(f"{word}{than}: " + ", ".join(f"{name} {baselines[name]:.3f}" for name in names))
+        if named:
+            models = "" if parts else "the counting models " if len(named) > 1 else "the counting model "
+            parts.append(f"{word} than {models}{_enumerate(named)}")
     if parts:
-        yield "; ".join(parts)
+        yield f"Val loss {best.val_loss:.3f} is {', '.join(parts)}"
     if expected:
         outside = [
             f"{EXPECTED_LOSSES[name]} {one.value:.3f} is not in {one.range[0]:g} to {one.range[1]:g}"
@@ -339,3 +344,8 @@ def _describe_worth(
             if not one.inside
         ]
         yield "; ".join(outside) if outside else "losses as expected of this config"
+
+
+def _enumerate(words: Sequence[str]) -> str:
+    """Return words as in a sentence: a, b and c."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))

@@ -126,7 +126,7 @@ def test_a_training_loss_above_the_validation_loss_is_not_memorization() -> None
     found = verdict_of(rows)
 
     assert (found.turn.step, found.memorizing_steps) == (20, 0)
-    assert found.verdict[1].startswith("Train loss was 8.700 at the end, 3.500 above Val loss")
+    assert found.verdict[1].startswith("Train loss ended at 8.700, Val loss at 5.200, lower by 3.500")
 
 
 @pytest.mark.parametrize("windows", [0, 15])  # too few, and others than those of the lowest loss
@@ -161,7 +161,7 @@ def test_steps_after_the_turn_memorize_only_if_the_training_loss_falls() -> None
     found = verdict_of(evaluations(TURNED, train=[9.0, 6.0, 5.0, 5.1]))
 
     assert (found.turn.step, found.memorizing_steps) == (20, 0)
-    assert found.verdict[1] == "Train loss was 5.100 at the end, 0.100 below Val loss"
+    assert found.verdict[1] == "Train loss ended at 5.100, Val loss at 5.200, a gap of 0.100"
     assert found.advice == "lower model.learning_rate: Train loss rose as well"
 
 
@@ -188,15 +188,35 @@ def test_the_verdict_of_a_run_that_memorizes_in_words() -> None:
     assert found.verdict == [
         "Val loss was lowest, 6.000, at step 20 of 30 (epoch 1.0); the last, 7.000, is higher by 1.000 "
         "(too few validation windows to say how sure that is)",
-        "the last 10 steps memorized: Train loss fell from 2.250 to 1.125, 5.875 below Val loss; "
-        "84 % of the tokens of the last samples are copied",
-        "better than counting: uniform 10.825, unigram 6.652; worse: bigram 5.819, trigram 5.947",
+        "the last 10 steps memorized: Train loss fell from 2.250 to 1.125, Val loss rose from 6.000 to 7.000, "
+        "a gap of 5.875; 84 % of the tokens of the last samples are copied",
+        "Val loss 6.000 is better than the counting models uniform (10.825) and unigram (6.652), "
+        "worse than bigram (5.819) and trigram (5.947)",
         "losses as expected of this config",
     ]
     assert found.advice == (
         "use more text, a smaller model, or GPT-2's weights (import, init_from): "
         "counting pairs of tokens predicts this text better"
     )
+
+
+@pytest.mark.parametrize(
+    ("baselines", "words"),
+    [
+        ({"uniform": 5.1}, "Val loss 5.000 is better than the counting model uniform (5.100)"),
+        (
+            {"bigram": 4.0, "trigram": 3.0},
+            "Val loss 5.000 is worse than the counting models bigram (4.000) and trigram (3.000)",
+        ),
+        (
+            {"uniform": 9.0, "unigram": 8.0, "bigram": 7.0, "trigram": 5.0},
+            "Val loss 5.000 is better than the counting models uniform (9.000), unigram (8.000) and bigram (7.000), "
+            "worse than trigram (5.000)",
+        ),
+    ],
+)
+def test_the_baselines_in_words(baselines: dict[str, float], words: str) -> None:
+    assert verdict_of(evaluations(TURNED), baselines=baselines).verdict[2:] == [words]
 
 
 def test_losses_outside_of_their_ranges_are_named() -> None:

@@ -83,7 +83,10 @@ def test_baselines_and_copied_tokens_of_the_folder_are_part_of_it(
     assert result.code == 0
     assert summary()["baselines"] == {"uniform": 5.549, "unigram": 3.0, "bigram": 2.0}
     assert summary()["copied"] == 0.25
-    assert "            better than counting: uniform 5.549; worse: unigram 3.000, bigram 2.000\n" in result.out
+    assert (
+        " is better than the counting model uniform (5.549), worse than unigram (3.000) and bigram (2.000)\n"
+        in result.out
+    )
     assert "; 25 % of the tokens of the last samples are copied\n" in result.out
 
 
