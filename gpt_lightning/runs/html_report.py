@@ -99,7 +99,7 @@ def describe_run(number: int, count: int, record: RunRecord, label: str) -> dict
         "subtitle": describe_size(record),
         "verdict": record.summary.get("verdict") or derive_verdict(record),
         "advice": record.summary.get("advice"),
-        "is_summarized": bool(record.summary),
+        "end": None if record.summary else describe_end(record),
         "tiles": describe_results(record),
         "copied": record.copied,
         "best": record.best,
@@ -136,6 +136,19 @@ def derive_verdict(record: RunRecord) -> list[str]:
         f"The last evaluation, at step {last.step:,}: training loss {last.train_eval_loss:.3f}, "
         f"validation loss {last.val_loss:.3f}.",
     ]
+
+
+def describe_end(record: RunRecord) -> str:
+    """Return what a run folder without summary.json says about the end of the run."""
+    sessions = record.environment.get("sessions")
+    if not sessions:
+        return "There is no summary.json: the run has not finished, or an older version made it."
+    step, error = ((sessions[-1] or {}).get(name) for name in ("to_step", "error"))
+    if step is None:
+        return "The run has not finished: it is under way, or its process was killed."
+    if error:
+        return f"The run has not finished: its last process ended after step {step:,} ({error})."
+    return f"There is no summary.json, which has the verdict; the last process ended after step {step:,}."
 
 
 def describe_size(record: RunRecord) -> str:
@@ -290,6 +303,8 @@ def describe_session(session: dict[str, Any]) -> list[tuple[str, str]]:
         facts.append(("started", session["started"]))
     if begin is not None:
         facts.append(("steps", f"{begin:,} to {end:,}" if end is not None else f"from {begin:,}"))
+    if session.get("error"):
+        facts.append(("ended by", session["error"]))
     unknown = "not recorded: the process was killed, or is running"
     facts.append(("time", unknown if minutes is None else f"{minutes:.2f} minutes"))
     facts += [(name, session[name]) for name in ("device", "processor", "platform") if session.get(name)]

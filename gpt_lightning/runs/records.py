@@ -44,7 +44,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "defaults": {},
         "sessions": [
             {
-                **dict.fromkeys(("started", "device", "processor", "platform"), str),
+                **dict.fromkeys(("started", "device", "processor", "platform", "error"), str),
                 **dict.fromkeys(("from_step", "to_step", "processes", "cores"), int),
                 **dict.fromkeys(("minutes", "memory_bytes", "peak_memory_bytes"), NUMBER),
                 "versions": {},

@@ -1,7 +1,7 @@
 """environment.json in the run folder: the text, the machine, the versions, the time and the memory of a run.
 
-Each process that trains the run adds an entry to `sessions` when training starts, and completes it when training ends.
-Of many, the first and the last 99 are kept.
+Each process that trains the run adds an entry to `sessions` when training starts, and completes it when training ends,
+with the error if one ended it. Of many, the first and the last 99 are kept.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lightning.pytorch import Trainer
 from gpt_lightning.checkpoints.metadata import installed_versions
 from gpt_lightning.console import warn
 from gpt_lightning.data.datamodule import TextDataModule
-from gpt_lightning.errors import InputError, MachineError, memory_bytes
+from gpt_lightning.errors import InputError, MachineError, Stopped, Terminated, describe_expected, memory_bytes
 from gpt_lightning.files import replace_bytes
 from gpt_lightning.runs.folder import ENVIRONMENT, Run
 from gpt_lightning.runs.records import read_facts
@@ -34,6 +34,7 @@ from gpt_lightning.training.config import RunConfig
 from gpt_lightning.training.resume import RunPlan
 from gpt_lightning.training.steps import Steps
 
+MOST_OF_AN_ERROR = 1000  # characters
 LAST_SESSIONS = 99  # kept beside the first one; the file must stay below records.MAX_BYTES
 
 
@@ -82,6 +83,9 @@ def recorded(
     _write(path, facts)
     try:
         yield
+    except BaseException as error:
+        session["error"] = describe_error(error)
+        raise
     finally:
         # 0 if the run failed before it restored its checkpoint
         session["to_step"] = max(session["from_step"], trainer.global_step)
@@ -91,6 +95,16 @@ def recorded(
             _write(path, facts)
         except (InputError, MachineError) as error:  # the folder was deleted, the disk is full
             warn(f"{error}; the time and memory of the run are not recorded")
+
+
+def describe_error(error: BaseException) -> str:
+    """Describe in one line what ended a training early."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(error, (Stopped, Terminated)):
+        return str(error)
+    known = describe_expected(error)
+    return " ".join((known[0] if known is not None else f"internal error: {error!r}").split())[:MOST_OF_AN_ERROR]
 
 
 def previous_sessions(path: Path) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from html import escape
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -248,7 +249,9 @@ def test_every_file_may_be_missing(tmp_path: Path, name: str) -> None:
     page = report(write_run(tmp_path / "run", **{name: None}))
 
     words = page.one("main").words
-    assert ("There is no summary.json" in words) == (name == "summary")
+    assert ("There is no summary.json, which has the verdict; the last process ended after step 12." in words) == (
+        name == "summary"
+    )
     assert ("There is no evaluation yet." in words) == (name == "metrics")
     assert ("There are no samples." in words) == (name == "samples")
     assert ("does not say what the defaults were" in words) == (name == "environment")
@@ -272,8 +275,37 @@ def test_a_run_without_summary_says_what_its_losses_say(tmp_path: Path) -> None:
     assert [one.words for one in lines] == [
         "The best validation loss is 4.200 nats per token, at step 6.",
         "The last evaluation, at step 12: training loss 1.125, validation loss 5.700.",
-        "There is no summary.json: the run has not ended, or an older version made it.",
+        "There is no summary.json, which has the verdict; the last process ended after step 12.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("sessions", "words"),
+    [
+        (None, "There is no summary.json: the run has not finished, or an older version made it."),
+        ([], "There is no summary.json: the run has not finished, or an older version made it."),
+        ([{"from_step": 0}], "The run has not finished: it is under way, or its process was killed."),
+        (
+            [{"from_step": 0, "to_step": 6, "error": "interrupted"}, {"from_step": 6}],
+            "The run has not finished: it is under way, or its process was killed.",
+        ),
+        (
+            [{"from_step": 0, "to_step": 1200, "error": "non-finite <loss>"}],
+            "The run has not finished: its last process ended after step 1,200 (non-finite <loss>).",
+        ),
+    ],
+)
+def test_a_run_without_summary_says_how_it_ended(
+    tmp_path: Path, sessions: list[dict[str, Any]] | None, words: str
+) -> None:
+    environment = None if sessions is None else {"sessions": sessions}
+    page = report(write_run(tmp_path / "run", environment=environment, summary=None))
+    both = report(tmp_path / "run", write_run(tmp_path / "other"))
+
+    assert section(page, "verdict").all("p", class_="note")[0].words == words
+    assert [one.words for one in section(both, "results").all("p", class_="note")] == [words]
+    ended = [one.words for one in page.all("dd") if one.words in ("interrupted", "non-finite <loss>")]
+    assert ended == [one["error"] for one in sessions or [] if "error" in one]
 
 
 def test_a_session_that_was_killed_has_no_time(tmp_path: Path) -> None:

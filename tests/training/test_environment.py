@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import platform
@@ -15,11 +16,11 @@ import torch
 import yaml
 from conftest import STORY, Result
 
-from gpt_lightning.errors import InputError, memory_bytes
+from gpt_lightning.errors import DivergedError, InputError, MachineError, Stopped, Terminated, memory_bytes
 from gpt_lightning.runs.folder import Run
 from gpt_lightning.runs.records import MAX_BYTES, read_run
 from gpt_lightning.training import fit
-from gpt_lightning.training.environment import peak_memory_bytes, processor_name
+from gpt_lightning.training.environment import describe_error, peak_memory_bytes, processor_name
 
 Command = Callable[..., Result]
 draw_report = fit.draw_report  # before a fixture replaces it
@@ -76,10 +77,41 @@ def test_a_resumed_run_has_the_sessions_of_both_processes(
 
     sessions = read_facts(Path("run"))["sessions"]
     assert [one["from_step"] for one in sessions] == [0, 4, 4]
+    assert [one.get("error") for one in sessions] == [None, "interrupted", None]
     assert (sessions[0]["to_step"], sessions[2]["to_step"]) == (4, 9)
     assert sessions[0] == first["sessions"][0]
     assert all(one["minutes"] >= 0 for one in sessions)
     assert read_facts(Path("run"))["defaults"] == first["defaults"]  # not the checkpoint's settings
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (DivergedError("non-finite\nloss"), "non-finite loss"),
+        (Stopped(15), "stopped by signal 15"),
+        (Terminated(1), "terminated by signal 1"),
+        (KeyboardInterrupt(), "interrupted"),
+        (FileNotFoundError(2, "No such file", "x.txt"), "x.txt: no such file"),
+        (KeyError("a"), "internal error: KeyError('a')"),
+        (MachineError("a" * 2000), "a" * 1000),
+    ],
+)
+def test_an_error_that_ended_a_process_is_described_in_one_line(error: BaseException, words: str) -> None:
+    assert describe_error(error) == words
+
+
+def test_the_report_of_a_diverged_run_says_so(command: Command, config: Path) -> None:
+    diverging = ("fit", "--config", config, "--run_dir", "run", "--model.learning_rate=1e12", "--evaluate_every=1")
+
+    failed = command(*diverging)
+    told = command("report", "run")
+
+    assert (failed.code, told.code) == (3, 0)
+    assert failed.error.startswith("non-finite ")
+    session = read_facts(Path("run"))["sessions"][0]
+    assert session["error"] == failed.error
+    words = f"The run has not finished: its last process ended after step {session['to_step']} ({failed.error})."
+    assert words in html.unescape(Path("run/report.html").read_text(encoding="utf-8"))
 
 
 def test_of_many_sessions_the_first_and_the_last_99_are_kept(command: Command, config: Path) -> None:
