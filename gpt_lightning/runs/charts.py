@@ -94,9 +94,17 @@ def shorten(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[:half]}\u2026{text[-half:]}"
 
 
+def differing_tokenizers(records: Sequence[RunRecord]) -> list[str]:
+    """Return the tokenizers of runs, sorted, if they differ, so that losses per token cannot be compared."""
+    known = {str(record.settings["data.tokenizer"]) for record in records if record.settings.get("data.tokenizer")}
+    return sorted(known) if len(known) > 1 else []
+
+
 def shared_baselines(records: Sequence[RunRecord]) -> dict[str, float]:
-    """Return the baselines of runs if all that have any have the same ones."""
+    """Return the baselines of runs of one tokenizer if all that have any have the same ones."""
     known = []
+    if differing_tokenizers(records):
+        return {}
     for record in records:
         known += [record.baseline_losses] if record.baseline_losses else []
     return known[0] if known and all(one == known[0] for one in known) else {}

@@ -16,6 +16,7 @@ from gpt_lightning.console import PROGRAM, format_bytes
 from gpt_lightning.files import load_template, replace_bytes
 from gpt_lightning.runs.charts import (
     by_tokens,
+    differing_tokenizers,
     loss_chart,
     metric_chart,
     shared_baselines,
@@ -61,6 +62,7 @@ def render_report(records: Sequence[RunRecord]) -> str:
         "title": labels[0] if len(records) == 1 else f"{len(records)} runs",
         "runs": [describe_run(i, len(records), *one) for i, one in enumerate(zip(records, labels, strict=True))],
         "losses": draw_losses(records, labels),
+        "tokenizers": differing_tokenizers(records),
         "has_baselines": bool(shared_baselines(records)),
         "metrics": draw_metrics(records),
         "has_copies": any(row.get("copied") for record in records for row in record.samples),

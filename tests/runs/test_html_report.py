@@ -502,6 +502,28 @@ def test_runs_with_other_steps_are_compared_by_tokens(tmp_path: Path) -> None:
     assert loss_chart([small, twin], ["a", "b"], 1000, 420).axes.get_xlabel() == "optimizer steps"
 
 
+def test_losses_of_other_tokenizers_are_not_compared(tmp_path: Path) -> None:
+    names = ("bytes", "gpt2", "gpt2")
+    folders = [
+        write_run(
+            tmp_path / str(number), settings={"data": {"tokenizer": name}}, baselines=None if number else BASELINES
+        )
+        for number, name in enumerate(names)
+    ]
+
+    other, same = report(*folders[:2]), report(*folders[1:])
+
+    (warning,) = section(other, "losses").all("p", class_="warning")
+    assert warning.words == (
+        "The tokenizers of these runs differ (bytes, gpt2), so their losses per token cannot be compared. "
+        "The command evaluate compares bits per byte."
+    )
+    assert not section(same, "losses").all("p", class_="warning")
+    assert [len(section(page, "results").all("tr", class_="best")) for page in (other, same)] == [0, 2]
+    assert not [label for label in other.one("div", class_="wide").all("text") if "gram" in label.words]
+    assert not report(folders[0]).all("p", class_="warning")
+
+
 def test_the_axis_at_the_top_has_tokens_at_their_steps(tmp_path: Path) -> None:
     rows = metrics()
     for row in rows:
