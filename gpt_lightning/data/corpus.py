@@ -164,7 +164,7 @@ def open_corpus(
         InputError: The source is missing or not a text.
         MachineError: The source cannot be read, downloaded or cached.
     """
-    source, url = find_source(source, url, fallback)
+    source, url = find_source(source, url, fallback, setting=setting)
     if is_documents(source):
         return DocumentsCorpus(Path(source).absolute(), url, prepare(source, tokenizer.name, clean, cache_dir))
     if os.path.isfile(source) and os.path.getsize(source) > LARGE_BYTES:

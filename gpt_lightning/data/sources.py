@@ -33,7 +33,9 @@ def short_name(path: str | Path) -> str:
     return str(path) if str(path).startswith(DATASET) else os.path.basename(path)
 
 
-def find_source(source: str, url: str | None = None, fallback: str | None = None) -> tuple[str, str | None]:
+def find_source(
+    source: str, url: str | None = None, fallback: str | None = None, *, setting: str = "data.text"
+) -> tuple[str, str | None]:
     """Look for a text at its path, in the folder `GPT_LIGHTNING_DATA` and in the package, then download it.
 
     Args:
@@ -41,6 +43,7 @@ def find_source(source: str, url: str | None = None, fallback: str | None = None
         url: URL to download the file from, see `parse_url`. If it has a checksum, files in `GPT_LIGHTNING_DATA` and
             downloads must match it; a file at `source` that does not match is used with a warning.
         fallback: File to use, with a warning, if the text cannot be found or downloaded.
+        setting: Name of the setting in error messages.
 
     Returns:
         The path of the text, and `url` if the text is the one that it names, else None.
@@ -50,9 +53,9 @@ def find_source(source: str, url: str | None = None, fallback: str | None = None
         MachineError: The file cannot be read or downloaded, and there is no fallback.
     """
     if "://" in source:
-        raise InputError(
-            f"{source}: data.text must be a file; give the address as data.url and a file name as data.text"
-        )
+        is_setting = setting == "data.text"
+        remedy = "give the address as data.url and a file name as data.text" if is_setting else "download it first"
+        raise InputError(f"{source}: {setting} must be a file; {remedy}")
     address, sha256 = (None, None) if url is None else parse_url(url)
     if source.startswith(DATASET) or os.path.exists(source) or glob.has_magic(source):
         if sha256 is None or not os.path.isfile(source) or sha256_of(source) == sha256:

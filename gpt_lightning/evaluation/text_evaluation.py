@@ -15,7 +15,7 @@ from gpt_lightning.checkpoints.loading import LoadedCheckpoint
 from gpt_lightning.data.tokenizer import Tokenizer, load_tokenizer
 from gpt_lightning.data.windows import Windows
 from gpt_lightning.errors import InputError
-from gpt_lightning.evaluation.baselines import measure_baselines
+from gpt_lightning.evaluation.baselines import MOST_TRAINING_TOKENS, measure_baselines
 from gpt_lightning.evaluation.compression import MOST_BYTES, compressed_bits_per_byte
 from gpt_lightning.evaluation.copy_finder import CopyFinder, count_copied
 from gpt_lightning.evaluation.perplexity import TextScores, WindowScores, score_windows, summarize
@@ -37,12 +37,14 @@ class PublishedLoss:
         config: Name of the config.
         sha256: Checksum of its text.
         data: Its settings `data.*`; `SPLIT_SETTINGS` that it lacks are None.
+        parameters: Parameters of its model.
         best_val_loss: Lowest and highest best validation loss that it expects, in nats per token.
     """
 
     config: str
     sha256: str
     data: dict[str, Any]
+    parameters: int
     best_val_loss: list[float]
 
     def is_comparable(self, checkpoint: LoadedCheckpoint) -> bool:
@@ -71,8 +73,10 @@ class TextEvaluation:
         scores: Their sums.
         baselines: Losses in nats per token (uniform, unigram, bigram, trigram), and compressed sizes in bits per byte
             (gzip, xz, gzip_given_training, xz_given_training); None where the training text is not there.
+        training_tokens: Number of training tokens, of which the baselines count the first `MOST_TRAINING_TOKENS`; None
+            likewise.
         overlap: Share of the tokens in runs of at least 50 tokens that the training text contains; None likewise.
-        expected: Lowest and highest validation loss that published configs expect on this text, by their names.
+        published: The losses that models of packaged configs reach on the same split.
         missing: Why the training text is not there.
     """
 
@@ -85,12 +89,14 @@ class TextEvaluation:
     window_scores: WindowScores
     scores: TextScores
     baselines: Counted
+    training_tokens: int | None
     overlap: float | None
-    expected: dict[str, list[float]]
+    published: list[PublishedLoss]
     missing: str | None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row that `evaluate --json` prints."""
+        counted = None if self.training_tokens is None else min(self.training_tokens, MOST_TRAINING_TOKENS)
         return {
             "checkpoint": self.checkpoint,
             "text": self.text,
@@ -98,9 +104,9 @@ class TextEvaluation:
             **asdict(self.scores),
             "context_length": self.context_length,
             "stride": self.stride,
-            "baselines": self.baselines,
+            "baselines": {**self.baselines, "training_tokens": counted},
             "overlap": self.overlap,
-            "expected": self.expected,
+            "expected": {one.config: one.best_val_loss for one in self.published},
         }
 
 
@@ -141,7 +147,10 @@ def _evaluate(
     tokenizer = load_tokenizer(checkpoint.tokenizer)
     training_ids: NDArray[Any] | None
     if path is None:
-        own = own_splits(checkpoint.content, checkpoint.name)
+        try:
+            own = own_splits(checkpoint.content, checkpoint.name)
+        except InputError as error:
+            raise InputError(f"{error}; --text evaluates another text") from None
         name, part, training_ids, missing = own.name, own.val, own.train.token_ids, None
     else:
         corpus = open_text(checkpoint.content, path, "--text")
@@ -173,8 +182,9 @@ def _evaluate(
         window_scores,
         summarize(window_scores),
         counted[key],
+        None if training_ids is None else len(training_ids),
         None if training_ids is None else _overlap(training_ids, part.token_ids),
-        {one.config: one.best_val_loss for one in published if uses_own and one.is_comparable(checkpoint)},
+        [one for one in published if uses_own and one.is_comparable(checkpoint)],
         missing,
     )
 

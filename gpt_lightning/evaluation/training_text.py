@@ -44,7 +44,7 @@ def check_val_fingerprint(
         hint: Text to append to the message.
     """
     if sha256 != checkpoint["gpt_lightning"]["text"]["val_sha256"]:
-        raise InputError(f"{val_text}: is not the data.val_text that {name} was evaluated on{hint}")
+        raise InputError(f"{val_text}: is not the validation text that {name} was evaluated on{hint}")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class OwnSplits:
     val: Part
 
 
-def open_text(checkpoint: dict[str, Any], source: str, setting: str = "data.text") -> Corpus:
+def open_text(checkpoint: dict[str, Any], source: str, setting: str) -> Corpus:
     """Open a text with the tokenizer and the cleaning of a checkpoint.
 
     A file is looked up at its path and in the folder `GPT_LIGHTNING_DATA`; `data.url` is not used. A dataset (hf:) is
@@ -71,7 +71,7 @@ def open_text(checkpoint: dict[str, Any], source: str, setting: str = "data.text
     Args:
         checkpoint: The checkpoint's content.
         source: A file, folder, glob or dataset, see `open_corpus`.
-        setting: Name of the setting or option in error messages.
+        setting: What error messages call the text.
 
     Raises:
         InputError: The text is missing or not a text.
@@ -101,7 +101,7 @@ def open_training_text(checkpoint: dict[str, Any], name: str) -> Corpus:
     source = checkpoint["datamodule_hyper_parameters"].get("text")
     if not isinstance(source, str) or not source:
         raise InputError(f"{name}: does not say what text it was trained on")
-    corpus = open_text(checkpoint, source)
+    corpus = open_text(checkpoint, source, f"the training text of {name}")
     check_fingerprint(corpus, checkpoint, name)
     return corpus
 
@@ -135,6 +135,6 @@ def own_splits(checkpoint: dict[str, Any], name: str) -> OwnSplits:
     settings, corpus = checkpoint["datamodule_hyper_parameters"], open_training_text(checkpoint, name)
     if settings.get("val_text") is None:
         return OwnSplits(f"validation split of {corpus.name}", *corpus.split(settings.get("train_ratio")))
-    other = open_text(checkpoint, settings["val_text"], "data.val_text")
+    other = open_text(checkpoint, settings["val_text"], f"the validation text of {name}")
     check_val_fingerprint(settings["val_text"], other.sha256, checkpoint, name)
     return OwnSplits(f"all of {other.name}", corpus.whole(), other.whole())

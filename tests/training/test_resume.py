@@ -38,7 +38,7 @@ def test_a_run_keeps_its_validation_text_by_path_and_content(command: Command, c
     assert "over 2,944 tokens in 46 windows of 64; 55 trailing tokens are unused\n" in shown.out
     assert "over 2,944 tokens" in limited.out  # 46 windows are one batch of 56
     assert other.code == 2
-    assert "val.txt: is not the data.val_text that run/checkpoints/last.ckpt was evaluated on" in other.error
+    assert "val.txt: is not the validation text that run/checkpoints/last.ckpt was evaluated on" in other.error
 
 
 def test_resuming_with_another_text_in_the_yaml_warns(command: Command, config: Path) -> None:

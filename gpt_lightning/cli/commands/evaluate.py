@@ -18,6 +18,7 @@ from gpt_lightning.cli.arguments import Parser, check_distinct
 from gpt_lightning.cli.config_files import packaged_configs, read_config
 from gpt_lightning.cli.options import TRAINER_HELP
 from gpt_lightning.console import table, warn
+from gpt_lightning.evaluation.baselines import MOST_TRAINING_TOKENS
 from gpt_lightning.evaluation.intervals import FEWEST
 from gpt_lightning.evaluation.perplexity import Interval, difference
 from gpt_lightning.evaluation.text_evaluation import OVERLAP_TOKENS, PublishedLoss, TextEvaluation, evaluate_texts
@@ -69,13 +70,14 @@ def check_stride(stride: int | None, checkpoints: list[LoadedCheckpoint]) -> Non
 
 
 def published_losses() -> list[PublishedLoss]:
-    """Return the validation losses that the packaged configs expect."""
+    """Return the best validation losses that the models of the packaged configs reach."""
     losses = []
     for name, path in packaged_configs().items():
         config, _ = read_config(str(path))
         expected = config.get("expected") or {}
         if "best_val_loss" in expected:
-            losses.append(PublishedLoss(name, expected["sha256"], config["data"], expected["best_val_loss"]))
+            known = expected["sha256"], config["data"], expected["parameters"], expected["best_val_loss"]
+            losses.append(PublishedLoss(name, *known))
     return losses
 
 
@@ -102,6 +104,11 @@ def describe(results: list[TextEvaluation]) -> str:
     if len({one.tokenizer for one in results}) > 1:
         lines.append("  The tokenizers differ: compare bits per byte, not losses per token.")
     lines += [compare(first, other) for other in results[1:] if is_paired(first, other)]
+    lines += [
+        f"  Unigram, bigram and trigram count the first {MOST_TRAINING_TOKENS:,} of {tokens:,} training tokens."
+        for tokens in dict.fromkeys(one.training_tokens for one in results)
+        if tokens is not None and tokens > MOST_TRAINING_TOKENS
+    ]
     for one in results:
         if one.overlap is not None:
             lines.append(
@@ -131,13 +138,14 @@ def show(value: float, interval: Interval | None, form: str) -> str:
 
 
 def published_rows(result: TextEvaluation) -> list[list[str]]:
-    """Return the rows of the losses that configs expect on the same text."""
+    """Return the rows of the best losses that the models of packaged configs reach on the same split."""
     rows = []
-    for name, losses in result.expected.items():
+    for one in result.published:
+        losses = one.best_val_loss
         bits = bits_of(result, losses)
-        columns = (losses, ".3g"), (map(perplexity, losses), ",.0f"), *((one, ".2f") for one in bits)
+        columns = (losses, ".3g"), (map(perplexity, losses), ",.0f"), *((values, ".2f") for values in bits)
         texts = [" to ".join(f"{value:{form}}" for value in values) for values, form in columns]
-        rows.append([f"  expected of {name}.yaml", "", *texts, ""])
+        rows.append([f"  best of {one.config}.yaml ({one.parameters:,} parameters)", "", *texts, ""])
     return rows
 
 

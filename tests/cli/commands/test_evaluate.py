@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -44,6 +45,7 @@ def test_the_own_validation_split_has_the_loss_that_fit_recorded(command: Comman
     counted = {name: row["baselines"][name] for name in ("uniform", "unigram", "bigram", "trigram")}  # type: ignore[index]
     assert counted == pytest.approx({name: stored["baselines"][name] for name in counted})
     assert row["overlap"] == 0.0
+    assert row["baselines"]["training_tokens"] == stored["baselines"]["training_tokens"] == 18413  # type: ignore[index]
     assert row["expected"] == {"debug": [2.1, 2.4]}  # that of configs/debug.yaml, whose text and split it shares
 
 
@@ -92,8 +94,11 @@ def test_losses_that_configs_expect_are_converted_for_the_table(command: Command
     result = command("evaluate", "--ckpt_path", best)
 
     assert result.code == 0, result.err
-    (line,) = (line for line in result.out.splitlines() if "expected of debug.yaml" in line)
-    assert re.split("  +", line)[-3:] == ["8 to 11", "3.03 to 3.46", "3.03 to 3.46"]  # exp(2.1), 2.1 / ln 2
+    (line,) = (line for line in result.out.splitlines() if "debug.yaml" in line)
+    ranges = ["2.1 to 2.4", "8 to 11", "3.03 to 3.46", "3.03 to 3.46"]  # exp(2.1), 2.1 / ln 2
+    assert re.split("  +", line.strip()) == ["best of debug.yaml (390,336 parameters)", *ranges]
+    (row,) = rows(command("evaluate", "--ckpt_path", best, "--stride=32", "--json"))
+    assert row["expected"] == {}  # other windows than those of training
 
 
 def test_other_splits_are_not_compared_with_what_configs_expect(command: Command, best: Path) -> None:
@@ -164,6 +169,7 @@ def test_without_the_training_text(command: Command, best: Path) -> None:
         "unigram",
         "bigram",
         "trigram",
+        "training_tokens",
         "gzip_given_training",
         "xz_given_training",
     }
@@ -172,6 +178,23 @@ def test_without_the_training_text(command: Command, best: Path) -> None:
 
     result = command("evaluate", "--ckpt_path", "lost.ckpt")
     assert (result.code, result.error.startswith("/nowhere/lost.txt: no such file")) == (2, True)
+    assert result.error.endswith("; --text evaluates another text")
+
+
+def test_baselines_of_the_first_training_tokens_only(
+    command: Command, best: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("evaluate", "--ckpt_path", best, "--text", "other.txt")
+    whole = command(*arguments)
+    for module in ("evaluation.baselines", "evaluation.text_evaluation", "cli.commands.evaluate"):
+        monkeypatch.setattr(f"gpt_lightning.{module}.MOST_TRAINING_TOKENS", 1000)
+
+    result = command(*arguments)
+    (row,) = rows(command(*arguments, "--json"))
+
+    words = "  Unigram, bigram and trigram count the first 1,000 of 18,413 training tokens.\n"
+    assert (words in result.out, "count the first" in whole.out) == (True, False)
+    assert row["baselines"]["training_tokens"] == 1000  # type: ignore[index]
 
 
 @pytest.mark.parametrize(
@@ -179,6 +202,8 @@ def test_without_the_training_text(command: Command, best: Path) -> None:
     [
         (["--text", "none.txt"], "none.txt: no such file"),
         (["--text", "empty.txt"], "empty.txt: is empty"),
+        (["--text", "pipe"], "pipe: --text must be a regular file"),
+        (["--text", "https://a.org/b.txt"], "https://a.org/b.txt: --text must be a file; download it first"),
         (["--text", "short.txt"], "short.txt (5 tokens) is shorter than one window (65 tokens)"),
         (["--stride", "65"], "--stride must be an int from 1 to 64, got 65"),
         (["--stride", "0"], "--stride must be an int from 1 to 64, got 0"),
@@ -189,6 +214,7 @@ def test_without_the_training_text(command: Command, best: Path) -> None:
     ],
 )
 def test_bad_input(command: Command, best: Path, arguments: list[str], message: str) -> None:
+    os.mkfifo("pipe")
     Path("empty.txt").write_text("")
     Path("short.txt").write_text("short")
 
@@ -209,8 +235,24 @@ def test_another_validation_text_is_refused(command: Command, best: Path) -> Non
     changed = command("evaluate", "--ckpt_path", "own.ckpt")
 
     assert row["text"] == "all of other.txt"
-    message = "other.txt: is not the data.val_text that own.ckpt was evaluated on"
+    message = "other.txt: is not the validation text that own.ckpt was evaluated on; --text evaluates another text"
     assert (changed.code, changed.error) == (2, message)
+
+
+@pytest.mark.parametrize(("setting", "kind"), [("text", "training"), ("val_text", "validation")])
+def test_a_text_of_the_checkpoint_that_is_not_a_file_is_named_as_such(
+    command: Command, best: Path, setting: str, kind: str
+) -> None:
+    os.mkfifo("pipe")
+    content = torch.load(best, weights_only=True)
+    content["datamodule_hyper_parameters"][setting] = "pipe"
+    torch.save(content, "moved.ckpt")
+
+    result = command("evaluate", "--ckpt_path", "moved.ckpt")
+
+    assert result.error == (
+        f"pipe: the {kind} text of moved.ckpt must be a regular file; --text evaluates another text"
+    )
 
 
 def test_another_text_at_the_path_of_the_training_text_is_refused(command: Command, best: Path) -> None:
