@@ -239,7 +239,8 @@ def _read_samples(table: Path) -> list[dict[str, Any]]:
         where, copied = f"{table}: copied (step {row['step']})", row.get("copied")
         _check(copied, COPIED, where)
         for one in (copied or {}).get("runs") or ():
-            if set(one) < set(COPY) or not 0 <= one["begin"] <= one["end"] <= len(row["completion"]):
+            is_whole = one is not None and all(one.get(name) is not None for name in COPY)
+            if not is_whole or not 0 <= one["begin"] <= one["end"] <= len(row["completion"]):
                 raise InputError(f"{where}.runs is damaged, it must have places in the completion")
     return samples
 

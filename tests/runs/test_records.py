@@ -137,13 +137,16 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: str | bytes
         ({"share": "all"}, r"samples.jsonl: copied \(step 6\).share is damaged, it must be a finite number"),
         ({"at_least": "8"}, r"copied \(step 6\).at_least is damaged, it must be an int"),
         ({"runs": 3}, r"copied \(step 6\).runs is damaged, it must be a list"),
+        ({"runs": [None]}, r"copied \(step 6\).runs is damaged, it must have places in the completion"),
+        ({"runs": [{"begin": None, "end": 3}]}, r"copied \(step 6\).runs is damaged, it must have places"),
+        ({"runs": [{"begin": 0, "other": 1}]}, r"copied \(step 6\).runs is damaged, it must have places"),
         ({"runs": [{"begin": 0}]}, r"copied \(step 6\).runs is damaged, it must have places in the completion"),
         ({"runs": [{"begin": 5, "end": 99}]}, r"copied \(step 6\).runs is damaged, it must have places"),
         ({"runs": [{"begin": 5, "end": 3}]}, r"copied \(step 6\).runs is damaged, it must have places"),
     ],
 )
 def test_damaged_copies_are_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    if isinstance(change.get("runs"), list) and "end" in change["runs"][0]:
+    if isinstance(change.get("runs"), list) and "end" in (change["runs"][0] or {}):
         rest = {"tokens": 9, "source": 0, "before": "", "after": ""}
         change = {"runs": [{**rest, **change["runs"][0]}]}
     sample = {"step": 6, "prompt": "So", "completion": " the the the", "copied": copied("") | change}
