@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from gpt_lightning.checkpoints.loading import LoadedCheckpoint
 from gpt_lightning.data.tokenizer import Tokenizer, load_tokenizer
 from gpt_lightning.data.windows import Windows
-from gpt_lightning.errors import InputError
 from gpt_lightning.evaluation.baselines import measure_baselines
 from gpt_lightning.evaluation.compression import MOST_BYTES, compressed_bits_per_byte
 from gpt_lightning.evaluation.copy_finder import CopyFinder, count_copied
@@ -149,8 +148,7 @@ def _evaluate(
         training_ids, missing = find_training_tokens(checkpoint)
     T, settings = network.context_length, checkpoint.content["datamodule_hyper_parameters"]
     windows = Windows(part.token_ids, T, stride or settings.get("stride") or T)
-    if not windows:
-        raise InputError(f"{name} ({len(part.token_ids)} tokens) is shorter than one window ({T + 1} tokens)")
+    windows.require_one(name, "use a longer text")
     window_scores = score_windows(network, windows, tokenizer, each_token_once=stride is not None)
     weights = windows.times_predicted(len(windows))  # (N,)
     if stride is not None:

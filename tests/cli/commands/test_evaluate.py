@@ -179,7 +179,10 @@ def test_without_the_training_text(command: Command, best: Path) -> None:
     [
         (["--text", "none.txt"], "none.txt: no such file"),
         (["--text", "empty.txt"], "empty.txt: is empty"),
-        (["--text", "short.txt"], "short.txt (5 tokens) is shorter than one window (65 tokens)"),
+        (
+            ["--text", "short.txt"],
+            "short.txt (5 tokens) is shorter than one window (65 tokens: 64 and the one after them); use a longer text",
+        ),
         (["--stride", "65"], "--stride must be an int from 1 to 64, got 65"),
         (["--stride", "0"], "--stride must be an int from 1 to 64, got 0"),
         (["--text", ""], "--text is empty"),
