@@ -28,9 +28,10 @@ MOST_SEARCHED = 100_000_000  # training tokens; a search takes about a second
 class Samples(StepEnd):
     """Prints a completion of each prompt after each epoch, every N optimizer steps and at the end of the run.
 
-    Newlines are printed as spaces. The line after it says how much of it is copied from the training text, of which
-    the first MOST_SEARCHED tokens are searched. `predict` writes the same text from the checkpoint of that step: this
-    callback must come after those that average weights and before the one that saves them.
+    Newlines are printed as spaces, control characters as escapes. The line after it says how much of it is copied from
+    the training text, of which the first MOST_SEARCHED tokens are searched. `predict` writes the same text from the
+    checkpoint of that step: this callback must come after those that average weights and before the one that saves
+    them.
 
     Args:
         run: The run folder; samples.jsonl is written there.
