@@ -112,6 +112,8 @@ def test_tensorboard_shows_each_step_of_a_resumed_run_once(command: Command, con
     for name in ("loss/train_loss", "loss_by_tokens/train_loss", "loss_final/val_loss", "memorization/copied_share"):
         got, expected = ([(one.step, one.value) for one in events.Scalars(name)] for events in (pieces, whole))
         assert got == expected
+    got, expected = (events.Tensors("samples/text_summary")[-1].tensor_proto for events in (pieces, whole))
+    assert got == expected  # all samples, also those before step 6
 
 
 def test_lightnings_loggers_work_beside_tensorboard(command: Command, config: Path) -> None:
