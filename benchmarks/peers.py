@@ -185,7 +185,7 @@ def training_step(name: str, shape: Shape, precision: str) -> Callable[[], None]
     model: Any
     if name == "bare":
         from gpt_lightning.models.loss import cross_entropy
-        from gpt_lightning.training.fit import keep_freed_memory  # here, because it imports Lightning
+        from gpt_lightning.training.hardware import keep_freed_memory  # here, because it imports Lightning
 
         keep_freed_memory()  # as in `fit`
         model = our_gpt(shape)

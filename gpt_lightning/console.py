@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import sys
+import unicodedata
 from collections.abc import Sequence
 
 from tqdm import tqdm
 
 PROGRAM = "gpt_lightning"
+KEPT = "\n\t\u200c\u200d"  # joiners and non-joiners are parts of words and of emoji
+
+
+def visible(text: str) -> str:
+    r"""Replace control characters, which could change how other text is shown, by escapes such as \x1b."""
+    return "".join(
+        one
+        if one.isprintable() or one in KEPT or unicodedata.category(one) == "Zs"
+        else repr(one)[1:-1]  # also of half surrogates, in the names of files
+        for one in text
+    )
+
+
+def one_line(text: str) -> str:
+    """Replace control characters and newlines, which can be in the name of a file, by escapes."""
+    return visible(text).replace("\n", "\\n")
 
 
 def warn(message: str) -> None:
-    """Print a one-line warning to stderr."""
-    print(f"{PROGRAM}: warning: {message}", file=sys.stderr, flush=True)
+    """Print a one-line warning to stderr, with control characters escaped."""
+    print(f"{PROGRAM}: warning: {one_line(message)}", file=sys.stderr, flush=True)
 
 
 def format_bytes(size: int) -> str:
@@ -34,8 +51,8 @@ def labeled(label: str, text: str) -> str:
 
 
 def say(line: str) -> None:
-    """Print a line to stdout, above the progress bar if one is shown."""
-    tqdm.write(line, file=sys.stdout)
+    """Print a line to stdout, above the progress bar if one is shown, with control characters escaped."""
+    tqdm.write(one_line(line), file=sys.stdout)
     sys.stdout.flush()
 
 

@@ -21,7 +21,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 
-from gpt_lightning.console import PROGRAM, format_bytes
+from gpt_lightning.console import PROGRAM, format_bytes, visible
 
 EXIT_MACHINE = 1
 EXIT_INPUT = 2
@@ -123,8 +123,11 @@ def describe_expected(error: BaseException) -> tuple[str, int] | None:
 
 
 def fail(message: str, exit_code: int) -> SystemExit:
-    """Print a one-line error to stderr, long names shortened, and return the `SystemExit` to raise."""
-    line = LONG_NAME.sub(r"\1...\2", " ".join(message.split()))
+    """Print a one-line error to stderr, and return the `SystemExit` to raise.
+
+    Newlines become spaces, long names are shortened, and control characters are escaped.
+    """
+    line = visible(LONG_NAME.sub(r"\1...\2", " ".join(message.split())))
     print(f"{PROGRAM}: error: {line}", file=sys.stderr, flush=True)
     return SystemExit(exit_code)
 

@@ -9,7 +9,7 @@ import torch
 
 from gpt_lightning.files import read_rows
 
-TIMES = ("tokens_per_second", "flops_utilization")  # differ between any two runs
+TIMES = ("tokens_per_second", "mfu")  # differ between any two runs
 
 
 def first_difference(one: Any, other: Any, name: str) -> str | None:

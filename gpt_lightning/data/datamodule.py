@@ -199,17 +199,12 @@ class TextDataModule(LightningDataModule):
         )
 
     def _add_whole(self, split: str, corpus: Corpus) -> None:
-        self._add(split, corpus.whole(), f"{corpus.name}: the text", "use a longer text")
+        self._add(split, corpus.whole(), f"{corpus.name}: the text")
 
-    def _add(self, split: str, part: Part, name: str, advice: str) -> None:
+    def _add(self, split: str, part: Part, name: str, advice: str = "use a longer text") -> None:
         """Add a split and its windows; `name` and `advice` are for the error if it is shorter than one window."""
-        context_length = self.hparams["context_length"]
-        windows = Windows(part.token_ids, context_length, self.stride)
-        if not windows:
-            raise InputError(
-                f"{name} ({len(part.token_ids)} tokens) is shorter than one window "
-                f"({context_length + 1} tokens); {advice}"
-            )
+        windows = Windows(part.token_ids, self.hparams["context_length"], self.stride)
+        windows.require_one(name, advice)
         self.splits[split] = Split(part.characters, len(part.token_ids), windows)
 
     @cached_property

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from gpt_lightning.errors import InputError
+
 Batch = tuple[Tensor, Tensor]  # inputs (B, T) and targets (B, T), int64
 TokenIds = Tensor | NDArray[Any]  # (N,) of any integer type, in memory or memory-mapped
 
@@ -59,6 +61,19 @@ class Windows(Dataset[Batch]):
         if not isinstance(piece, Tensor):
             piece = torch.from_numpy(piece.astype(np.int64))
         return piece[:-1], piece[1:]
+
+    def require_one(self, name: str, advice: str) -> None:
+        """Raise `InputError` if the tokens are fewer than a window and the token after it, its last target.
+
+        Args:
+            name: Name of the text, which starts the message.
+            advice: What to do, which ends it.
+        """
+        if not self.starts:
+            raise InputError(
+                f"{name} ({len(self.token_ids)} tokens) is shorter than one window "
+                f"({self.context_length + 1} tokens: {self.context_length} and the one after them); {advice}"
+            )
 
     def times_predicted(self, windows: int) -> NDArray[np.int64]:
         """Return how many of the first windows have each token, up to their end, as a target; 0 for the first token.

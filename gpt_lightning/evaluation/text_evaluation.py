@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +26,7 @@ from gpt_lightning.models.gpt import GPT
 from gpt_lightning.runs.records import BASELINE_MODELS
 
 OVERLAP_TOKENS = 50  # runs of this length that the training text contains are not a coincidence
+SPELLED_AT_ONCE = 2**16  # tokens; larger lists take more memory, not less time
 SPLIT_SETTINGS = ("tokenizer", "train_ratio", "clean", "val_text")  # with the text, they determine the split's tokens
 
 Counted = dict[str, float | None]
@@ -158,13 +161,12 @@ def _evaluate(
         training_ids, missing = find_training_tokens(checkpoint)
     T, settings = network.context_length, checkpoint.content["datamodule_hyper_parameters"]
     windows = Windows(part.token_ids, T, stride or settings.get("stride") or T)
-    if not windows:
-        raise InputError(f"{name} ({len(part.token_ids)} tokens) is shorter than one window ({T + 1} tokens)")
+    windows.require_one(name, "use a longer text")
     window_scores = score_windows(network, windows, tokenizer, each_token_once=stride is not None)
     weights = windows.times_predicted(len(windows))  # (N,)
     if stride is not None:
         weights = np.minimum(weights, 1)
-    sha256 = hashlib.sha256(_spell(part.token_ids, tokenizer)).hexdigest()
+    sha256 = hashlib.sha256(spell(part.token_ids, tokenizer)).hexdigest()
     key = repr(
         (split_of(checkpoint), missing is None, sha256, network.vocab_size, T, windows.starts.step, stride is None)
     )
@@ -200,17 +202,19 @@ def _baselines(
     training = None
     if training_ids is not None:
         if len(training_ids) <= MOST_BYTES:  # a token has at least one byte
-            training = _spell(training_ids, tokenizer)
+            training = spell(training_ids, tokenizer)
         counted = measure_baselines(training_ids, ids, weights, vocab_size)
         found |= {name: getattr(counted, name) for name in BASELINE_MODELS}
-    return found | compressed_bits_per_byte(_spell(ids[weights > 0], tokenizer), training)
+    return found | compressed_bits_per_byte(spell(ids[weights > 0], tokenizer), training)
 
 
-def _spell(token_ids: NDArray[Any], tokenizer: Tokenizer) -> bytes:
-    """Return the UTF-8 bytes of token ids (N,)."""
-    kinds, places = np.unique(np.asarray(token_ids), return_inverse=True)
-    spelled = [tokenizer.token_bytes(int(kind)) for kind in kinds]
-    return b"".join(spelled[place] for place in places)
+def spell(token_ids: NDArray[Any], tokenizer: Tokenizer) -> bytes:
+    """Return the UTF-8 bytes of token ids (N,), in memory of about their size."""
+    token_bytes = functools.cache(tokenizer.token_bytes)
+    text = io.BytesIO()
+    for start in range(0, len(token_ids), SPELLED_AT_ONCE):
+        text.write(b"".join(map(token_bytes, token_ids[start : start + SPELLED_AT_ONCE].tolist())))
+    return text.getvalue()
 
 
 def _overlap(training_ids: NDArray[Any], token_ids: NDArray[Any]) -> float:

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt_lightning.console import visible
 from gpt_lightning.data.tokenizer import Tokenizer
 from gpt_lightning.evaluation.token_colours import DARK, LIGHT, WORSE, ink, level
-from gpt_lightning.evaluation.token_text import AFTER, token_name, token_pieces, visible
+from gpt_lightning.evaluation.token_text import AFTER, token_name, token_pieces
 from gpt_lightning.evaluation.tokens import TokenScores, total
 from gpt_lightning.files import load_template
 from gpt_lightning.models.config import GPTConfig

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import codecs
 import math
-import unicodedata
 from collections.abc import Sequence
 
-from gpt_lightning.console import table
+from gpt_lightning.console import table, visible
 from gpt_lightning.data.tokenizer import Tokenizer
 from gpt_lightning.evaluation.token_colours import WORSE, level, terminal_code
 from gpt_lightning.evaluation.tokens import TokenScores, TokenTotals
@@ -15,7 +14,6 @@ from gpt_lightning.models.loss import perplexity
 
 PART = "·"  # stands for a token that ends within a character; the character is shown by the token that completes it
 NEWLINE = "↵\n"
-KEPT = "\n\t\u200c\u200d"  # joiners and non-joiners are parts of words and of emoji
 HEADER = ("after", "most likely", "target", "rank", "its probability", "logarithm")
 ALIGN = "<<<>>>"
 AFTER = 24  # characters and tokens
@@ -29,16 +27,6 @@ def token_name(tokenizer: Tokenizer, token_id: int) -> str:
         return repr(content.decode())
     except UnicodeDecodeError:
         return repr(content)
-
-
-def visible(text: str) -> str:
-    r"""Replace control characters, which could change how other text is shown, by escapes such as \x1b."""
-    return "".join(
-        one
-        if one.isprintable() or one in KEPT or unicodedata.category(one) == "Zs"
-        else repr(one)[1:-1]  # also of half surrogates, in the names of files
-        for one in text
-    )
 
 
 def token_pieces(tokenizer: Tokenizer, token_ids: Sequence[int]) -> list[str]:

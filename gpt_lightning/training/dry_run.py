@@ -30,9 +30,9 @@ from gpt_lightning.training import summary
 from gpt_lightning.training.callbacks.evaluation import require_finite_losses
 from gpt_lightning.training.config import RunConfig
 from gpt_lightning.training.failures import DIVERGENCE_ADVICE, naming_batch
-from gpt_lightning.training.fit import measure_split_baselines, prepare
 from gpt_lightning.training.hardware import keep_freed_memory
 from gpt_lightning.training.module import GPTModule
+from gpt_lightning.training.preparation import measure_split_baselines, prepare
 from gpt_lightning.training.steps import Steps
 
 PROBED_STEPS = 3  # the first, the slowest, is not used for the estimate

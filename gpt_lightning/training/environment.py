@@ -1,7 +1,8 @@
 """environment.json in the run folder: the text, the machine, the versions, the time and the memory of a run.
 
 Each process that trains the run adds an entry to `sessions` when training starts, and completes it when training ends,
-with the error if one ended it. Of many, the first and the last 99 are kept.
+with the error if one ended it. Of many, the first and the last 99 are kept. The `minutes` of a session are all from the
+start of `fit` to the end of training; the `minutes` of summary.json are those of optimizer steps only.
 """
 
 from __future__ import annotations

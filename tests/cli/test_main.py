@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from conftest import STORY, Result
 
 from gpt_lightning.cli.main import COMMANDS, LIGHTNING
 
@@ -17,3 +20,17 @@ def test_these_commands_do_not_import_lightning(module: str) -> None:
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert shown.stdout == "False\n"
+
+
+def test_control_characters_in_the_name_of_a_file_do_not_reach_the_terminal(
+    command: Callable[..., Result], config: Path
+) -> None:
+    name, shown = "a\x1b[31m\x9b\nb.txt", r"a\x1b[31m\x9b\nb.txt"
+    Path(name).write_text("\ufeff" + STORY.read_text())
+
+    checked = command("check", "--config", config, f"--data.text={name}")
+    missing = command("info", "no\x1b[31m.ckpt")
+
+    assert f"gpt_lightning: warning: {shown}: starts with a byte order mark, which is removed\n" in checked.err
+    assert checked.out.startswith(f"text        {shown}: 20,459 characters")
+    assert missing.error == r"no\x1b[31m.ckpt: no such file"

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpt_lightning.console import visible
 from gpt_lightning.data.tokenizer import load_tokenizer
 from gpt_lightning.evaluation import token_colours as colours
-from gpt_lightning.evaluation.token_text import coloured_text, token_name, token_pieces, visible
+from gpt_lightning.evaluation.token_text import coloured_text, token_name, token_pieces
 from gpt_lightning.evaluation.tokens import TokenScores
 
 CUBE = (0, 95, 135, 175, 215, 255)  # values of a channel in the colours 16 to 231 of a terminal

@@ -19,11 +19,11 @@ from conftest import STORY, Result
 from gpt_lightning.errors import DivergedError, InputError, MachineError, Stopped, Terminated, memory_bytes
 from gpt_lightning.runs.folder import Run
 from gpt_lightning.runs.records import MAX_BYTES, read_run
-from gpt_lightning.training import fit
+from gpt_lightning.training import fit, results
 from gpt_lightning.training.environment import describe_error, peak_memory_bytes, processor_name
 
 Command = Callable[..., Result]
-draw_report = fit.draw_report  # before a fixture replaces it
+draw_report = results.draw_report  # before a fixture replaces it
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def test_a_damaged_environment_is_written_again(command: Command, config: Path) 
 
 
 def test_fit_prints_the_path_of_the_report(command: Command, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fit, "draw_report", draw_report)
+    monkeypatch.setattr(results, "draw_report", draw_report)
 
     result = command("fit", "--config", config, "--run_dir", "run", "--trainer.max_steps=2")
 
@@ -173,7 +173,7 @@ def test_a_report_that_fails_is_a_warning_because_the_run_is_complete(
     def refuse(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(fit, "write_report", refuse)
+    monkeypatch.setattr(results, "write_report", refuse)
 
     assert draw_report(Run(trained)) == []
 

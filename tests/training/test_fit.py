@@ -12,9 +12,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from gpt_lightning.data.datamodule import TextDataModule
+from gpt_lightning.training.assembly import logged_settings
 from gpt_lightning.training.callbacks.exact_resume import ExactResume
 from gpt_lightning.training.callbacks.progress import Progress
-from gpt_lightning.training.fit import logged_settings
 from gpt_lightning.training.module import GPTModule
 
 Command = Callable[..., Result]

@@ -283,7 +283,8 @@ def test_two_batches_of_28_equal_one_of_56(command: Command, config: Path) -> No
 FAULTS = """
 import resource
 import torch
-from gpt_lightning.training.fit import keep_freed_memory  # imports all of a run's modules, which affect the heap
+import gpt_lightning.training.fit  # all of a run's modules, which affect the heap
+from gpt_lightning.training.hardware import keep_freed_memory
 
 keep_freed_memory()
 for _ in range(9):

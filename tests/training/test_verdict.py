@@ -19,12 +19,12 @@ from conftest import STORY, Result, tiny_settings
 from gpt_lightning.errors import MachineError
 from gpt_lightning.evaluation.verdict import Verdict, judge
 from gpt_lightning.runs.records import read_run
-from gpt_lightning.training import fit
+from gpt_lightning.training import results
 from gpt_lightning.training.callbacks.progress import Progress
 from gpt_lightning.training.config import ExpectedConfig
 
 Command = Callable[..., Result]
-draw_report = fit.draw_report  # before a fixture replaces it
+draw_report = results.draw_report  # before a fixture replaces it
 EXPECTED = {
     "sha256": hashlib.sha256(STORY.read_bytes()).hexdigest(),
     "steps": 3,
@@ -128,7 +128,7 @@ def test_a_finished_run_that_was_killed_before_its_verdict_gets_it(
 def test_a_resumed_run_without_a_step_left_keeps_its_verdict_and_report(
     command: Command, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit, "draw_report", draw_report)
+    monkeypatch.setattr(results, "draw_report", draw_report)
     arguments = ("fit", "--config", config, "--run_dir", "run", "--trainer.max_time=00:00:00:01")
     command(*arguments, "--trainer.max_epochs=100000")
     before = summary()

@@ -15,6 +15,7 @@ from pathlib import Path
 from gpt_lightning.checkpoints.conversion.exporting import FORMATS, export_weights
 from gpt_lightning.checkpoints.loading import open_checkpoint
 from gpt_lightning.cli.arguments import Parser
+from gpt_lightning.console import say
 from gpt_lightning.files import check_absent
 
 
@@ -27,4 +28,4 @@ def run(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     check_absent(options.output)
     for line in export_weights(open_checkpoint(options.ckpt_path), options.format, options.output):
-        print(line, flush=True)
+        say(line)

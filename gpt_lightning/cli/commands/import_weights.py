@@ -15,6 +15,7 @@ from pathlib import Path
 from gpt_lightning.checkpoints.conversion.importing import import_weights
 from gpt_lightning.checkpoints.conversion.readers import open_weights
 from gpt_lightning.cli.arguments import Parser
+from gpt_lightning.console import say
 from gpt_lightning.files import check_absent
 
 
@@ -30,4 +31,4 @@ def run(arguments: list[str]) -> None:
     check_absent(options.output)
     reader = open_weights(options.source)
     for line in import_weights(reader, options.output, options.context_length, options.n_heads, options.tokenizer):
-        print(line, flush=True)
+        say(line)

@@ -25,7 +25,7 @@ from gpt_lightning.checkpoints.loading import LoadedCheckpoint, open_checkpoint
 from gpt_lightning.cli.arguments import LINKS, Parser
 from gpt_lightning.cli.config_files import one_line_yaml
 from gpt_lightning.cli.precedence import checkpoint_settings
-from gpt_lightning.console import format_bytes, labeled, plural, table
+from gpt_lightning.console import format_bytes, labeled, plural, say, table
 from gpt_lightning.data.sources import sha256_of
 from gpt_lightning.errors import InputError
 from gpt_lightning.runs.folder import resolve_latest
@@ -52,7 +52,7 @@ def run(arguments: list[str]) -> None:
     if options.json:
         print(json.dumps(found, indent=2))
     for line in lines:
-        print("".join(character if character.isprintable() else "\ufffd" for character in line))
+        say(line)
 
 
 def describe(checkpoint: LoadedCheckpoint) -> dict[str, Any]:

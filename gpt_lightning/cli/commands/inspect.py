@@ -1,7 +1,7 @@
 """Inspect the candidates for the next token, or how hard each token of a text is.
 
     python -m gpt_lightning inspect --ckpt_path CKPT --prompt TEXT [--temperature T ...] [--top_k K]
-                                    [--candidates 10] [--draws 1000] [--seed 123] [--output FOLDER]
+                                    [--candidates 10] [--draws 1000] [--seed 123] [--output CHART.png]
     python -m gpt_lightning inspect --ckpt_path CKPT --prompt TEXT --grid [--temperature T ...] [--top_k K ...]
                                     [--max_new_tokens 25]
     python -m gpt_lightning inspect --ckpt_path CKPT --text FILE [--output PAGE.html]
@@ -9,8 +9,8 @@
     python -m gpt_lightning inspect --untrained CONFIG (--text FILE | --prompt TEXT) [--seed N] [--output PAGE.html]
 
 The first form prints a table of the most likely next tokens: their probabilities at each temperature, with and
-without top-k, and how often each was drawn. --output also writes a bar chart of the probabilities. The second form
-completes the prompt with each combination of temperature and top-k.
+without top-k, and how often each was drawn. --output CHART.png, or CHART.pdf, also writes a bar chart of the
+probabilities, in both formats. The second form completes the prompt with each combination of temperature and top-k.
 
 The others measure the loss of each token of a text, with a checkpoint or with the initial weights of a config. They
 write a page in which each token is coloured by its loss, or print a table. A terminal shows a text of more than 30
@@ -49,6 +49,7 @@ from gpt_lightning.inference.pretrained import TrainedGPT, build_trained, load
 from gpt_lightning.inference.sampling import SamplingConfig
 from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.models.gpt import GPT
+from gpt_lightning.runs.figures import FORMATS
 from gpt_lightning.validation import require, require_integer
 
 TEMPERATURES = (1.0, 0.1, 5.0)  # of the first figure in the reference notes (docs/book.md)
@@ -59,7 +60,7 @@ OF_CANDIDATES = ("temperature", "top_k", "candidates", "draws", "grid", "max_new
 
 
 def next_tokens(
-    gpt: TrainedGPT, prompt: str, settings: list[SamplingConfig], count: int, draws: int, output: Path | None
+    gpt: TrainedGPT, prompt: str, settings: list[SamplingConfig], count: int, draws: int, chart: Path | None
 ) -> None:
     """Print a table of the most likely next tokens, and draw a bar chart of it.
 
@@ -69,7 +70,7 @@ def next_tokens(
         settings: Settings with temperatures above 0; each gives two columns.
         count: Number of tokens in the table.
         draws: Number of tokens drawn with each setting.
-        output: Folder for the chart, as PDF and PNG; None for no chart.
+        chart: The chart's path without its ending; None for no chart.
     """
     prompt_ids = gpt.tokenizer.encode(prompt)
     warn_of_length(len(prompt_ids), gpt.model.context_length)
@@ -80,8 +81,8 @@ def next_tokens(
     words = [repr(gpt.tokenizer.decode([i])) for i in likely]
     print(f"After {prompt!r}, the {count} most likely of {gpt.model.vocab_size:,} tokens, {draws:,} draws each:")
     print(candidates(words, logits, settings, draws, likely))
-    if output is not None:
-        draw_bars(words, logits, settings, output / "next-token", likely)
+    if chart is not None:
+        draw_bars(words, logits, settings, chart, likely)
 
 
 def grid(
@@ -204,7 +205,7 @@ def run(arguments: list[str]) -> None:
     add("--candidates", type=int, default=10, help="number of tokens to show")
     add("--draws", type=int, default=1000, help="number of tokens drawn with each setting")
     add("--seed", type=int, help="seed of the draws (default: 123), or of untrained weights (default: the config's)")
-    add("--output", metavar="PATH", help="folder for the bar chart, or page.html for the losses of the tokens")
+    add("--output", metavar="PATH", help="page.html for the losses of the tokens, chart.png or .pdf for the bar chart")
     add("--grid", action="store_true", help="complete the prompt at each temperature with each top_k")
     add("--max_new_tokens", type=int, default=25, help="length of each completion with --grid")
     options = parser.parse_args(arguments)
@@ -219,17 +220,22 @@ def run(arguments: list[str]) -> None:
         _run_candidates(arguments, options)
 
 
+def _check_absent_in_folder(output: Path) -> None:
+    check_absent(output)
+    if not output.parent.is_dir():
+        raise InputError(f"--output {output}: folder {output.parent} does not exist")
+
+
 def _run_tokens(arguments: Sequence[str], options: argparse.Namespace, is_page: bool) -> None:
     for name in (*OF_CANDIDATES, *(["seed"] if options.untrained is None else [])):
         if was_passed(list(arguments), f"--{name}"):
             raise InputError(f"--{name} has no effect on the losses of tokens; leave it out")
-    output = None if options.output is None else Path(options.output)
-    if output is not None:
+    output = None
+    if options.output is not None:
         if not is_page:
-            raise InputError(f"--output {output}: must be a page, such as page.html, because losses have no bar chart")
-        check_absent(output)
-        if not output.parent.is_dir():
-            raise InputError(f"--output {output}: folder {output.parent} does not exist")
+            raise InputError(f"--output ({options.output}) must end with .html, because token losses are a page")
+        output = Path(options.output)
+        _check_absent_in_folder(output)
     training_ids = clean = None
     if options.untrained is None:
         opened = open_checkpoint(options.ckpt_path)
@@ -260,6 +266,7 @@ def _run_candidates(arguments: list[str], options: argparse.Namespace) -> None:
     require_integer("--draws", options.draws, 1, MOST_DRAWS)
     if not options.grid and any(one.is_greedy for one in settings):
         raise InputError("--temperature must be above 0, because at 0 nothing is drawn; --grid accepts 0")
+    chart = None if options.output is None else _chart_path(options.output)
     gpt = load(options.ckpt_path)
     require_integer("--candidates", options.candidates, 1, gpt.model.vocab_size)
     for one in settings:
@@ -267,5 +274,17 @@ def _run_candidates(arguments: list[str], options: argparse.Namespace) -> None:
     if options.grid:
         grid(gpt, prompt, temperatures, [None, *top_ks], sampling)
     else:
-        output = None if options.output is None else Path(options.output)
-        next_tokens(gpt, prompt, settings, options.candidates, options.draws, output)
+        next_tokens(gpt, prompt, settings, options.candidates, options.draws, chart)
+
+
+def _chart_path(output: str) -> Path:
+    """Return the path of a bar chart without its ending, after checking that its files can be written."""
+    stem, ending = os.path.splitext(output)
+    if ending.lower().removeprefix(".") not in FORMATS:
+        raise InputError(
+            f"--output ({output}) must end with .html, for a page of the losses of the prompt's tokens, or with .png "
+            "or .pdf, for a bar chart of the next token"
+        )
+    for one in FORMATS:
+        _check_absent_in_folder(Path(f"{stem}.{one}"))
+    return Path(stem)

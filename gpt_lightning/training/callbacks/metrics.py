@@ -67,7 +67,7 @@ class Metrics(Callback):
     Args:
         run: The run folder; metrics are written there.
         progress: Counter of tokens.
-        peak_flops: Peak FLOP/s of one device, to log its utilization; None if unknown.
+        peak_flops: Peak FLOP/s of one device, to log the share of it that is used (`mfu`); None if unknown.
     """
 
     def __init__(self, run: Run, progress: Progress, peak_flops: float | None) -> None:
@@ -99,7 +99,7 @@ class Metrics(Callback):
             }
             if self.peak_flops is not None:
                 flops = self.progress.tokens_per_second * pl_module.config.flops_per_token
-                values["flops_utilization"] = flops / (self.peak_flops * trainer.world_size)
+                values["mfu"] = flops / (self.peak_flops * trainer.world_size)
             log(trainer, self.run, self.progress, values)
             log_to_loggers(trainer, {"tokens_seen": self.progress.tokens_seen})
 

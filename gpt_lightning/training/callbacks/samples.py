@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -28,9 +29,10 @@ MOST_SEARCHED = 100_000_000  # training tokens; a search takes about a second
 class Samples(StepEnd):
     """Prints a completion of each prompt after each epoch, every N optimizer steps and at the end of the run.
 
-    Newlines are printed as spaces. The line after it says how much of it is copied from the training text, of which
-    the first MOST_SEARCHED tokens are searched. `predict` writes the same text from the checkpoint of that step: this
-    callback must come after those that average weights and before the one that saves them.
+    Newlines are printed as spaces, control characters as escapes. The line after it says how much of it is copied from
+    the training text, of which the first MOST_SEARCHED tokens are searched. `predict` writes the same text from the
+    checkpoint of that step: this callback must come after those that average weights and before the one that saves
+    them.
 
     Args:
         run: The run folder; samples.jsonl is written there.
@@ -55,6 +57,10 @@ class Samples(StepEnd):
         self.prompts = prompts
         self.sampling = sampling
         self.every = every
+        self._newest: deque[dict[str, Any]] = deque()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._newest = deque(read_rows(self.run.samples_file), ROWS_SHOWN)  # a resumed run has some
 
     def after_step(self, trainer: Trainer, module: LightningModule, *, epoch_ended: bool, run_ends: bool) -> None:
         step = trainer.global_step
@@ -75,6 +81,7 @@ class Samples(StepEnd):
             say(labeled("copied", f"{describe_copied(copied, one.completion)}{self.searched}"))
             row = {"step": step, "epoch": epoch, "prompt": one.prompt, "completion": one.completion, "copied": copied}
             append_row(self.run.samples_file, row)
+            self._newest.append(row)
         if self.prompts:
             self._log(trainer, step, tokens / max(of, 1))
 
@@ -83,8 +90,7 @@ class Samples(StepEnd):
         log_to_loggers(trainer, {"copied_share": copied_share})
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                rows = read_rows(self.run.samples_file)[-ROWS_SHOWN:]
-                logger.experiment.add_text("samples", samples_table(rows), step)
+                logger.experiment.add_text("samples", samples_table(self._newest), step)
 
     def _complete(self, model: GPT) -> list[CompletedText]:
         try:
@@ -98,7 +104,7 @@ class Samples(StepEnd):
             ) from error
 
 
-def samples_table(rows: list[dict[str, Any]]) -> str:
+def samples_table(rows: Iterable[dict[str, Any]]) -> str:
     """Return rows of samples.jsonl as a Markdown table, with special characters escaped."""
 
     def cell(text: object) -> str:

@@ -204,7 +204,10 @@ def test_baselines_of_the_first_training_tokens_only(
         (["--text", "empty.txt"], "empty.txt: is empty"),
         (["--text", "pipe"], "pipe: --text must be a regular file"),
         (["--text", "https://a.org/b.txt"], "https://a.org/b.txt: --text must be a file; download it first"),
-        (["--text", "short.txt"], "short.txt (5 tokens) is shorter than one window (65 tokens)"),
+        (
+            ["--text", "short.txt"],
+            "short.txt (5 tokens) is shorter than one window (65 tokens: 64 and the one after them); use a longer text",
+        ),
         (["--stride", "65"], "--stride must be an int from 1 to 64, got 65"),
         (["--stride", "0"], "--stride must be an int from 1 to 64, got 0"),
         (["--text", ""], "--text is empty"),

@@ -29,7 +29,7 @@ def test_the_most_likely_tokens_under_temperatures_and_top_k(command: Command, t
     checkpoint = trained / "checkpoints/last.ckpt"
     result = command(
         "inspect", "--ckpt_path", checkpoint, "--prompt=The lam", "--temperature=1", "--temperature=2", "--top_k=3",
-        "--candidates=4", "--draws=200", "--output=figures",
+        "--candidates=4", "--draws=200", "--output=next.PNG",
     )  # fmt: skip
 
     assert result.code == 0, result.err
@@ -51,7 +51,8 @@ def test_the_most_likely_tokens_under_temperatures_and_top_k(command: Command, t
         expected = [one[token_id].item() for one in (probs[0], cut[0], probs[1], cut[1])]
         assert cells[1::2] == pytest.approx(expected, abs=1e-3)
         assert [count / 200 for count in cells[2::2]] == pytest.approx(expected, abs=0.12)
-    assert sorted(path.name for path in Path("figures").iterdir()) == ["next-token.pdf", "next-token.png"]
+    assert sorted(path.name for path in in_tmp.iterdir()) == ["next.pdf", "next.png"]
+    assert [line.strip() for line in lines[6:]] == ["next.pdf", "next.png"]
 
 
 def test_a_grid_of_completions(command: Command, trained: Path) -> None:
@@ -86,13 +87,22 @@ def test_a_long_prompt_gets_one_warning(command: Command, trained: Path, argumen
         (["--grid", "--output=x"], "--output has no effect with --grid; leave it out"),
         (["--grid", "--draws=9"], "--draws has no effect with --grid; leave it out"),
         (["--max_new_tokens=9"], "--max_new_tokens has no effect without --grid; leave it out"),
+        (
+            ["--output=next"],
+            "--output (next) must end with .html, for a page of the losses of the prompt's tokens, or",
+        ),
+        (["--output=next.htm"], "--output (next.htm) must end with .html, for a page"),
+        (["--output=no/next.png"], "--output no/next.pdf: folder no does not exist"),
+        (["--output=taken.png"], "--output taken.pdf: already exists; choose another or remove it"),
         (["--draws=0"], "--draws must be an int from 1 to 100000, got 0"),
         (["--candidates=258"], "--candidates must be an int from 1 to 257, got 258"),
         (["--top_k=258"], "sampling.top_k must be an int from 1 to 257, got 258"),
         (["--prompt=b"], "inspect takes one --prompt"),
     ],
 )
-def test_wrong_arguments(command: Command, trained: Path, arguments: list[str], error: str) -> None:
+def test_wrong_arguments(command: Command, trained: Path, in_tmp: Path, arguments: list[str], error: str) -> None:
+    Path("taken.pdf").write_text("mine")
+
     result = command("inspect", "--ckpt_path", trained / "checkpoints/last.ckpt", "--prompt=a", *arguments)
 
     assert result.code == 2
@@ -238,7 +248,10 @@ def test_a_config_with_full_names(command: Command, in_tmp: Path) -> None:
         (["--prompt=a", "--output=page.html"], "the loss of a text needs at least 2 tokens, got 1"),
         (["--text=a.txt", "--output=a.html"], "--output a.html: already exists; choose another or remove it"),
         (["--text=a.txt", "--output=no/page.html"], "--output no/page.html: folder no does not exist"),
-        (["--text=a.txt", "--output=folder"], "--output folder: must be a page, such as page.html, because"),
+        (
+            ["--text=a.txt", "--output=chart.png"],
+            "--output (chart.png) must end with .html, because token losses are a page",
+        ),
         (["--text=a.txt", "--draws=5"], "--draws has no effect on the losses of tokens; leave it out"),
         (["--text=a.txt", "--grid"], "--grid has no effect on the losses of tokens; leave it out"),
         (["--text=a.txt", "--seed=5"], "--seed has no effect on the losses of tokens; leave it out"),

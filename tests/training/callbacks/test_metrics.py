@@ -65,6 +65,19 @@ def test_metrics_are_logged_every_n_steps(command: Command, config: Path) -> Non
     assert [row["step"] for row in rows("run") if "train_loss" in row] == [4, 8, 12]
 
 
+def test_mfu_is_the_share_of_the_peak_rate_that_the_model_uses(command: Command, config: Path) -> None:
+    command("fit", "--config", config, "--run_dir", "run", "--trainer.max_steps=2", "--peak_flops=1e9")
+
+    width, context, vocabulary = 16, 64, 257
+    in_products = 12_512 - (vocabulary + context) * width  # all parameters but the embeddings
+    flops = 6 * in_products + 12 * width * context  # Chowdhery et al. 2022, appendix B
+    table = rows("run")
+    shares = [row["mfu"] for row in table if "train_loss" in row]
+    assert shares == pytest.approx([row["tokens_per_second"] * flops / 1e9 for row in table if "train_loss" in row])
+    logged = [event.value for event in tensorboard(Path("run")).Scalars("throughput/mfu")]
+    assert logged == pytest.approx(shares, rel=1e-6)
+
+
 def test_tensorboard_shows_losses_by_tokens_final_losses_and_samples(trained: Path) -> None:
     events = tensorboard(trained)
     table = rows(trained)
@@ -99,6 +112,8 @@ def test_tensorboard_shows_each_step_of_a_resumed_run_once(command: Command, con
     for name in ("loss/train_loss", "loss_by_tokens/train_loss", "loss_final/val_loss", "memorization/copied_share"):
         got, expected = ([(one.step, one.value) for one in events.Scalars(name)] for events in (pieces, whole))
         assert got == expected
+    got, expected = (events.Tensors("samples/text_summary")[-1].tensor_proto for events in (pieces, whole))
+    assert got == expected  # all samples, also those before step 6
 
 
 def test_lightnings_loggers_work_beside_tensorboard(command: Command, config: Path) -> None:

@@ -11,6 +11,7 @@ from conftest import STORY, Result
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gpt_lightning.checkpoints.compare import first_difference
+from gpt_lightning.console import visible
 from gpt_lightning.training.callbacks.samples import samples_table
 
 Command = Callable[..., Result]
@@ -25,7 +26,7 @@ def test_samples_are_what_predict_writes(command: Command, config: Path) -> None
     samples = [line for line in fit.out.splitlines() if line.startswith(("First", "Then"))]
     assert len(samples) == 2 * 3
     table = rows("run", "samples")
-    assert [" ".join((row["prompt"] + row["completion"]).splitlines()) for row in table] == samples
+    assert [visible(" ".join((row["prompt"] + row["completion"]).splitlines())) for row in table] == samples
     assert predict.out == "".join(row["prompt"] + row["completion"] + "\n" for row in table[-2:])
 
 
@@ -89,7 +90,7 @@ def test_each_sample_says_how_much_of_it_is_copied(command: Command, config: Pat
         assert (copied["tokens"], copied["share"]) == (len(is_copied), len(is_copied) / 50)
         for run in copied["runs"]:
             assert text[run["begin"] : run["end"]] == training[run["source"] :][: run["tokens"]]
-        place = lines.index(" ".join((row["prompt"] + text).splitlines()))
+        place = lines.index(visible(" ".join((row["prompt"] + text).splitlines())))
         assert lines[place + 1].startswith(f"copied      {len(is_copied)} of 50 tokens, longest run {len(longest)}: ")
     events = EventAccumulator("run").Reload().Scalars("memorization/copied_share")
     shares = [sum(row["copied"]["tokens"] for row in table if row["step"] == step) / 100 for step in range(5, 40, 5)]
