@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from gpt_lightning.console import PROGRAM, format_bytes
+from gpt_lightning.console import PROGRAM, format_bytes, visible
 from gpt_lightning.files import load_template, replace_bytes
 from gpt_lightning.runs.charts import (
     by_tokens,
@@ -22,7 +22,7 @@ from gpt_lightning.runs.charts import (
     shared_baselines,
 )
 from gpt_lightning.runs.records import EXPECTED_LOSSES, EvaluationRow, RunRecord, is_finite
-from gpt_lightning.runs.sample_text import choose_samples, clean, describe_sample
+from gpt_lightning.runs.sample_text import choose_samples, describe_sample
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -56,7 +56,7 @@ def render_report(records: Sequence[RunRecord]) -> str:
     Args:
         records: One or more runs.
     """
-    labels = [clean(one) for one in names_of(records)]
+    labels = [visible(one) for one in names_of(records)]
     page = {
         "program": PROGRAM,
         "title": labels[0] if len(records) == 1 else f"{len(records)} runs",
@@ -74,7 +74,7 @@ def render_report(records: Sequence[RunRecord]) -> str:
 @functools.cache
 def page_template() -> Template:
     """Return the page's template."""
-    return load_template(TEMPLATE, clean=clean)
+    return load_template(TEMPLATE, visible=visible)
 
 
 def names_of(records: Sequence[RunRecord]) -> list[str]:
@@ -164,10 +164,10 @@ def describe_size(record: RunRecord) -> str:
 
 
 def minutes_of(record: RunRecord) -> float | None:
-    """Return the duration of a run: of its processes, else of its optimizer steps; None if that is not known."""
+    """Return the duration of a run's processes together; None if that of one is not known."""
     measured = [(one or {}).get("minutes") for one in record.environment.get("sessions") or []]
     known = [minutes for minutes in measured if minutes is not None]
-    return sum(known) if known and len(known) == len(measured) else record.summary.get("minutes")
+    return sum(known) if known and len(known) == len(measured) else None
 
 
 def describe_results(record: RunRecord) -> list[tuple[str, str, str]]:

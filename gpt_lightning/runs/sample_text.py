@@ -1,4 +1,4 @@
-"""Samples as pieces of text for an HTML page: what is copied, where it comes from, and what would be invisible."""
+"""Samples as pieces of text for an HTML page: what is copied, and where it comes from."""
 
 from __future__ import annotations
 
@@ -7,15 +7,6 @@ from typing import Any
 
 MOST_CHARACTERS = 4000  # of a completion, or of a prompt
 COUNTED = 8  # tokens of a run that counts as copied, where `at_least` is not recorded
-# Characters that would be invisible or would change the direction of the text around them -> what to show.
-INVISIBLE = {code: f"\\x{code:02x}" for code in (*range(32), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"}
-INVISIBLE |= {code: f"\\u{code:04x}" for code in (0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
-SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-def clean(value: object) -> str:
-    """Return a text with control characters, lone surrogates and marks of direction made visible."""
-    return SURROGATE.sub("\ufffd", str(value)).translate(INVISIBLE)
 
 
 def choose_samples(rows: list[dict[str, Any]], budget: int) -> list[dict[str, Any]]:

@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 from pages import BASELINES, TEXT, Element, copied, metrics, read_page, write_run
 from PIL import Image
 
+from gpt_lightning.console import visible
 from gpt_lightning.runs.charts import by_tokens, format_count, loss_chart, metric_chart
 from gpt_lightning.runs.folder import find_run
 from gpt_lightning.runs.html_report import render_report
 from gpt_lightning.runs.records import read_run
-from gpt_lightning.runs.sample_text import MOST_CHARACTERS, choose_samples, clean, describe_sample
+from gpt_lightning.runs.sample_text import MOST_CHARACTERS, choose_samples, describe_sample
 from gpt_lightning.runs.svg import spread, thin
 
 HOSTILE = (
@@ -346,7 +347,7 @@ def test_hostile_text_appears_as_text(tmp_path: Path) -> None:
 
     page, both = report(folder), report(folder, other)
 
-    shown = clean(HOSTILE)
+    shown = visible(HOSTILE)
     assert shown == (
         "</q><script>alert('1')</script> \"&quot;' \\x1b[31mred\\x00 \\u202egnp.exe "
         "\u0633\u0644\u0627\u0645 \U0001f600 \\x9b \\x0d"
@@ -354,7 +355,7 @@ def test_hostile_text_appears_as_text(tmp_path: Path) -> None:
     assert section(page, "verdict").all("p")[0].text == shown
     assert page.one("blockquote").text_without("sup") == shown + shown
     assert section(page, "machine").all("dd")[0].text == shown
-    assert page.one("q").text == f"…{clean(HOSTILE[:40] + HOSTILE[3:30])}\ufffd…"
+    assert page.one("q").text == f"…{visible(HOSTILE[:40] + HOSTILE[3:30])}\ufffd…"
     assert page.one("h1").text == "<b>&/'1\\x1b\U0001f600"
     assert "<b>&/'1\\x1b\U0001f600" in [one.words for one in section(both, "results").all("h3")]
     for one in (page, both):
@@ -593,7 +594,7 @@ def test_a_trained_run_has_a_report(trained: Path) -> None:
     assert [row[4] for row in table[1:]] == losses
     samples = [json.loads(line) for line in (trained / "samples.jsonl").read_text().splitlines()]
     shown = [one.text_without("sup", "span") for one in page.all("blockquote")]
-    assert shown == [clean(one["prompt"] + one["completion"]) for one in reversed(samples)]
+    assert shown == [visible(one["prompt"] + one["completion"]) for one in reversed(samples)]
     assert ["model.emb_dim", "16", "768"] in cells(section(page, "settings").all("table")[0])
     assert page.one("h1").words == f"{trained.parent.name}/run"
 

@@ -75,7 +75,7 @@ def test_an_output_is_not_overwritten_but_for_the_runs_own_report(runs: Path, co
         (["runs"], "runs: is not the folder of a run; it has no metrics.jsonl and no checkpoints"),
         (["runs/tiny/1/metrics.jsonl"], "runs/tiny/1/metrics.jsonl: is a file; name the folder of a run"),
         (["runs/tiny/1/metrics.jsonl/x"], "runs/tiny/1/metrics.jsonl/x: no such folder"),
-        (["a\x00b"], "a\x00b: no such folder"),
+        (["a\x00b"], "a\\x00b: no such folder"),
         (["n" * 300], "file name too long"),
         (["runs/tiny/1", "runs/tiny/1/checkpoints"], "runs/tiny/1/checkpoints: is given twice"),
         (["runs/tiny/1"] * 9, "report compares at most 8 runs, got 9"),
