@@ -187,6 +187,19 @@ def test_damaged_lines_are_skipped_with_one_warning(
     assert capsys.readouterr().err == f"gpt_lightning: warning: runs/x/1/{name}.jsonl: {words}\n"
 
 
+def test_a_line_separator_inside_of_a_json_string_does_not_end_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_run(tmp_path / "run")
+    row = '{"step": 12, "epoch": 2, "prompt": "So", "completion": "a\u2028b\u0085c"}\r\n'
+    (folder / "samples.jsonl").write_bytes(row.encode())
+
+    (sample,) = read_run(folder).samples
+
+    assert sample["completion"] == "a\u2028b\u0085c"
+    assert capsys.readouterr().err == ""
+
+
 # ---- the file of settings
 
 
