@@ -8,7 +8,7 @@
         checkpoints/                 best.ckpt, last.ckpt and its predecessor prev.ckpt
         loss.pdf, loss.png           the loss curves, drawn when the run ends
         summary.json                 the verdict, written when the run ends
-        environment.json             text, machine, versions, time and memory, see training/environment.py
+        environment.json             config, text, machine, versions, time and memory, see training/environment.py
         report.html                  a page about the run, written when it ends, see html_report.py
         events.out.tfevents.*        logs for TensorBoard
 

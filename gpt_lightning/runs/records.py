@@ -42,7 +42,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     BASELINES: dict.fromkeys(BASELINE_MODELS, NUMBER),
     ENVIRONMENT: {
-        **dict.fromkeys(("text", "split", "windows", "batches", "model"), str),
+        **dict.fromkeys(("config", "text", "split", "windows", "batches", "model"), str),
         "defaults": {},
         "sessions": [
             {
@@ -208,7 +208,8 @@ def read_run(folder: Path) -> RunRecord:
     folder = folder.absolute()
     with _removable():
         rows = sorted(read_metrics(folder / "metrics.jsonl"), key=lambda row: row["step"])
-        config = _find_config(folder)
+        environment = read_facts(folder / ENVIRONMENT)
+        config = _find_config(folder, environment.get("config"))
         return RunRecord(
             path=folder,
             settings=_read_settings(config) if config is not None else {},
@@ -218,7 +219,7 @@ def read_run(folder: Path) -> RunRecord:
             samples=read_samples(folder / "samples.jsonl"),
             summary=read_facts(folder / SUMMARY),
             baselines=read_facts(folder / BASELINES),
-            environment=read_facts(folder / ENVIRONMENT),
+            environment=environment,
         )
 
 
@@ -271,10 +272,12 @@ def _is_range(value: Any) -> TypeGuard[list[float]]:
 # ---- settings and facts
 
 
-def _find_config(folder: Path) -> Path | None:
-    """Return the YAML file with all settings: in runs/<name>/<number>, <name>.yaml; elsewhere, that written last."""
+def _find_config(folder: Path, name: str | None) -> Path | None:
+    """Return the YAML file with all settings: the one of that name; if it is not known, that written last."""
     configs = [path for path in folder.glob("*.yaml") if path.name != HPARAMS]
-    return max(configs, key=lambda path: (path.stem == folder.parent.name, path.stat().st_mtime_ns), default=None)
+    if name is not None:
+        return next((path for path in configs if path.name == name), None)
+    return max(configs, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
 def _read_bytes(path: Path) -> bytes:

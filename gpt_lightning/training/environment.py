@@ -1,4 +1,4 @@
-"""environment.json in the run folder: the text, the machine, the versions, the time and the memory of a run.
+"""environment.json in the run folder: config, text, machine, versions, time and memory of a run.
 
 Each process that trains the run adds an entry to `sessions` when training starts, and completes it when training ends,
 with the error if one ended it. Of many, the first and the last 99 are kept. The `minutes` of a session are all from the
@@ -66,7 +66,11 @@ def recorded(
         yield
         return
     path = run.path / ENVIRONMENT
-    described = summary.describe_data(data, steps, trainer.world_size) | {"model": config.model.description}
+    described = {
+        "config": f"{plan.name}.yaml",
+        **summary.describe_data(data, steps, trainer.world_size),
+        "model": config.model.description,
+    }
     session: dict[str, Any] = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "from_step": 0 if plan.content is None else plan.content["global_step"],

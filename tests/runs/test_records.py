@@ -232,14 +232,25 @@ def test_a_table_of_damaged_lines_only_is_an_empty_one(tmp_path: Path, capsys: p
 # ---- the file of settings
 
 
-@pytest.mark.parametrize(("place", "chosen"), [("runs/tiny/1", "tiny.yaml"), ("elsewhere", "zebra.yaml")])
-def test_the_settings_are_those_of_the_run(tmp_path: Path, place: str, chosen: str) -> None:
-    folder = write_run(tmp_path / place)  # with tiny.yaml
+@pytest.mark.parametrize(
+    ("recorded", "chosen"),
+    [
+        ("another.yaml", "another.yaml"),
+        (None, "zebra.yaml"),
+        ("gone.yaml", None),
+        ("../other.yaml", None),
+    ],
+)
+def test_the_settings_are_in_the_recorded_file_else_in_the_newest(
+    tmp_path: Path, recorded: str | None, chosen: str | None
+) -> None:
+    folder = write_run(tmp_path / "runs" / "tiny" / "1", environment={"config": recorded})  # with tiny.yaml
+    (folder.parent / "other.yaml").write_text("from: another folder\n")
     for time, name in enumerate(("tiny.yaml", "another.yaml", "zebra.yaml", "hparams.yaml")):
         (folder / name).write_text(f"from: {name}\n")
         os.utime(folder / name, (time, time))
 
     record = read_run(folder)
 
-    assert record.config == folder / chosen
-    assert record.settings == {"from": chosen}
+    assert record.config == (folder / chosen if chosen else None)
+    assert record.settings == ({"from": chosen} if chosen else {})

@@ -84,6 +84,19 @@ def test_a_resumed_run_has_the_sessions_of_both_processes(
     assert read_facts(Path("run"))["defaults"] == first["defaults"]  # not the checkpoint's settings
 
 
+def test_a_run_that_another_config_resumes_has_the_settings_of_that_one(command: Command, config: Path) -> None:
+    run = ("--run_dir", "runs/tiny/1", "--trainer.logger=false")
+    assert command("fit", "--config", config, *run, "--trainer.max_steps=1").code == 0
+    shutil.copy(config, "big.yaml")
+    assert command("fit", "--config", "big.yaml", *run, "--trainer.max_steps=2", "--resume").code == 0
+    Path("runs/tiny/1/notes.yaml").write_text("!tag")
+
+    record = read_run(Path("runs/tiny/1"))
+
+    assert record.config == Path("runs/tiny/1/big.yaml").absolute()
+    assert record.settings["trainer.max_steps"] == 2
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [
