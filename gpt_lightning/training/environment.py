@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -35,8 +36,9 @@ from gpt_lightning.training.config import RunConfig
 from gpt_lightning.training.resume import RunPlan
 from gpt_lightning.training.steps import Steps
 
-MOST_OF_AN_ERROR = 1000  # characters
+MOST_OF_AN_ERROR = 200  # characters
 LAST_SESSIONS = 99  # kept beside the first one; the file must stay below records.MAX_BYTES
+SECRETS = re.compile(r"(?<=://)[^\s/]*@|\?\S+")  # names and passwords, and queries of URLs, which may hold keys
 
 
 @contextlib.contextmanager
@@ -103,13 +105,15 @@ def recorded(
 
 
 def describe_error(error: BaseException) -> str:
-    """Describe in one line what ended a training early."""
+    """Describe in one short line what ended a training early, without secrets: the report shows it."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     if isinstance(error, (Stopped, Terminated)):
         return str(error)
     known = describe_expected(error)
-    return " ".join((known[0] if known is not None else f"internal error: {error!r}").split())[:MOST_OF_AN_ERROR]
+    if known is None:
+        return f"internal error: {type(error).__name__}"
+    return " ".join(SECRETS.sub("", known[0]).split())[:MOST_OF_AN_ERROR]
 
 
 def previous_sessions(path: Path) -> list[dict[str, Any]]:
