@@ -15,8 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from gpt_lightning.errors import InputError
 from gpt_lightning.files import replace_bytes
-from gpt_lightning.runs.folder import BASELINES
-from gpt_lightning.runs.records import BASELINE_MODELS, read_evaluations, read_facts
+from gpt_lightning.runs.records import RunRecord, read_losses
 
 FORMATS = ("pdf", "png")
 METADATA: dict[str, dict[str, None]] = {"pdf": {"CreationDate": None}, "png": {}}  # no dates, for reproducible files
@@ -32,7 +31,7 @@ class Curve:
         tokens: Tokens seen before each evaluation.
         train: Training loss in evaluation mode, in nats per token.
         val: Validation loss, in nats per token.
-        baseline: Name and validation loss of the best baseline of the run's text, if it is known.
+        baseline: Name and validation loss of the best baseline of the run's text; None if it is unknown.
     """
 
     name: str
@@ -43,37 +42,38 @@ class Curve:
     baseline: tuple[str, float] | None = None
 
 
+def curve_of(record: RunRecord) -> Curve | None:
+    """Return the losses of a run, without those before the first optimizer step; None if there are no others."""
+    rows = [row for row in record.evaluations if row.step > 0 and row.epoch > 0]
+    if not rows:
+        return None
+    return Curve(
+        name=record.name,
+        epochs=[row.epoch for row in rows],
+        tokens=[row.tokens_seen for row in rows],
+        train=[row.train_eval_loss for row in rows],
+        val=[row.val_loss for row in rows],
+        baseline=record.best_baseline,
+    )
+
+
 def read_curve(path: str | Path) -> Curve:
-    """Read the evaluations of a run, without those before the first optimizer step.
+    """Read the losses of a run for `plot`.
 
     Args:
         path: A run folder, or a JSON-lines file in the format of metrics.jsonl.
 
     Raises:
-        InputError: The file does not exist, is damaged or has no evaluation after the first optimizer step.
+        InputError: The file does not exist or has no evaluation after the first optimizer step, or a file is damaged.
     """
     path = Path(path)
     table = path / "metrics.jsonl" if path.is_dir() else path
     if not table.is_file():
         raise InputError(f"{table}: no such file")
-    rows = [row for row in read_evaluations(table) if row.step > 0 and row.epoch > 0]
-    if not rows:
+    curve = curve_of(read_losses(path))
+    if curve is None:
         raise InputError(f"{table}: has no evaluation after the first optimizer step")
-    return Curve(
-        name=f"{path.absolute().parent.name}/{path.stem}",
-        epochs=[row.epoch for row in rows],
-        tokens=[row.tokens_seen for row in rows],
-        train=[row.train_eval_loss for row in rows],
-        val=[row.val_loss for row in rows],
-        baseline=best_baseline(path),
-    )
-
-
-def best_baseline(path: Path) -> tuple[str, float] | None:
-    """Return the name and the loss of the best n-gram baseline of a run, or None if it is not recorded."""
-    found = read_facts(path / BASELINES)
-    losses = [(found[name], name) for name in BASELINE_MODELS[1:] if name in found]
-    return min(losses)[::-1] if losses else None
+    return curve
 
 
 def loss_figure(curves: Sequence[Curve]) -> Figure:

@@ -180,11 +180,11 @@ def describe_results(record: RunRecord) -> list[tuple[str, str, str]]:
         tiles.append(("best validation loss", f"{best.val_loss:.3f}", f"step {best.step:,}, {perplexity}"))
         tiles.append(("last validation loss", f"{last.val_loss:.3f}", f"step {last.step:,}"))
         tiles.append(("last training loss", f"{last.train_eval_loss:.3f}", f"step {last.step:,}"))
-        if counted := record.baseline_losses:
-            name = min(counted, key=counted.__getitem__)
-            difference = best.val_loss - counted[name]
+        if record.best_baseline is not None:
+            name, counted = record.best_baseline
+            difference = best.val_loss - counted
             side = "above" if difference > 0 else "below"
-            tiles.append((f"by counting: {name}", f"{counted[name]:.3f}", f"best is {abs(difference):.3f} {side}"))
+            tiles.append((f"by counting: {name}", f"{counted:.3f}", f"best is {abs(difference):.3f} {side}"))
     if (share := record.copied) is not None:
         tiles.append(("copied", f"{100 * share:.0f} %", "of the tokens of the last samples"))
     return tiles

@@ -2,7 +2,7 @@
 
 Damaged lines of a table are skipped with a warning; another damaged file is an error, with what to do about it.
 
-The verdict, the report and the figures of a run all follow from `read_run`.
+The verdict and the report of a run follow from `read_run`, its figure from the part of it that `read_losses` reads.
 """
 
 from __future__ import annotations
@@ -143,6 +143,11 @@ class RunRecord:
         return {name: self.baselines[name] for name in BASELINE_MODELS if self.baselines.get(name) is not None}
 
     @property
+    def best_baseline(self) -> tuple[str, float] | None:
+        """Name and loss of the best baseline; None if none is known."""
+        return min(self.baseline_losses.items(), key=lambda one: one[1], default=None)
+
+    @property
     def best(self) -> EvaluationRow | None:
         """The evaluation with the lowest validation loss, the first of equal ones; None without an evaluation."""
         trained = [row for row in self.evaluations if row.step > 0] or self.evaluations
@@ -221,6 +226,24 @@ def read_run(folder: Path) -> RunRecord:
             baselines=read_facts(folder / BASELINES),
             environment=environment,
         )
+
+
+def read_losses(path: Path) -> RunRecord:
+    """Read the evaluations and the baselines of a run, and no other files.
+
+    Args:
+        path: A run folder, or a file in the format of its metrics.jsonl.
+
+    Raises:
+        InputError: baselines.json is damaged.
+        MachineError: A file cannot be read.
+    """
+    path = path.absolute()
+    if not path.is_dir():
+        return RunRecord(path.with_suffix(""), evaluations=read_evaluations(path))
+    with _removable():
+        evaluations, baselines = read_evaluations(path / "metrics.jsonl"), read_facts(path / BASELINES)
+        return RunRecord(path, evaluations=evaluations, baselines=baselines)
 
 
 def read_evaluations(table: Path) -> list[EvaluationRow]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, Result
+from pages import write_run
 
 from gpt_lightning.errors import InputError
 from gpt_lightning.runs.figures import Curve, bar_figure, loss_figure, read_curve, save_figure
@@ -142,6 +143,33 @@ def test_read_curve_keeps_the_order_and_values_of_a_table() -> None:
     curve = read_curve(REFERENCE / "verdict.jsonl")
 
     assert (curve.name, curve.val[:3], curve.train[-1]) == ("reference/verdict", [8.888, 7.465, 6.693], 0.749)
+
+
+@pytest.mark.parametrize(
+    ("baselines", "best"),
+    [
+        ({"uniform": 5.5, "unigram": None, "bigram": 2.0, "trigram": 2.5, "training_tokens": 1}, ("bigram", 2.0)),
+        ({"uniform": 2.5, "unigram": 2.6}, ("uniform", 2.5)),
+        ({"unigram": None}, None),
+        (None, None),
+    ],
+)
+def test_a_curve_has_the_best_baseline_that_is_known(
+    tmp_path: Path, baselines: dict[str, float | None] | None, best: tuple[str, float] | None
+) -> None:
+    folder = write_run(tmp_path / "runs" / "v1.2", baselines=baselines, summary="of another version")
+
+    curve = read_curve(folder)
+
+    assert (curve.name, curve.baseline) == ("runs/v1.2", best)
+
+
+def test_damaged_baselines_are_named_with_what_to_do(command: Command, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", baselines={"bigram": "low"})
+
+    assert command("plot", folder).error.endswith(
+        "run/baselines.json: bigram is damaged, it must be a finite number; remove it to continue without it"
+    )
 
 
 def test_labels_of_bars_may_contain_dollar_signs_and_missing_glyphs(tmp_path: Path) -> None:

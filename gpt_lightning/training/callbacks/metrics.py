@@ -15,9 +15,10 @@ from gpt_lightning.data.windows import Batch
 from gpt_lightning.errors import InputError
 from gpt_lightning.files import append_row
 from gpt_lightning.models.loss import perplexity
-from gpt_lightning.runs.figures import Curve, loss_figure, read_curve, save_figure
+from gpt_lightning.runs.figures import Curve, curve_of, loss_figure, save_figure
 from gpt_lightning.runs.folder import Run
 from gpt_lightning.runs.metrics import BY_TOKENS, FINAL, tensorboard_tag
+from gpt_lightning.runs.records import read_losses
 from gpt_lightning.training.callbacks.progress import Progress
 from gpt_lightning.training.callbacks.step_end import StepEnd, at_step_boundary
 from gpt_lightning.training.module import GPTModule
@@ -149,10 +150,10 @@ class Summary(StepEnd):
 
 
 def find_curve(run: Run) -> Curve | None:
-    """Return the losses of a run's evaluations, or None if it ended before the first one."""
+    """Return the losses of a run's evaluations; None if it ended before the first one, or if a file is damaged."""
     try:
-        return read_curve(run.path)
-    except InputError:
+        return curve_of(read_losses(run.path))
+    except InputError:  # `fit` says so where it writes the verdict
         return None
 
 
