@@ -94,7 +94,8 @@ def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(autouse=True)
 def _without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip loss figures and reports, half of the time of a tiny run; `trained` and subprocesses do draw them."""
-    monkeypatch.setattr("gpt_lightning.training.results.draw_report", lambda _: [])
+    monkeypatch.setattr("gpt_lightning.training.results.draw_figure", lambda *_: None)
+    monkeypatch.setattr("gpt_lightning.training.results.draw_report", lambda *_: [])
     monkeypatch.setattr("gpt_lightning.training.callbacks.metrics.draw_losses", lambda *_: None)
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from lightning.pytorch import Trainer
@@ -11,10 +15,11 @@ from gpt_lightning.checkpoints.io import read_checkpoint
 from gpt_lightning.console import labeled, say, warn
 from gpt_lightning.data.datamodule import TextDataModule
 from gpt_lightning.errors import InputError, MachineError
-from gpt_lightning.runs.figures import FORMATS, loss_figure, read_curve, save_figure
+from gpt_lightning.files import replace_bytes
+from gpt_lightning.runs.figures import FORMATS, curve_of, loss_figure, save_figure
 from gpt_lightning.runs.folder import BEST, LAST, Run
 from gpt_lightning.runs.html_report import write_report
-from gpt_lightning.runs.records import read_run
+from gpt_lightning.runs.records import RunRecord, read_run
 from gpt_lightning.training import summary
 from gpt_lightning.training.assembly import RunCallbacks, peak_rate
 from gpt_lightning.training.config import RunConfig
@@ -49,8 +54,8 @@ def report_result(
         say(f"  {resume_command}")
     prompt = config.training.prompt[0] if config.training.prompt else "Every effort moves you"
     flops = config.model.flops_per_token / trainer.world_size, peak_rate(trainer, config)
-    verdict = [*judge_run(trainer, data, config, run), *draw_report(run)]
-    for line in summary.summarize_run(run, callbacks.progress, checkpoints, seconds, flops, verdict, prompt):
+    written = write_results(trainer, data, config, run)
+    for line in summary.summarize_run(run, callbacks.progress, checkpoints, seconds, flops, written, prompt):
         say(line)
 
 
@@ -68,8 +73,7 @@ def report_nothing_trained(trainer: Trainer, data: TextDataModule, config: RunCo
         )
     if trainer.is_global_zero:
         say(f"{plan.folder}: finished; nothing to do: trainer.max_time or a callback stops it at once")
-        judge_run(trainer, data, config, run)  # resuming has removed the verdict and the report
-        draw_report(run)
+        write_results(trainer, data, config, run)  # resuming has removed the verdict and the report
 
 
 def report_finished(trainer: Trainer, data: TextDataModule, config: RunConfig, plan: RunPlan) -> Path:
@@ -84,41 +88,74 @@ def report_finished(trainer: Trainer, data: TextDataModule, config: RunConfig, p
             read_checkpoint(folder / "checkpoints" / BEST)
         except InputError as error:
             raise InputError(f"{folder}: finished, but {error}; its {LAST} is intact") from None
-        if not all((folder / f"loss.{one}").exists() for one in FORMATS):
-            try:
-                save_figure(loss_figure([read_curve(folder)]), folder / "loss")
-            except InputError as error:
-                warn(f"{error}, so the loss figure is not drawn")
         limits = "trainer.max_epochs, trainer.max_steps and early_stopping_patience"
-        run = Run(folder)
-        verdict = [] if run.summary_file.exists() else judge_run(trainer, data, config, run)
-        report = [] if run.report_file.exists() else draw_report(run)
-        for line in (*verdict, *report):
+        for line in write_results(trainer, data, config, Run(folder)):
             say(line)
         say(f"{folder}: finished; nothing is left to do within {limits}")
     return folder.absolute()
 
 
-def judge_run(trainer: Trainer, data: TextDataModule, config: RunConfig, run: Run) -> list[str]:
-    """Write summary.json and return the lines to print; warn if it fails, because the run is complete and saved."""
-    try:
-        return summary.write_verdict(run, trainer, data, config)
-    except Exception as error:  # also a bug
-        warn(f"the verdict is not written: {_reason(error)}; the run is complete, `fit --resume` tries again")
-        return []
+def write_results(trainer: Trainer, data: TextDataModule, config: RunConfig, run: Run) -> list[str]:
+    """Write the loss figure, the verdict and the report of a complete run, those that are missing.
+
+    They follow from one record of the run, so that its files are read, and their damaged lines warned about, once.
+
+    Returns:
+        The lines to print about the verdict and the report.
+    """
+    has_figure = all((run.path / f"loss.{one}").exists() for one in FORMATS)
+    present = {"loss figure": has_figure, "verdict": run.summary_file.exists(), "report": run.report_file.exists()}
+    missing = [name for name, is_present in present.items() if not is_present]
+    lines: list[str] = []
+    if not missing:
+        return lines
+    with tolerated(missing):
+        record = read_run(run.path)
+        if "loss figure" in missing:
+            with tolerated(["loss figure"]):
+                draw_figure(record, run)
+        if "verdict" in missing:
+            with tolerated(["verdict"]):
+                verdict = summary.judge_run(record, trainer, data, config)
+                if verdict is not None:
+                    record = replace(record, summary=verdict.to_dict())
+                    replace_bytes(run.summary_file, (json.dumps(record.summary, indent=1) + "\n").encode())
+                    lines += summary.describe_verdict(verdict)
+        if "report" in missing:
+            with tolerated(["report"], f"report {run.display_path}"):
+                lines += draw_report(record, run)
+    return lines
 
 
-def draw_report(run: Run) -> list[str]:
-    """Write report.html and return the line to print; warn if it fails, because the training is complete and saved."""
+@contextlib.contextmanager
+def tolerated(results: list[str], command: str = "fit --resume") -> Iterator[None]:
+    """Warn if results cannot be written, also because of a bug: the run is complete and saved.
+
+    Args:
+        results: What the body writes.
+        command: The command that tries again.
+    """
     try:
-        write_report([read_run(run.path)], run.report_file)
-    except Exception as error:  # also a bug, which `report` then shows
-        warn(
-            f"the report is not written: {_reason(error)}; the run is complete, `report {run.display_path}` tries again"
-        )
-        return []
+        yield
+    except Exception as error:
+        what = f"the {' and the '.join(results)} {'is' if len(results) == 1 else 'are'} not written"
+        reason = " ".join(str(error).split()) if isinstance(error, (InputError, MachineError)) else repr(error)
+        warn(f"{what}: {reason}; the run is complete, `{command}` tries again")
+
+
+def draw_figure(record: RunRecord, run: Run) -> None:
+    """Draw the loss figure of a run.
+
+    Raises:
+        InputError: The run has no evaluation to draw.
+    """
+    curve = curve_of(record)
+    if curve is None:
+        raise InputError(f"{run.display_path}: has no evaluation after the first optimizer step")
+    save_figure(loss_figure([curve]), run.path / "loss")
+
+
+def draw_report(record: RunRecord, run: Run) -> list[str]:
+    """Write report.html and return the line to print."""
+    write_report([record], run.report_file)
     return [labeled("report", f"{run.display_path}/{run.report_file.name}")]
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) if isinstance(error, (InputError, MachineError)) else repr(error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 
 import torch
@@ -11,11 +10,10 @@ from lightning.pytorch import Trainer
 from gpt_lightning.console import PROGRAM, format_bytes, labeled, plural
 from gpt_lightning.data.datamodule import Split, TextDataModule
 from gpt_lightning.evaluation.baselines import Baselines, counted_tokens
-from gpt_lightning.evaluation.verdict import judge
-from gpt_lightning.files import replace_bytes
+from gpt_lightning.evaluation.verdict import Verdict, judge
 from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.runs.folder import Run
-from gpt_lightning.runs.records import read_run
+from gpt_lightning.runs.records import RunRecord
 from gpt_lightning.training.callbacks.checkpointing import Checkpointing
 from gpt_lightning.training.callbacks.progress import Progress
 from gpt_lightning.training.config import RunConfig
@@ -149,34 +147,34 @@ def describe_folder(display_path: str, config: GPTConfig) -> str:
     )
 
 
-def write_verdict(run: Run, trainer: Trainer, data: TextDataModule, config: RunConfig) -> list[str]:
-    """Write summary.json, from the other files of a run folder, and return the verdict in words.
+def judge_run(record: RunRecord, trainer: Trainer, data: TextDataModule, config: RunConfig) -> Verdict | None:
+    """Judge a run.
 
     Args:
-        run: The run folder.
-        trainer: The run's Trainer, for its clipping of gradients.
+        record: The run.
+        trainer: Its Trainer, for the clipping of gradients.
         data: Data module, set up.
         config: The settings of the run.
 
     Returns:
-        Labelled lines; none if the run was not evaluated after its first optimizer step.
+        The verdict, or None if the run was not evaluated after its first optimizer step.
     """
     assert data.source is not None
-    record = read_run(run.path)
     steps = record.last.step if record.last else 0
     is_expected = (
         config.expected.applies_to(data.source.sha256, steps, config.model.num_parameters)
         and str(trainer.precision) not in COARSE
     )
-    verdict = judge(
+    return judge(
         record,
         config.expected.ranges if is_expected else None,
         is_pretrained=config.init_from is not None,
         is_clipped=bool(trainer.gradient_clip_val),
     )
-    if verdict is None:
-        return []
-    replace_bytes(run.summary_file, (json.dumps(verdict.to_dict(), indent=1) + "\n").encode())
+
+
+def describe_verdict(verdict: Verdict) -> list[str]:
+    """Return the labelled lines of a verdict."""
     labels = ["verdict", *[""] * (len(verdict.verdict) - 1), "advice"]
     return [labeled(label, text) for label, text in zip(labels, [*verdict.verdict, verdict.advice], strict=True)]
 
@@ -187,7 +185,7 @@ def summarize_run(
     checkpoints: Checkpointing,
     seconds: float,
     flops: tuple[float, float | None],
-    verdict: list[str],
+    written: list[str],
     prompt: str,
 ) -> list[str]:
     """Summarize a finished run, with the command that samples from its best checkpoint.
@@ -198,7 +196,7 @@ def summarize_run(
         checkpoints: The saved checkpoints.
         seconds: Duration of the run.
         flops: FLOPs per token (of the global batch) on each device, and the peak FLOP/s of one device, None if unknown.
-        verdict: Lines of the verdict.
+        written: Lines about the verdict and the report.
         prompt: Prompt in the command.
     """
     speed = progress.session_tokens / max(progress.session_seconds, 1e-9)
@@ -209,7 +207,7 @@ def summarize_run(
         f"{progress.tokens_seen:,} tokens seen, {speed:,.0f} tokens per second in the training steps "
         f"(utilization of the peak rate {utilization}), "
         f"{100 * checkpoints.saving_seconds / seconds:.1f} % of the time spent on saving.",
-        *verdict,
+        *written,
         f"best.ckpt is of step {checkpoints.best.step} (Val loss {checkpoints.best.val_loss:.3f}), "
         f"last.ckpt of step {checkpoints.saved_step}. To sample:",
         "  " + predict_command(f"{run.display_path}/checkpoints/best.ckpt", prompt),

@@ -17,7 +17,6 @@ import yaml
 from conftest import STORY, Result
 
 from gpt_lightning.errors import DivergedError, InputError, MachineError, Stopped, Terminated, memory_bytes
-from gpt_lightning.runs.folder import Run
 from gpt_lightning.runs.records import MAX_BYTES, read_run
 from gpt_lightning.training import fit, results
 from gpt_lightning.training.environment import describe_error, peak_memory_bytes, processor_name
@@ -170,8 +169,8 @@ def test_a_damaged_environment_is_written_again(command: Command, config: Path) 
     result = command(*run, "--trainer.max_steps=4", "--resume")
 
     assert result.code == 0
-    assert "warning: " in result.err
-    assert "environment.json: is damaged, not valid JSON" in result.err
+    name = Path("run/environment.json").absolute()
+    assert f"gpt_lightning: warning: {name}: is damaged, not valid JSON; it is written again\n" in result.err
     assert [one["from_step"] for one in read_facts(Path("run"))["sessions"]] == [2]
 
 
@@ -182,6 +181,9 @@ def test_fit_prints_the_path_of_the_report(command: Command, config: Path, monke
 
     assert result.out.splitlines()[-3] == "report      run/report.html"
     assert "warning" not in result.err
+    page = Path("run/report.html").read_bytes()
+    assert command("report", "run").code == 0
+    assert Path("run/report.html").read_bytes() == page
     assert (Path("run/report.html").stat().st_mode & 0o777) == (Path("run/metrics.jsonl").stat().st_mode & 0o777)
 
 
@@ -189,20 +191,21 @@ def test_fit_prints_the_path_of_the_report(command: Command, config: Path, monke
     ("error", "reason"), [(InputError("x: is\ndamaged"), "x: is damaged"), (KeyError("a"), "KeyError('a')")]
 )
 def test_a_report_that_fails_is_a_warning_because_the_run_is_complete(
-    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+    command: Command, config: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
 ) -> None:
     def refuse(*_: object) -> None:
         raise error
 
+    monkeypatch.setattr(results, "draw_report", draw_report)
     monkeypatch.setattr(results, "write_report", refuse)
+    shutil.copytree(trained, "run")
+    Path("run/report.html").unlink()
 
-    assert draw_report(Run(trained)) == []
+    result = command("fit", "--config", config, "--run_dir", "run", "--resume")
 
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert printed.err == (
-        f"gpt_lightning: warning: the report is not written: {reason}; the run is complete, "
-        f"`report {trained}` tries again\n"
+    assert (result.code, result.out.count("\n")) == (0, 1)
+    assert result.err == (
+        f"gpt_lightning: warning: the report is not written: {reason}; the run is complete, `report run` tries again\n"
     )
 
 

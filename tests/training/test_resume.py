@@ -16,9 +16,11 @@ from lightning.pytorch import Trainer
 
 from gpt_lightning.checkpoints.io import read_checkpoint
 from gpt_lightning.files import read_rows
+from gpt_lightning.training import results
 from gpt_lightning.training.callbacks.checkpointing import Checkpointing
 
 Command = Callable[..., Result]
+draw_figure = results.draw_figure  # before a fixture replaces it
 
 
 def test_a_run_keeps_its_validation_text_by_path_and_content(command: Command, config: Path, trained: Path) -> None:
@@ -307,7 +309,10 @@ def test_a_resumed_run_does_not_keep_its_checkpoint_mapped(
     assert maps == [[], []]
 
 
-def test_resuming_a_finished_run_draws_missing_figures(command: Command, config: Path, trained: Path) -> None:
+def test_resuming_a_finished_run_draws_missing_figures(
+    command: Command, config: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "draw_figure", draw_figure)
     shutil.copytree(trained, "run")
     for name in ("loss.pdf", "loss.png"):
         Path("run", name).unlink()

@@ -24,7 +24,7 @@ from gpt_lightning.training.callbacks.progress import Progress
 from gpt_lightning.training.config import ExpectedConfig
 
 Command = Callable[..., Result]
-draw_report = results.draw_report  # before a fixture replaces it
+draw_figure, draw_report = results.draw_figure, results.draw_report  # before a fixture replaces them
 EXPECTED = {
     "sha256": hashlib.sha256(STORY.read_bytes()).hexdigest(),
     "steps": 3,
@@ -176,24 +176,71 @@ def test_a_damaged_file_of_the_folder_is_named_instead_of_a_verdict(
     again = command("fit", "--config", config, "--run_dir", "run", "--resume")
 
     assert (refused.code, "verdict" in refused.out) == (0, False)
-    assert refused.err.splitlines()[-1].endswith(
-        "run/baselines.json: bigram is damaged, it must be a finite number; the run is complete, "
-        "`fit --resume` tries again"
+    assert refused.err == (
+        f"gpt_lightning: warning: the verdict is not written: {Path('run/baselines.json').absolute()}: bigram is "
+        "damaged, it must be a finite number; remove it to continue without it; the run is complete, "
+        "`fit --resume` tries again\n"
     )
     assert again.out.startswith("verdict     ")
     assert summary()["baselines"] is None
 
 
-def test_a_run_without_recorded_evaluations_has_no_verdict(command: Command, config: Path, trained: Path) -> None:
-    shutil.copytree(trained, "run")
-    Path("run/summary.json").unlink()
-    Path("run/metrics.jsonl").unlink()
+RESULTS = ("loss.pdf", "loss.png", "summary.json", "report.html")
+
+
+@pytest.fixture
+def unjudged(trained: Path, in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A complete run without its figure, verdict and report, which are drawn."""
+    monkeypatch.setattr(results, "draw_figure", draw_figure)
+    monkeypatch.setattr(results, "draw_report", draw_report)
+    shutil.copytree(trained, "run", ignore=shutil.ignore_patterns(*RESULTS))
+    return in_tmp / "run"
+
+
+def test_figure_verdict_and_report_warn_of_damaged_lines_once(command: Command, config: Path, unjudged: Path) -> None:
+    for name in ("metrics", "samples"):
+        with open(unjudged / f"{name}.jsonl", "a") as file:
+            file.write("nonsense\n")
 
     result = command("fit", "--config", config, "--run_dir", "run", "--resume")
 
     assert result.code == 0
-    assert "verdict" not in result.out
-    assert not Path("run/summary.json").exists()
+    assert [line.partition(" skipped")[0] for line in result.err.splitlines()] == [
+        "gpt_lightning: warning: run/metrics.jsonl: 1 damaged line is",
+        "gpt_lightning: warning: run/samples.jsonl: 1 damaged line is",
+    ]
+    assert all((unjudged / name).exists() for name in RESULTS)
+
+
+def test_a_damaged_file_is_named_once_instead_of_figure_verdict_and_report(
+    command: Command, config: Path, unjudged: Path
+) -> None:
+    (unjudged / "environment.json").write_text("{")
+
+    result = command("fit", "--config", config, "--run_dir", "run", "--resume")
+
+    assert result.code == 0
+    assert result.err == (
+        "gpt_lightning: warning: the loss figure and the verdict and the report are not written: "
+        f"{unjudged}/environment.json: is damaged, not valid JSON; remove it to continue without it; "
+        "the run is complete, `fit --resume` tries again\n"
+    )
+    assert not any((unjudged / name).exists() for name in RESULTS)
+
+
+def test_a_run_without_recorded_evaluations_has_no_figure_and_no_verdict(
+    command: Command, config: Path, unjudged: Path
+) -> None:
+    (unjudged / "metrics.jsonl").unlink()
+
+    result = command("fit", "--config", config, "--run_dir", "run", "--resume")
+
+    assert result.code == 0
+    assert result.err == (
+        "gpt_lightning: warning: the loss figure is not written: run: has no evaluation after the first optimizer "
+        "step; the run is complete, `fit --resume` tries again\n"
+    )
+    assert [name for name in RESULTS if (unjudged / name).exists()] == ["report.html"]
 
 
 def test_a_run_of_one_step_has_a_verdict(command: Command, config: Path) -> None:
