@@ -307,7 +307,7 @@ def describe_session(session: dict[str, Any]) -> list[tuple[str, str]]:
     if begin is not None:
         facts.append(("steps", f"{begin:,} to {end:,}" if end is not None else f"from {begin:,}"))
     if session.get("error"):
-        facts.append(("ended by", session["error"]))
+        facts.append(("end", session["error"]))
     unknown = "not recorded: the process was killed, or is running"
     facts.append(("time", unknown if minutes is None else f"{minutes:.2f} minutes"))
     facts += [(name, session[name]) for name in ("device", "processor", "platform") if session.get(name)]
