@@ -79,13 +79,14 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
     incomplete: if it is damaged, it is skipped. A missing file has no lines.
     """
     content = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    for number, line in enumerate(content.splitlines(keepends=True), start=1):
+    *lines, incomplete = content.split("\n")  # not splitlines(): a JSON string may contain U+2028
+    for number, line in enumerate([*lines, incomplete], start=1):
         row = None
         with contextlib.suppress(ValueError, RecursionError):
             row = json.loads(line)
         if isinstance(row, dict) and isinstance(row.get("step"), int):
             yield number, row
-        elif line.endswith("\n"):
+        elif number <= len(lines):
             yield number, None
 
 

@@ -32,6 +32,11 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
+def counted_tokens(training_tokens: int) -> int:
+    """Return how many of a number of training tokens are counted: the first `MOST_TRAINING_TOKENS`."""
+    return min(training_tokens, MOST_TRAINING_TOKENS)
+
+
 @dataclass(frozen=True)
 class _Counts:
     """The n-grams of one order, and their histories, each with its n - 1 first tokens.
@@ -63,7 +68,7 @@ class NGrams:
     """
 
     def __init__(self, token_ids: NDArray[Any], vocab_size: int) -> None:
-        tokens = np.asarray(token_ids[:MOST_TRAINING_TOKENS]).astype(np.int64)
+        tokens = np.asarray(token_ids[: counted_tokens(len(token_ids))]).astype(np.int64)
         self.vocab_size = vocab_size
         self.counted = len(tokens)
         self._orders: list[_Counts] = []

@@ -209,10 +209,14 @@ def compare(
     """Compare the losses with the ranges that the config expects."""
     if expected is None:
         return None
-    values = (None if untrained is None else untrained.val_loss, best.val_loss, last.train_eval_loss)
+    values = {
+        "untrained_val_loss": None if untrained is None else untrained.val_loss,
+        "best_val_loss": best.val_loss,
+        "last_train_eval_loss": last.train_eval_loss,
+    }
     return {
         name: Expectation(list(expected[name]), value, expected[name][0] <= value <= expected[name][1])
-        for name, value in zip(EXPECTED_LOSSES, values, strict=True)
+        for name, value in values.items()
         if name in expected and value is not None
     }
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
-from gpt_lightning.runs.records import EXPECTED_LOSSES, EvaluationRow, RunRecord
+from gpt_lightning.runs.records import EvaluationRow, RunRecord
 from gpt_lightning.runs.svg import COLOURS, FONT, Chart, Label
 
 MOST_POINTS = 600  # of all runs' curves of one kind in a chart
@@ -126,7 +126,7 @@ def _limit(chart: Chart, records: Sequence[RunRecord]) -> None:
 
 def _mark_expected(chart: Chart, record: RunRecord) -> None:
     """Shade the expected ranges: of the untrained loss at the left, of the last training loss at the right."""
-    parts = dict(zip(EXPECTED_LOSSES, ((0.0, 0.025), (0.0, 1.0), (0.97, 1.0)), strict=True))
+    parts = {"untrained_val_loss": (0.0, 0.025), "best_val_loss": (0.0, 1.0), "last_train_eval_loss": (0.97, 1.0)}
     for name, (low, high) in record.expected_ranges.items():
         colour = COLOURS["train" if "train_" in name else "val"]
         begin, end = parts[name]

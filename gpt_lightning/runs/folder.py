@@ -8,7 +8,7 @@
         checkpoints/                 best.ckpt, last.ckpt and its predecessor prev.ckpt
         loss.pdf, loss.png           the loss curves, drawn when the run ends
         summary.json                 the verdict, written when the run ends
-        environment.json             text, machine, versions, time and memory, see training/environment.py
+        environment.json             config, text, machine, versions, time and memory, see training/environment.py
         report.html                  a page about the run, written when it ends, see html_report.py
         events.out.tfevents.*        logs for TensorBoard
 
@@ -28,10 +28,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from gpt_lightning.console import format_bytes, warn
+from gpt_lightning.console import format_bytes
 from gpt_lightning.errors import InputError, MachineError, describe_os_error
-from gpt_lightning.files import read_rows, replace_bytes, with_filename
-from gpt_lightning.runs.metrics import cut_events
+from gpt_lightning.files import replace_bytes, with_filename
 
 RUNS = Path("runs")
 BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "prev.ckpt"
@@ -153,23 +152,6 @@ class Run:
         except OSError:  # Windows without the privilege, a file system without links: see `resolve_latest`
             return
         os.replace(temporary, self.path.parent / "latest")
-
-    def cut_logs(self, step: int, tokens_seen: int) -> None:
-        """Remove log entries after a step, so that a resumed run does not log them twice, and the outdated verdict.
-
-        Args:
-            step: Last optimizer step to keep.
-            tokens_seen: Tokens seen at that step.
-        """
-        for outdated in (self.summary_file, self.report_file):
-            outdated.unlink(missing_ok=True)
-        for path in (self.metrics_file, self.samples_file):
-            kept = [row for row in read_rows(path) if row["step"] <= step]
-            if path == self.metrics_file and step > 0 and not kept:
-                warn(f"{path}: has no row up to step {step}; the curves start there")
-            replace_bytes(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
-        for path in self.path.glob("events.out.tfevents.*"):
-            cut_events(path, step, tokens_seen)
 
 
 def numbered_runs(folder: Path) -> list[Path]:

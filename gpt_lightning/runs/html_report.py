@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import shlex
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from gpt_lightning.console import PROGRAM, format_bytes, visible
+from gpt_lightning.console import PROGRAM, format_bytes, quote, visible
 from gpt_lightning.files import load_template, replace_bytes
 from gpt_lightning.runs.charts import (
     by_tokens,
@@ -21,8 +20,9 @@ from gpt_lightning.runs.charts import (
     metric_chart,
     shared_baselines,
 )
-from gpt_lightning.runs.records import EXPECTED_LOSSES, EvaluationRow, RunRecord, is_finite
+from gpt_lightning.runs.records import EXPECTED_LOSSES, EvaluationRow, RunRecord
 from gpt_lightning.runs.sample_text import choose_samples, describe_sample
+from gpt_lightning.runs.shapes import is_finite
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -118,7 +118,7 @@ def describe_run(number: int, count: int, record: RunRecord, label: str) -> dict
         "has_defaults": bool(record.environment.get("defaults")),
         "settings": [(name, show_value(value)) for name, value in list(record.settings.items())[:MOST_SETTINGS]],
         "text": [(name, record.environment[name]) for name in FACTS if record.environment.get(name)],
-        "sessions": [describe_session(one) for one in record.environment.get("sessions") or [] if one],
+        "sessions": [describe_session(one) for one in record.environment.get("sessions") or []],
         "commands": commands_of(record),
     }
 
@@ -145,7 +145,7 @@ def describe_end(record: RunRecord) -> str:
     sessions = record.environment.get("sessions")
     if not sessions:
         return "There is no summary.json: the run has not finished, or an older version made it."
-    step, error = ((sessions[-1] or {}).get(name) for name in ("to_step", "error"))
+    step, error = (sessions[-1].get(name) for name in ("to_step", "error"))
     if step is None:
         return "The run has not finished: it is under way, or its process was killed."
     if error:
@@ -165,7 +165,7 @@ def describe_size(record: RunRecord) -> str:
 
 def minutes_of(record: RunRecord) -> float | None:
     """Return the duration of a run's processes together; None if that of one is not known."""
-    measured = [(one or {}).get("minutes") for one in record.environment.get("sessions") or []]
+    measured = [one.get("minutes") for one in record.environment.get("sessions") or []]
     known = [minutes for minutes in measured if minutes is not None]
     return sum(known) if known and len(known) == len(measured) else None
 
@@ -335,4 +335,4 @@ def commands_of(record: RunRecord) -> list[tuple[str, str]]:
         commands.append(("Resume; a finished run needs a higher --trainer.max_epochs", resume))
         commands.append(("Train again with the same settings", config))
     commands.append(("Make this page again", ["report", folder]))
-    return [(title, f"python -m {PROGRAM} {shlex.join(command)}") for title, command in commands]
+    return [(title, f"python -m {PROGRAM} {' '.join(map(quote, command))}") for title, command in commands]

@@ -1,22 +1,26 @@
-"""Read what a run folder says about its run. Every file may be missing; a damaged one is an error.
+"""Read what a run folder says about its run. Every file may be missing.
+
+Damaged lines of a table are skipped with a warning; another damaged file is an error, with what to do about it.
 
 The verdict, the report and the figures of a run all follow from `read_run`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import yaml
 
-from gpt_lightning.console import plural, warn
 from gpt_lightning.errors import InputError
-from gpt_lightning.files import decode_utf8, read_lines, with_filename
+from gpt_lightning.files import decode_utf8, with_filename
 from gpt_lightning.runs.folder import BASELINES, ENVIRONMENT, SUMMARY, display_path
+from gpt_lightning.runs.shapes import NUMBER, find_damage, is_finite
+from gpt_lightning.runs.tables import read_metrics, read_samples
 
 HPARAMS = "hparams.yaml"  # TensorBoard's copy of the settings
 MAX_BYTES = 1_000_000  # of a file of settings or facts
@@ -27,33 +31,29 @@ EXPECTED_LOSSES = {  # that a config may expect ranges of: what they are called
     "last_train_eval_loss": "last Train loss",
 }
 
-NUMBER = (int, float)
 # The parts of each file that are used. Any of them may be missing or null.
 SHAPES: dict[str, dict[str, Any]] = {
     SUMMARY: {
-        "minutes": NUMBER,
         "turn": {"step": int},
         "memorizing_steps": int,
         "expected": {name: {"range": [NUMBER], "value": NUMBER} for name in EXPECTED_LOSSES},
         "advice": str,
         "verdict": [str],
     },
-    BASELINES: dict.fromkeys((*BASELINE_MODELS, "training_tokens", "validation_tokens"), NUMBER),
+    BASELINES: dict.fromkeys(BASELINE_MODELS, NUMBER),
     ENVIRONMENT: {
-        **dict.fromkeys(("text", "split", "windows", "batches", "model"), str),
+        **dict.fromkeys(("config", "text", "split", "windows", "batches", "model"), str),
         "defaults": {},
         "sessions": [
             {
                 **dict.fromkeys(("started", "device", "processor", "platform", "error"), str),
-                **dict.fromkeys(("from_step", "to_step", "processes", "cores"), int),
+                **dict.fromkeys(("from_step", "to_step"), int),
                 **dict.fromkeys(("minutes", "memory_bytes", "peak_memory_bytes"), NUMBER),
                 "versions": {},
             }
         ],
     },
 }
-COPY = {"begin": int, "end": int, "tokens": int, "source": int, "before": str, "after": str}
-COPIED = {"at_least": int, "share": NUMBER, "tokens": int, "of": int, "longest": int, "runs": [COPY]}
 
 
 @dataclass(frozen=True)
@@ -206,57 +206,38 @@ def read_run(folder: Path) -> RunRecord:
         MachineError: A file cannot be read.
     """
     folder = folder.absolute()
-    rows = sorted(_read_metrics(folder / "metrics.jsonl"), key=lambda row: row["step"])
-    config = _find_config(folder)
-    return RunRecord(
-        path=folder,
-        settings=_read_settings(config) if config is not None else {},
-        config=config,
-        steps=_steps(rows),
-        evaluations=_evaluations(rows),
-        samples=_read_samples(folder / "samples.jsonl"),
-        summary=read_facts(folder / SUMMARY),
-        baselines=read_facts(folder / BASELINES),
-        environment=read_facts(folder / ENVIRONMENT),
-    )
+    with _removable():
+        rows = sorted(read_metrics(folder / "metrics.jsonl"), key=lambda row: row["step"])
+        environment = read_facts(folder / ENVIRONMENT)
+        config = _find_config(folder, environment.get("config"))
+        return RunRecord(
+            path=folder,
+            settings=_read_settings(config) if config is not None else {},
+            config=config,
+            steps=_steps(rows),
+            evaluations=_evaluations(rows),
+            samples=read_samples(folder / "samples.jsonl"),
+            summary=read_facts(folder / SUMMARY),
+            baselines=read_facts(folder / BASELINES),
+            environment=environment,
+        )
 
 
 def read_evaluations(table: Path) -> list[EvaluationRow]:
     """Return the evaluations in a file in the format of metrics.jsonl, in file order."""
-    return _evaluations(_read_metrics(table))
+    return _evaluations(read_metrics(table))
+
+
+@contextlib.contextmanager
+def _removable() -> Iterator[None]:
+    """Add to the error of a damaged file what can be done about it."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{error}; remove it to continue without it") from None
 
 
 # ---- tables
-
-
-def _read_metrics(table: Path) -> list[dict[str, Any]]:
-    return _read_table(table, lambda row: all(map(is_finite, _place(row).values())))
-
-
-def _read_samples(table: Path) -> list[dict[str, Any]]:
-    samples = _read_table(table, lambda row: all(isinstance(row.get(name), str) for name in ("prompt", "completion")))
-    for row in samples:
-        where, copied = f"{table}: copied (step {row['step']})", row.get("copied")
-        _check(copied, COPIED, where)
-        for one in (copied or {}).get("runs") or ():
-            is_whole = one is not None and all(one.get(name) is not None for name in COPY)
-            if not is_whole or not 0 <= one["begin"] <= one["end"] <= len(row["completion"]):
-                raise InputError(f"{where}.runs is damaged, it must have places in the completion")
-    return samples
-
-
-def _read_table(path: Path, is_valid: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
-    """Return the valid rows of a file, and warn of damaged lines."""
-    with with_filename(path):
-        lines = list(read_lines(path))
-    rows = [row for _, row in lines if row is not None and is_valid(row)]
-    damaged = [number for number, row in lines if row is None or not is_valid(row)]
-    if lines and not rows:
-        raise InputError(f"{path}: is damaged, it has no valid row")
-    if damaged:
-        are = "is" if len(damaged) == 1 else "are"
-        warn(f"{display_path(path)}: {plural(len(damaged), 'damaged line')} {are} skipped (first: line {damaged[0]})")
-    return rows
 
 
 def _place(row: dict[str, Any]) -> dict[str, Any]:
@@ -284,12 +265,6 @@ def _evaluations(rows: list[dict[str, Any]]) -> list[EvaluationRow]:
     return found
 
 
-def is_finite(value: Any) -> TypeGuard[float]:
-    """Return whether a value from a file is a number that a float can hold."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_number and abs(value) < 1e300  # JSON integers may exceed the range of a float
-
-
 def _is_range(value: Any) -> TypeGuard[list[float]]:
     return isinstance(value, list) and len(value) == 2 and all(map(is_finite, value))
 
@@ -297,10 +272,12 @@ def _is_range(value: Any) -> TypeGuard[list[float]]:
 # ---- settings and facts
 
 
-def _find_config(folder: Path) -> Path | None:
-    """Return the YAML file with all settings: in runs/<name>/<number>, <name>.yaml; elsewhere, that written last."""
+def _find_config(folder: Path, name: str | None) -> Path | None:
+    """Return the YAML file with all settings: the one of that name; if it is not known, that written last."""
     configs = [path for path in folder.glob("*.yaml") if path.name != HPARAMS]
-    return max(configs, key=lambda path: (path.stem == folder.parent.name, path.stat().st_mtime_ns), default=None)
+    if name is not None:
+        return next((path for path in configs if path.name == name), None)
+    return max(configs, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -316,8 +293,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(decode_utf8(_read_bytes(path), path))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        problem = str(error) if isinstance(error, InputError) else f"{path}: is damaged, not valid YAML"
-        raise InputError(problem) from None
+        raise (error if isinstance(error, InputError) else InputError(f"{path}: is damaged, not valid YAML")) from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: is damaged, it does not contain settings (name: value)")
     settings: dict[str, Any] = {}
@@ -333,36 +309,10 @@ def read_facts(path: Path) -> dict[str, Any]:
     """Return the content of a JSON file whose parts have the types of `SHAPES`; an empty dict without the file."""
     if not path.exists():
         return {}
-    hint = "remove it to continue without it"
     try:
-        content = json.loads(decode_utf8(_read_bytes(path), path))
+        content: dict[str, Any] = json.loads(decode_utf8(_read_bytes(path), path))
     except (ValueError, RecursionError) as error:
-        problem = str(error) if isinstance(error, InputError) else f"{path}: is damaged, not valid JSON"
-        raise InputError(f"{problem}; {hint}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: is damaged, it must contain names and values; {hint}")
-    _check(content, SHAPES[path.name], f"{path}: ")
+        raise (error if isinstance(error, InputError) else InputError(f"{path}: is damaged, not valid JSON")) from None
+    if damage := find_damage(content, SHAPES[path.name]):
+        raise InputError(f"{path}: {damage}")
     return content
-
-
-def _check(value: Any, shape: Any, where: str) -> None:
-    """Raise `InputError` unless a value is None or has a shape: a type, [shape of items] or {name: shape}.
-
-    Args:
-        value: A value from a file.
-        shape: Its shape. Names that a dict does not have, or that the shape does not have, are accepted.
-        where: File and name of the value, for the message.
-    """
-    if value is None:
-        return
-    kinds = {dict: "names and values", list: "a list", str: "a text", int: "an int", bool: "true or false"}
-    kind = type(shape) if isinstance(shape, (dict, list)) else shape
-    is_right = is_finite(value) if kind is NUMBER else isinstance(value, kind)
-    if not is_right or (kind is int and isinstance(value, bool)):
-        raise InputError(f"{where} is damaged, it must be {kinds.get(kind, 'a finite number')}")
-    if isinstance(shape, dict):
-        for name, part in shape.items():
-            _check(value.get(name), part, f"{where}{'' if where.endswith(': ') else '.'}{name}")
-    elif isinstance(shape, list):
-        for one in value:
-            _check(one, shape[0], where)

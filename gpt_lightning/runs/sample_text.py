@@ -64,7 +64,7 @@ def describe_sample(row: dict[str, Any], name: str) -> dict[str, Any]:
         sources.append(source)
     return {
         "step": row["step"],
-        "epoch": row.get("epoch"),
+        "epoch": row["epoch"],
         "prompt": prompt if len(prompt) <= MOST_CHARACTERS else f"\u2026{prompt[-MOST_CHARACTERS:]}",
         "pieces": pieces + split_newlines(text[end:]),
         "left_out": len(row["completion"]) - len(text),

@@ -1,4 +1,4 @@
-"""environment.json in the run folder: the text, the machine, the versions, the time and the memory of a run.
+"""environment.json in the run folder: config, text, machine, versions, time and memory of a run.
 
 Each process that trains the run adds an entry to `sessions` when training starts, and completes it when training ends,
 with the error if one ended it. Of many, the first and the last 99 are kept. The `minutes` of a session are all from the
@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -35,8 +36,9 @@ from gpt_lightning.training.config import RunConfig
 from gpt_lightning.training.resume import RunPlan
 from gpt_lightning.training.steps import Steps
 
-MOST_OF_AN_ERROR = 1000  # characters
+MOST_OF_AN_ERROR = 200  # characters
 LAST_SESSIONS = 99  # kept beside the first one; the file must stay below records.MAX_BYTES
+SECRETS = re.compile(r"(?<=://)[^\s/]*@|\?\S+")  # names and passwords, and queries of URLs, which may hold keys
 
 
 @contextlib.contextmanager
@@ -66,7 +68,11 @@ def recorded(
         yield
         return
     path = run.path / ENVIRONMENT
-    described = summary.describe_data(data, steps, trainer.world_size) | {"model": config.model.description}
+    described = {
+        "config": f"{plan.name}.yaml",
+        **summary.describe_data(data, steps, trainer.world_size),
+        "model": config.model.description,
+    }
     session: dict[str, Any] = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "from_step": 0 if plan.content is None else plan.content["global_step"],
@@ -99,13 +105,15 @@ def recorded(
 
 
 def describe_error(error: BaseException) -> str:
-    """Describe in one line what ended a training early."""
+    """Describe in one short line what ended a training early, without secrets: the report shows it."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     if isinstance(error, (Stopped, Terminated)):
         return str(error)
     known = describe_expected(error)
-    return " ".join((known[0] if known is not None else f"internal error: {error!r}").split())[:MOST_OF_AN_ERROR]
+    if known is None:
+        return f"internal error: {type(error).__name__}"
+    return " ".join(SECRETS.sub("", known[0]).split())[:MOST_OF_AN_ERROR]
 
 
 def previous_sessions(path: Path) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from gpt_lightning.errors import Stopped
 from gpt_lightning.evaluation.baselines import Baselines
 from gpt_lightning.files import read_rows, replace_bytes
 from gpt_lightning.runs.folder import PREVIOUS, RUN_DIR_ENV, RUNS, Run, new_run_folder
+from gpt_lightning.runs.tables import cut_logs
 from gpt_lightning.training import summary
 from gpt_lightning.training.assembly import RunCallbacks, add_loggers, build_callbacks, logged_settings
 from gpt_lightning.training.callbacks.signals import requeue
@@ -120,10 +121,10 @@ def restore_files(run: Run, plan: RunPlan) -> None:
             warn(
                 f"{run.display_path} has no last.ckpt to resume from and restarts; its best.ckpt is kept as {kept.name}"
             )
-        run.cut_logs(-1, -1)
+        cut_logs(run, -1, -1)
         return
     progress = plan.content["gpt_lightning"]["progress"]
-    run.cut_logs(progress["steps"], progress["tokens_seen"])
+    cut_logs(run, progress["steps"], progress["tokens_seen"])
     if plan.checkpoint is not None and plan.checkpoint.name == PREVIOUS and run.last.exists():
         os.replace(run.last, run.last.with_suffix(".damaged"))  # else the next save would keep it as prev.ckpt
 

@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 
 from gpt_lightning.console import PROGRAM, format_bytes, labeled, plural, quote
 from gpt_lightning.data.datamodule import Split, TextDataModule
-from gpt_lightning.evaluation.baselines import MOST_TRAINING_TOKENS, Baselines
+from gpt_lightning.evaluation.baselines import Baselines, counted_tokens
 from gpt_lightning.evaluation.verdict import judge
 from gpt_lightning.files import replace_bytes
 from gpt_lightning.models.config import GPTConfig
@@ -51,7 +51,7 @@ def describe_start(
     """
     return [
         *(labeled(*one) for one in describe_data(data, steps, trainer.world_size).items()),
-        describe_baselines(baselines),
+        describe_baselines(baselines, data.splits["training"].tokens),
         labeled("model", config.model.description),
         *describe_init(init_from, config.model),
         labeled("device", describe_device(trainer, config.accelerator, config.precision_reason)),
@@ -103,12 +103,17 @@ def describe_init(init_from: str | None, config: GPTConfig) -> list[str]:
     ]
 
 
-def describe_baselines(baselines: Baselines) -> str:
-    """Describe the losses that counting the training tokens reaches."""
+def describe_baselines(baselines: Baselines, training_tokens: int) -> str:
+    """Describe the losses that counting the training tokens reaches.
+
+    Args:
+        baselines: The losses.
+        training_tokens: Number of training tokens, counted or not.
+    """
     losses = ", ".join(f"{name} {loss:.3f}" for name, loss in baselines.by_loss)
-    is_limited = baselines.training_tokens == MOST_TRAINING_TOKENS
-    counted = f"first {MOST_TRAINING_TOKENS:,} training tokens" if is_limited else "training text"
-    return labeled("baselines", f"{losses} (validation loss of counting the {counted})")
+    counted = counted_tokens(training_tokens)
+    what = "training text" if counted == training_tokens else f"first {counted:,} training tokens"
+    return labeled("baselines", f"{losses} (validation loss of counting the {what})")
 
 
 def describe_device(trainer: Trainer, accelerator: str, precision_reason: str) -> str:

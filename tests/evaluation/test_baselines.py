@@ -100,6 +100,18 @@ def test_pieces_and_a_limit_of_the_training_tokens(monkeypatch: pytest.MonkeyPat
     assert vars(found) == pytest.approx(vars(whole), rel=1e-12)
 
 
+@pytest.mark.parametrize(("most", "words"), [(18_412, "first 18,412 training tokens"), (18_413, "training text")])
+def test_fit_says_if_only_the_first_training_tokens_are_counted(
+    command: Command, config: Path, monkeypatch: pytest.MonkeyPatch, most: int, words: str
+) -> None:
+    monkeypatch.setattr(baselines, "MOST_TRAINING_TOKENS", most)
+
+    result = command("fit", "--config", config, "--run_dir", "run", "--trainer.max_steps=1")
+
+    assert f"(validation loss of counting the {words})" in result.out
+    assert json.loads(Path("run/baselines.json").read_text())["training_tokens"] == most
+
+
 def test_fit_prints_stores_and_draws_the_baselines(command: Command, config: Path) -> None:
     result = command("fit", "--config", config, "--run_dir", "run", "--trainer.max_steps=2")
 

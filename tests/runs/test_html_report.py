@@ -175,7 +175,7 @@ def test_the_pieces_of_a_sample_are_its_text_with_each_copied_character_in_a_mar
     text = data.draw(st.text(st.sampled_from("ab\n<\x00\u202e"), max_size=30))
     places = st.tuples(st.integers(0, len(text)), st.integers(0, len(text))).map(sorted)
     runs = sorted(data.draw(st.lists(places, max_size=4)))
-    row = {"step": 1, "prompt": "p", "completion": text}
+    row = {"step": 1, "epoch": 1, "prompt": "p", "completion": text}
     row["copied"] = {"share": 0.5, "tokens": 9, "of": 18, "longest": 9, "runs": [
         {"begin": begin, "end": end, "tokens": 9, "source": 0, "before": "", "after": ""} for begin, end in runs
     ]}  # fmt: skip

@@ -88,7 +88,7 @@ def test_an_evaluation_without_usable_losses_is_left_out(tmp_path: Path, broken:
 def test_the_copied_share_is_that_of_the_last_samples(
     tmp_path: Path, last: list[dict[str, Any] | None], share: float | None
 ) -> None:
-    sample = {"prompt": "It", "completion": " was"}
+    sample = {"epoch": 1, "prompt": "It", "completion": " was"}
     earlier = {**sample, "step": 4, "copied": {"tokens": 1, "of": 50}}
     write(tmp_path / "samples.jsonl", [earlier, *({**sample, "step": 9, "copied": copied} for copied in last)])
 
@@ -101,58 +101,78 @@ def test_the_copied_share_is_that_of_the_last_samples(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("summary.json", "{", r"summary.json: is damaged, not valid JSON; remove it to continue without it"),
+        ("summary.json", "{", "summary.json: is damaged, not valid JSON"),
         ("summary.json", "[" * 100_000, "summary.json: is damaged, not valid JSON"),
-        ("summary.json", "[1]", "summary.json: is damaged, it must contain names and values"),
+        ("summary.json", "[1]", "summary.json: is damaged, it must be names and values"),
+        ("summary.json", "null", "summary.json: is damaged, it must be names and values"),
         ("summary.json", '{"verdict": "good"}', "summary.json: verdict is damaged, it must be a list"),
         ("summary.json", '{"verdict": [3]}', "summary.json: verdict is damaged, it must be a text"),
+        ("summary.json", '{"verdict": [null]}', "summary.json: verdict is damaged, it must be a text"),
         ("summary.json", '{"turn": {"step": 0.5}}', "summary.json: turn.step is damaged, it must be an int"),
         ("summary.json", '{"turn": {"step": true}}', "summary.json: turn.step is damaged, it must be an int"),
-        ("summary.json", '{"minutes": NaN}', "summary.json: minutes is damaged, it must be a finite number"),
-        ("summary.json", '{"minutes": 1e400}', "summary.json: minutes is damaged, it must be a finite number"),
+        *(
+            (
+                "summary.json",
+                f'{{"expected": {{"best_val_loss": {{"value": {value}}}}}}}',
+                "summary.json: expected.best_val_loss.value is damaged, it must be a finite number",
+            )
+            for value in ("NaN", "1e400", "true")
+        ),
         ("summary.json", '{"x": ' + "1" * 5000 + "}", "summary.json: is damaged, not valid JSON"),
         ("summary.json", b"\xff", "summary.json: not UTF-8 text"),
         ("summary.json", " " * 1_000_001, r"summary.json: is damaged \(1,000,001 bytes, limit 1,000,000\)"),
         ("baselines.json", '{"bigram": "low"}', "baselines.json: bigram is damaged, it must be a finite number"),
-        ("environment.json", '{"sessions": [3]}', "environment.json: sessions is damaged, it must be names and values"),
-        ("metrics.jsonl", "\x00\x01\n\x02", "metrics.jsonl: is damaged, it has no valid row"),
-        ("samples.jsonl", "nonsense\n", "samples.jsonl: is damaged, it has no valid row"),
+        *(
+            (
+                "environment.json",
+                f'{{"sessions": [{value}]}}',
+                "environment.json: sessions is damaged, it must be names and values",
+            )
+            for value in ("3", "null")
+        ),
         ("tiny.yaml", "a: [", "tiny.yaml: is damaged, not valid YAML"),
+        ("tiny.yaml", "a: !tag 1", "tiny.yaml: is damaged, not valid YAML"),
         ("tiny.yaml", "a: 2024-13-45", "tiny.yaml: is damaged, not valid YAML"),
         ("tiny.yaml", "- 1", "tiny.yaml: is damaged, it does not contain settings"),
         ("tiny.yaml", "{a: " * 5000, "tiny.yaml: is damaged, not valid YAML"),
     ],
 )
-def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
+def test_a_damaged_file_is_named_with_what_to_do(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
     folder = write_run(tmp_path / "run")
     (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=f"{message}.*; remove it to continue without it$"):
         read_run(folder)
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    "change",
     [
-        ({"share": "all"}, r"samples.jsonl: copied \(step 6\).share is damaged, it must be a finite number"),
-        ({"at_least": "8"}, r"copied \(step 6\).at_least is damaged, it must be an int"),
-        ({"runs": 3}, r"copied \(step 6\).runs is damaged, it must be a list"),
-        ({"runs": [None]}, r"copied \(step 6\).runs is damaged, it must have places in the completion"),
-        ({"runs": [{"begin": None, "end": 3}]}, r"copied \(step 6\).runs is damaged, it must have places"),
-        ({"runs": [{"begin": 0, "other": 1}]}, r"copied \(step 6\).runs is damaged, it must have places"),
-        ({"runs": [{"begin": 0}]}, r"copied \(step 6\).runs is damaged, it must have places in the completion"),
-        ({"runs": [{"begin": 5, "end": 99}]}, r"copied \(step 6\).runs is damaged, it must have places"),
-        ({"runs": [{"begin": 5, "end": 3}]}, r"copied \(step 6\).runs is damaged, it must have places"),
+        {"epoch": None},
+        {"prompt": 3},
+        {"completion": None},
+        {"copied": []},
+        {"copied": {"share": "all"}},
+        {"copied": {"share": math.nan}},
+        {"copied": {"at_least": "8"}},
+        {"copied": {"runs": 3}},
+        {"copied": {"runs": [None]}},
+        {"copied": {"runs": [{"begin": 0}]}},
+        *(
+            {"copied": {"runs": [{"tokens": 9, "source": 0, "before": "", "after": "", "begin": 5, "end": 6} | place]}}
+            for place in ({"begin": None}, {"end": 99}, {"end": 3}, {"begin": -1}, {"before": 1})
+        ),
     ],
 )
-def test_damaged_copies_are_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    if isinstance(change.get("runs"), list) and "end" in (change["runs"][0] or {}):
-        rest = {"tokens": 9, "source": 0, "before": "", "after": ""}
-        change = {"runs": [{**rest, **change["runs"][0]}]}
-    sample = {"step": 6, "prompt": "So", "completion": " the the the", "copied": copied("") | change}
+def test_a_sample_with_a_damaged_field_is_a_damaged_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any]
+) -> None:
+    sample = {"step": 6, "epoch": 1, "prompt": "So", "completion": " the the the", "copied": copied("")}
+    folder = write_run(tmp_path / "run", samples=[sample, sample | change, sample])
 
-    with pytest.raises(InputError, match=message):
-        read_run(write_run(tmp_path / "run", samples=[sample]))
+    assert read_run(folder).samples == [sample, sample]
+    words = "samples.jsonl: 1 damaged line is skipped (first: line 2)"
+    assert capsys.readouterr().err == f"gpt_lightning: warning: {folder / words}\n"
 
 
 @pytest.mark.parametrize(
@@ -162,6 +182,7 @@ def test_damaged_copies_are_named(tmp_path: Path, change: dict[str, Any], messag
         ("metrics", {9: "\x00\x00", 11: '{"step": 3, "epo'}, "2 damaged lines are skipped (first: line 9)"),
         ("metrics", {2: '{"step": 1, "train_loss": 3}', 3: "[1]"}, "2 damaged lines are skipped (first: line 2)"),
         ("samples", {2: '{"step": 6, "prompt": "So"}'}, "1 damaged line is skipped (first: line 2)"),
+        ("samples", {2: '{"step": 3}'}, "1 damaged line is skipped (first: line 2)"),
         ("samples", {3: ""}, "1 damaged line is skipped (first: line 3)"),
     ],
 )
@@ -187,17 +208,49 @@ def test_damaged_lines_are_skipped_with_one_warning(
     assert capsys.readouterr().err == f"gpt_lightning: warning: runs/x/1/{name}.jsonl: {words}\n"
 
 
+def test_a_line_separator_inside_of_a_json_string_does_not_end_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_run(tmp_path / "run")
+    row = '{"step": 12, "epoch": 2, "prompt": "So", "completion": "a\u2028b\u0085c"}\r\n'
+    (folder / "samples.jsonl").write_bytes(row.encode())
+
+    (sample,) = read_run(folder).samples
+
+    assert sample["completion"] == "a\u2028b\u0085c"
+    assert capsys.readouterr().err == ""
+
+
+def test_a_table_of_damaged_lines_only_is_an_empty_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_run(tmp_path / "run")
+    (folder / "metrics.jsonl").write_text("\x00\x01\nnonsense\n\x02")
+
+    assert read_run(folder).evaluations == []
+    assert capsys.readouterr().err.endswith("metrics.jsonl: 2 damaged lines are skipped (first: line 1)\n")
+
+
 # ---- the file of settings
 
 
-@pytest.mark.parametrize(("place", "chosen"), [("runs/tiny/1", "tiny.yaml"), ("elsewhere", "zebra.yaml")])
-def test_the_settings_are_those_of_the_run(tmp_path: Path, place: str, chosen: str) -> None:
-    folder = write_run(tmp_path / place)  # with tiny.yaml
+@pytest.mark.parametrize(
+    ("recorded", "chosen"),
+    [
+        ("another.yaml", "another.yaml"),
+        (None, "zebra.yaml"),
+        ("gone.yaml", None),
+        ("../other.yaml", None),
+    ],
+)
+def test_the_settings_are_in_the_recorded_file_else_in_the_newest(
+    tmp_path: Path, recorded: str | None, chosen: str | None
+) -> None:
+    folder = write_run(tmp_path / "runs" / "tiny" / "1", environment={"config": recorded})  # with tiny.yaml
+    (folder.parent / "other.yaml").write_text("from: another folder\n")
     for time, name in enumerate(("tiny.yaml", "another.yaml", "zebra.yaml", "hparams.yaml")):
         (folder / name).write_text(f"from: {name}\n")
         os.utime(folder / name, (time, time))
 
     record = read_run(folder)
 
-    assert record.config == folder / chosen
-    assert record.settings == {"from": chosen}
+    assert record.config == (folder / chosen if chosen else None)
+    assert record.settings == ({"from": chosen} if chosen else {})

@@ -84,6 +84,19 @@ def test_a_resumed_run_has_the_sessions_of_both_processes(
     assert read_facts(Path("run"))["defaults"] == first["defaults"]  # not the checkpoint's settings
 
 
+def test_a_run_that_another_config_resumes_has_the_settings_of_that_one(command: Command, config: Path) -> None:
+    run = ("--run_dir", "runs/tiny/1", "--trainer.logger=false")
+    assert command("fit", "--config", config, *run, "--trainer.max_steps=1").code == 0
+    shutil.copy(config, "big.yaml")
+    assert command("fit", "--config", "big.yaml", *run, "--trainer.max_steps=2", "--resume").code == 0
+    Path("runs/tiny/1/notes.yaml").write_text("!tag")
+
+    record = read_run(Path("runs/tiny/1"))
+
+    assert record.config == Path("runs/tiny/1/big.yaml").absolute()
+    assert record.settings["trainer.max_steps"] == 2
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [
@@ -92,11 +105,18 @@ def test_a_resumed_run_has_the_sessions_of_both_processes(
         (Terminated(1), "terminated by signal 1"),
         (KeyboardInterrupt(), "interrupted"),
         (FileNotFoundError(2, "No such file", "x.txt"), "x.txt: no such file"),
-        (KeyError("a"), "internal error: KeyError('a')"),
-        (MachineError("a" * 2000), "a" * 1000),
+        (KeyError("a"), "internal error: KeyError"),
+        (MachineError("a" * 2000), "a" * 200),
+        (MachineError("https://x.org/a.txt?api_key=s3cret: not found"), "https://x.org/a.txt not found"),
+        (MachineError("https://me:s3cret@x.org/a@b?key=s3cret&b=1: lost"), "https://x.org/a@b lost"),
+        (
+            OSError("Max retries exceeded with url: /v1?api_key=s3cret (Caused by ...)"),
+            "max retries exceeded with url: /v1 (caused by ...)",
+        ),
+        (InputError("did you mean x? y@z.org"), "did you mean x? y@z.org"),
     ],
 )
-def test_an_error_that_ended_a_process_is_described_in_one_line(error: BaseException, words: str) -> None:
+def test_what_ended_a_process_is_described_in_one_line_without_secrets(error: BaseException, words: str) -> None:
     assert describe_error(error) == words
 
 
@@ -118,7 +138,8 @@ def test_of_many_sessions_the_first_and_the_last_99_are_kept(command: Command, c
     run = ("fit", "--config", config, "--run_dir", "run")
     command(*run, "--trainer.max_steps=2")
     facts = read_facts(Path("run"))
-    facts["sessions"] = [facts["sessions"][0] | {"from_step": number} for number in range(120)]
+    error = describe_error(MachineError("\U0001f600" * 1000))
+    facts["sessions"] = [facts["sessions"][0] | {"from_step": number, "error": error} for number in range(120)]
     Path("run/environment.json").write_text(json.dumps(facts))
 
     result = command(*run, "--trainer.max_steps=4", "--resume")

@@ -18,7 +18,7 @@ from gpt_lightning.cli.arguments import Parser, check_distinct
 from gpt_lightning.cli.config_files import packaged_configs, read_config
 from gpt_lightning.cli.options import TRAINER_HELP
 from gpt_lightning.console import table, visible, warn
-from gpt_lightning.evaluation.baselines import MOST_TRAINING_TOKENS
+from gpt_lightning.evaluation.baselines import counted_tokens
 from gpt_lightning.evaluation.intervals import FEWEST
 from gpt_lightning.evaluation.perplexity import Interval, difference
 from gpt_lightning.evaluation.text_evaluation import OVERLAP_TOKENS, PublishedLoss, TextEvaluation, evaluate_texts
@@ -105,9 +105,9 @@ def describe(results: list[TextEvaluation]) -> str:
         lines.append("  The tokenizers differ: compare bits per byte, not losses per token.")
     lines += [compare(first, other) for other in results[1:] if is_paired(first, other)]
     lines += [
-        f"  Unigram, bigram and trigram count the first {MOST_TRAINING_TOKENS:,} of {tokens:,} training tokens."
+        f"  Unigram, bigram and trigram count the first {counted:,} of {tokens:,} training tokens."
         for tokens in dict.fromkeys(one.training_tokens for one in results)
-        if tokens is not None and tokens > MOST_TRAINING_TOKENS
+        if tokens is not None and (counted := counted_tokens(tokens)) < tokens
     ]
     for one in results:
         if one.overlap is not None:

@@ -46,9 +46,13 @@ def log(
     append_row(run.metrics_file, row)
     log_to_loggers(trainer, values)
     losses = {BY_TOKENS + name: value for name, value in values.items() if name.endswith("loss")}
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.log_metrics(losses, tokens_seen)
+    for logger in tensorboards_of(trainer):
+        logger.log_metrics(losses, tokens_seen)
+
+
+def tensorboards_of(trainer: Trainer) -> list[TensorBoardLogger]:
+    """Return the TensorBoard loggers of a run, usually one or none."""
+    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
 def log_to_loggers(trainer: Trainer, values: dict[str, float]) -> None:
@@ -156,6 +160,5 @@ def draw_losses(run: Run, trainer: Trainer, curve: Curve) -> None:
     """Draw the loss figure of a run and save it in the run folder and in TensorBoard."""
     figure = loss_figure([curve])
     save_figure(figure, run.path / "loss")
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_figure("loss_figure", figure, trainer.global_step, close=False)
+    for logger in tensorboards_of(trainer):
+        logger.experiment.add_figure("loss_figure", figure, trainer.global_step, close=False)

@@ -8,17 +8,17 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from gpt_lightning.console import labeled, say
 from gpt_lightning.errors import MachineError, why_out_of_memory
 from gpt_lightning.evaluation.memorization import Memorization, describe_copied
-from gpt_lightning.files import append_row, read_rows
+from gpt_lightning.files import append_row
 from gpt_lightning.inference.completion import CompletedText, complete_all
 from gpt_lightning.inference.sampling import SamplingConfig
 from gpt_lightning.models.gpt import GPT
 from gpt_lightning.runs.folder import Run
-from gpt_lightning.training.callbacks.metrics import log_to_loggers
+from gpt_lightning.runs.tables import read_samples
+from gpt_lightning.training.callbacks.metrics import log_to_loggers, tensorboards_of
 from gpt_lightning.training.callbacks.step_end import StepEnd, averages_in
 from gpt_lightning.training.module import GPTModule
 
@@ -57,10 +57,11 @@ class Samples(StepEnd):
         self.prompts = prompts
         self.sampling = sampling
         self.every = every
-        self._newest: deque[dict[str, Any]] = deque()
+        self._newest: deque[dict[str, Any]] = deque(maxlen=ROWS_SHOWN)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._newest = deque(read_rows(self.run.samples_file), ROWS_SHOWN)  # a resumed run has some
+        if trainer.is_global_zero and tensorboards_of(trainer):
+            self._newest = deque(read_samples(self.run.samples_file), ROWS_SHOWN)  # a resumed run has some
 
     def after_step(self, trainer: Trainer, module: LightningModule, *, epoch_ended: bool, run_ends: bool) -> None:
         step = trainer.global_step
@@ -88,9 +89,8 @@ class Samples(StepEnd):
     def _log(self, trainer: Trainer, step: int, copied_share: float) -> None:
         """Log the share of copied tokens to all loggers, and the newest samples to TensorBoard."""
         log_to_loggers(trainer, {"copied_share": copied_share})
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("samples", samples_table(self._newest), step)
+        for logger in tensorboards_of(trainer):
+            logger.experiment.add_text("samples", samples_table(self._newest), step)
 
     def _complete(self, model: GPT) -> list[CompletedText]:
         try:

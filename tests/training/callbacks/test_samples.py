@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from compared import rows
 from conftest import STORY, Result
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
 
 from gpt_lightning.checkpoints.compare import first_difference
 from gpt_lightning.console import visible
@@ -128,6 +130,31 @@ def test_the_table_of_samples_escapes_markup() -> None:
         "|---|---|---|---|",
         "| 1 | 5 | a&#124;b | &lt;b&gt; c |",
     ]
+
+
+@pytest.mark.parametrize("has_tensorboard", [True, False])
+def test_the_newest_samples_of_a_resumed_run_are_in_tensorboards_table(
+    command: Command, config: Path, monkeypatch: pytest.MonkeyPatch, has_tensorboard: bool
+) -> None:
+    monkeypatch.setattr("gpt_lightning.training.callbacks.samples.ROWS_SHOWN", 3)
+    tables: list[str] = []
+    monkeypatch.setattr(SummaryWriter, "add_text", lambda *values: tables.append(values[2]))
+    run = ("fit", "--config", config, "--run_dir", "run", f"--trainer.logger={str(has_tensorboard).lower()}")
+    assert command(*run, "--trainer.max_steps=1").code == 0
+    earlier = [{"step": 1, "epoch": 1, "prompt": "It", "completion": f" was {i}"} for i in range(5)]
+    damaged = [{"step": 1}, {"step": 1, "prompt": "It", "completion": " is"}]
+    Path("run/samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*earlier, *damaged]))
+
+    result = command(*run, "--trainer.max_steps=2", "--resume")
+
+    assert result.code == 0, result.err
+    assert "run/samples.jsonl: 2 damaged lines are skipped (first: line 6)\n" in result.err
+    if has_tensorboard:
+        assert tables[-1].splitlines()[2:4] == ["| 1 | 1 | It | was 3 |", "| 1 | 1 | It | was 4 |"]
+        assert tables[-1].splitlines()[4].startswith("| 1 | 2 | Every effort | ")
+        assert len(tables[-1].splitlines()) == 5
+    else:
+        assert tables == []
 
 
 def test_out_of_memory_while_sampling_names_the_settings_of_sampling(
