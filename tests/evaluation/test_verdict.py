@@ -210,8 +210,8 @@ def test_the_verdict_of_a_run_that_memorizes_in_words() -> None:
         ),
         (
             {"uniform": 9.0, "unigram": 8.0, "bigram": 7.0, "trigram": 5.0},
-            "the lowest Val loss, 5.000, is better than the counting models uniform (9.000), unigram (8.000) and bigram "
-            "(7.000), worse than trigram (5.000)",
+            "the lowest Val loss, 5.000, is better than the counting models uniform (9.000), unigram (8.000) and "
+            "bigram (7.000), worse than trigram (5.000)",
         ),
     ],
 )
