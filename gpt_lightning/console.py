@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 import unicodedata
 from collections.abc import Sequence
@@ -9,6 +11,7 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 PROGRAM = "gpt_lightning"
+ESCAPES = {"\n": r"\n", "\t": r"\t", "\\": r"\\", "'": r"\'"}  # in the shell's $'...'
 KEPT = "\n\t\u200c\u200d"  # joiners and non-joiners are parts of words and of emoji
 
 
@@ -25,6 +28,17 @@ def visible(text: str) -> str:
 def one_line(text: str) -> str:
     """Replace control characters and newlines, which can be in the name of a file, by escapes."""
     return visible(text).replace("\n", "\\n")
+
+
+def quote(argument: str) -> str:
+    """Quote an argument for a shell (bash, zsh or ksh), so that a command with it is one line that can be pasted."""
+    if argument.isprintable():
+        return shlex.quote(argument)
+    escaped = "".join(
+        ESCAPES.get(one) or (one if one.isprintable() else "".join(f"\\x{byte:02x}" for byte in os.fsencode(one)))
+        for one in argument
+    )
+    return f"$'{escaped}'"
 
 
 def warn(message: str) -> None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from gpt_lightning.console import plural
 from gpt_lightning.errors import InputError
 
 Batch = tuple[Tensor, Tensor]  # inputs (B, T) and targets (B, T), int64
@@ -71,8 +72,8 @@ class Windows(Dataset[Batch]):
         """
         if not self.starts:
             raise InputError(
-                f"{name} ({len(self.token_ids)} tokens) is shorter than one window "
-                f"({self.context_length + 1} tokens: {self.context_length} and the one after them); {advice}"
+                f"{name} has {plural(len(self.token_ids), 'token')}, but one window needs {self.context_length + 1}: "
+                f"model.context_length ({self.context_length}) and one more as the last target; {advice}"
             )
 
     def times_predicted(self, windows: int) -> NDArray[np.int64]:

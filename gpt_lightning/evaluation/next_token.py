@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gpt_lightning.console import table
+from gpt_lightning.console import say, table
 from gpt_lightning.inference.sampling import SamplingConfig, next_token_probs, sample_next_token
 from gpt_lightning.runs.figures import bar_figure, save_figure
 
@@ -61,7 +61,7 @@ def draw_bars(
     """
     series = {_describe(one): next_token_probs(logits, one)[0, list(ids)].tolist() for one in settings}
     for written in save_figure(bar_figure(words, series), path):
-        print(f"  {written}")
+        say(f"  {written}")
 
 
 def _describe(sampling: SamplingConfig) -> str:

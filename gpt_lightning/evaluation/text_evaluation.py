@@ -109,7 +109,7 @@ class TextEvaluation:
             "stride": self.stride,
             "baselines": {**self.baselines, "training_tokens": counted},
             "overlap": self.overlap,
-            "expected": {one.config: one.best_val_loss for one in self.published},
+            "published": {one.config: one.best_val_loss for one in self.published},
         }
 
 

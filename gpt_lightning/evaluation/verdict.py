@@ -316,8 +316,8 @@ def _describe_gap(best: Losses, last: Losses, memorizing_steps: int, copied: flo
     if memorizing_steps:
         text = (
             f"the last {memorizing_steps} steps memorized: Train loss fell from {best.train_eval_loss:.3f} to "
-            f"{last.train_eval_loss:.3f}, Val loss rose from {best.val_loss:.3f} to {last.val_loss:.3f}, "
-            f"a gap of {gap:.3f}"
+            f"{last.train_eval_loss:.3f} while Val loss rose; the gap between them grew from "
+            f"{best.val_loss - best.train_eval_loss:.3f} to {gap:.3f}"
         )
     else:
         difference = f"a gap of {gap:.3f}" if gap >= 0 else f"lower by {-gap:.3f}"
@@ -340,7 +340,7 @@ def _describe_worth(
             models = "" if parts else "the counting models " if len(named) > 1 else "the counting model "
             parts.append(f"{word} than {models}{_enumerate(named)}")
     if parts:
-        yield f"Val loss {best.val_loss:.3f} is {', '.join(parts)}"
+        yield f"the lowest Val loss, {best.val_loss:.3f}, is {', '.join(parts)}"
     if expected:
         outside = [
             f"{EXPECTED_LOSSES[name]} {one.value:.3f} is not in {one.range[0]:g} to {one.range[1]:g}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import shlex
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from gpt_lightning.console import PROGRAM, format_bytes, visible
+from gpt_lightning.console import PROGRAM, format_bytes, quote, visible
 from gpt_lightning.files import load_template, replace_bytes
 from gpt_lightning.runs.charts import (
     by_tokens,
@@ -336,4 +335,4 @@ def commands_of(record: RunRecord) -> list[tuple[str, str]]:
         commands.append(("Resume; a finished run needs a higher --trainer.max_epochs", resume))
         commands.append(("Train again with the same settings", config))
     commands.append(("Make this page again", ["report", folder]))
-    return [(title, f"python -m {PROGRAM} {shlex.join(command)}") for title, command in commands]
+    return [(title, f"python -m {PROGRAM} {' '.join(map(quote, command))}") for title, command in commands]

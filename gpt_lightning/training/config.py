@@ -26,7 +26,7 @@ class TrainingConfig:
         early_stopping_patience: Evaluations without improvement before the run stops; null: never.
         save_every: Optimizer steps between checkpoints.
         save_minutes: Minutes between checkpoints. If save_every is null, too, saving takes about 2.5 % of the time.
-        peak_flops: Peak FLOP/s of one device, of which mfu is the share in use; null: the vendor's figure, if known.
+        peak_flops: Peak FLOP/s of one device; mfu is the share of it that is reached. null: the vendor's figure.
 
     Raises:
         InputError: A value is out of range.

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
-
 import torch
 from lightning.pytorch import Trainer
 
-from gpt_lightning.console import PROGRAM, format_bytes, labeled, plural
+from gpt_lightning.console import PROGRAM, format_bytes, labeled, plural, quote
 from gpt_lightning.data.datamodule import Split, TextDataModule
 from gpt_lightning.evaluation.baselines import Baselines, counted_tokens
 from gpt_lightning.evaluation.verdict import Verdict, judge
@@ -221,13 +219,14 @@ def resume_command(arguments: list[str]) -> str:
         arguments: The arguments after `fit` on the command line.
     """
     resuming = arguments if "--resume" in arguments else [*arguments, "--resume"]
-    return f"python -m {PROGRAM} fit {shlex.join(resuming)}"
+    return f"python -m {PROGRAM} fit {' '.join(map(quote, resuming))}"
 
 
 def predict_command(checkpoint: str, prompt: str) -> str:
     """Return the shell command that samples from a checkpoint."""
-    quoted = shlex.quote(prompt) if set(prompt) & set('"$`\\!') else f'"{prompt}"'
-    return f"python -m {PROGRAM} predict --ckpt_path {shlex.quote(checkpoint)} --prompt {quoted}"
+    is_plain = prompt.isprintable() and not set(prompt) & set('"$`\\!')
+    quoted = f'"{prompt}"' if is_plain else quote(prompt)
+    return f"python -m {PROGRAM} predict --ckpt_path {quote(checkpoint)} --prompt {quoted}"
 
 
 def describe_evaluation(name: str, loss: float, perplexity: float, tokens: int, part: Split) -> str:

@@ -109,8 +109,8 @@ def test_the_settings_name_the_text_that_was_found(tmp_path: Path, capsys: pytes
         ({"batch_size": 30}, r"data.batch_size \(30\) exceeds the 22 training windows"),
         (
             {"context_length": 30},
-            r"validation split \(20 tokens\) is shorter than one window \(31 tokens: 30 and the one after them\); "
-            r"lower model.context_length to at most 19, change data.train_ratio \(0.9\)",
+            r"validation split has 20 tokens, but one window needs 31: model.context_length \(30\) and one more as the "
+            r"last target; lower model.context_length to at most 19, change data.train_ratio \(0.9\)",
         ),
     ],
 )

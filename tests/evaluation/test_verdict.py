@@ -188,9 +188,9 @@ def test_the_verdict_of_a_run_that_memorizes_in_words() -> None:
     assert found.verdict == [
         "Val loss was lowest, 6.000, at step 20 of 30 (epoch 1.0); the last, 7.000, is higher by 1.000 "
         "(too few validation windows to say how sure that is)",
-        "the last 10 steps memorized: Train loss fell from 2.250 to 1.125, Val loss rose from 6.000 to 7.000, "
-        "a gap of 5.875; 84 % of the tokens of the last samples are copied",
-        "Val loss 6.000 is better than the counting models uniform (10.825) and unigram (6.652), "
+        "the last 10 steps memorized: Train loss fell from 2.250 to 1.125 while Val loss rose; "
+        "the gap between them grew from 3.750 to 5.875; 84 % of the tokens of the last samples are copied",
+        "the lowest Val loss, 6.000, is better than the counting models uniform (10.825) and unigram (6.652), "
         "worse than bigram (5.819) and trigram (5.947)",
         "losses as expected of this config",
     ]
@@ -203,15 +203,15 @@ def test_the_verdict_of_a_run_that_memorizes_in_words() -> None:
 @pytest.mark.parametrize(
     ("baselines", "words"),
     [
-        ({"uniform": 5.1}, "Val loss 5.000 is better than the counting model uniform (5.100)"),
+        ({"uniform": 5.1}, "the lowest Val loss, 5.000, is better than the counting model uniform (5.100)"),
         (
             {"bigram": 4.0, "trigram": 3.0},
-            "Val loss 5.000 is worse than the counting models bigram (4.000) and trigram (3.000)",
+            "the lowest Val loss, 5.000, is worse than the counting models bigram (4.000) and trigram (3.000)",
         ),
         (
             {"uniform": 9.0, "unigram": 8.0, "bigram": 7.0, "trigram": 5.0},
-            "Val loss 5.000 is better than the counting models uniform (9.000), unigram (8.000) and bigram (7.000), "
-            "worse than trigram (5.000)",
+            "the lowest Val loss, 5.000, is better than the counting models uniform (9.000), unigram (8.000) and "
+            "bigram (7.000), worse than trigram (5.000)",
         ),
     ],
 )

@@ -6,7 +6,6 @@ Weights are read one at a time, so the memory needed is that of the model and it
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from gpt_lightning.checkpoints.conversion.key_maps import HEAD, NANOGPT, POSITIO
 from gpt_lightning.checkpoints.conversion.readers import WeightReader
 from gpt_lightning.checkpoints.io import read_checkpoint, write_checkpoint
 from gpt_lightning.checkpoints.metadata import WEIGHTS_PREFIX, CheckpointInfo, ProgressInfo, TextInfo
-from gpt_lightning.console import PROGRAM
+from gpt_lightning.console import PROGRAM, quote
 from gpt_lightning.data.tokenizer import load_tokenizer
 from gpt_lightning.errors import InputError, MachineError
 from gpt_lightning.models.config import GPTConfig
@@ -251,4 +250,4 @@ def import_weights(
     yield f"{output}: " + ", ".join(f"{key} {value}" for key, value in shown.items()) + f", tokenizer {name}"
     if reader.key_map is NANOGPT:
         yield "nanoGPT uses the exact GELU, this program GPT-2's tanh approximation: logits differ by some thousandths"
-    yield f'To sample: python -m {PROGRAM} predict --ckpt_path {shlex.quote(str(output))} --prompt "Hello, I am"'
+    yield f'To sample: python -m {PROGRAM} predict --ckpt_path {quote(str(output))} --prompt "Hello, I am"'

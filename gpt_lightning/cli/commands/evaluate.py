@@ -17,7 +17,7 @@ from gpt_lightning.checkpoints.loading import LoadedCheckpoint, open_checkpoint
 from gpt_lightning.cli.arguments import Parser, check_distinct
 from gpt_lightning.cli.config_files import packaged_configs, read_config
 from gpt_lightning.cli.options import TRAINER_HELP
-from gpt_lightning.console import table, warn
+from gpt_lightning.console import table, visible, warn
 from gpt_lightning.evaluation.baselines import counted_tokens
 from gpt_lightning.evaluation.intervals import FEWEST
 from gpt_lightning.evaluation.perplexity import Interval, difference
@@ -58,7 +58,7 @@ def run(arguments: list[str]) -> None:
         if result.missing:
             warn(f"no baselines and no overlap for {result.checkpoint}: {result.missing}")
     if not options.json:
-        print("\n\n".join(map(describe, by_text.values())))
+        print(visible("\n\n".join(map(describe, by_text.values()))))
 
 
 def check_stride(stride: int | None, checkpoints: list[LoadedCheckpoint]) -> None:

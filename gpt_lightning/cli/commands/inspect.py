@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from gpt_lightning.checkpoints.loading import open_checkpoint
 from gpt_lightning.cli.arguments import Parser, was_passed
-from gpt_lightning.console import table, warn
+from gpt_lightning.console import say, table, warn
 from gpt_lightning.data.text import read_text
 from gpt_lightning.data.tokenizer import load_tokenizer
 from gpt_lightning.errors import InputError
@@ -137,7 +137,7 @@ def token_losses(
             copied = [(run.start, run.start + run.length) for run in runs]
         page = render_token_page(name, model, gpt.tokenizer, gpt.model.config, token_ids, scores, copied)
         replace_bytes(output, page.encode())
-        print(output)
+        say(str(output))
     elif len(token_ids) > SCREEN_TOKENS and _shows_colours():
         print(coloured_text(gpt.tokenizer, token_ids, scores, vocab_size))
     else:

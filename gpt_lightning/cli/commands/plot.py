@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from gpt_lightning.cli.arguments import Parser, check_distinct
+from gpt_lightning.console import say
 from gpt_lightning.errors import InputError
 from gpt_lightning.files import check_absent
 from gpt_lightning.runs.figures import FORMATS, loss_figure, read_curve, save_figure
@@ -40,4 +41,4 @@ def run(arguments: list[str]) -> None:
         for one in FORMATS:
             check_absent(Path(f"{stem}.{one}"))
     for path in save_figure(loss_figure(curves), stem):
-        print(path)
+        say(str(path))

@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gpt_lightning.cli.arguments import Parser
+from gpt_lightning.console import say
 from gpt_lightning.errors import InputError
 from gpt_lightning.files import check_absent
 from gpt_lightning.runs.folder import REPORT, find_run
@@ -39,7 +40,7 @@ def run(arguments: list[str]) -> None:
     output = choose_output(options.output, own)
     records = [read_run(folder) for folder in folders]
     write_report(records, output)
-    print(f"{records[0].display_path}/{REPORT}" if output == own else output)
+    say(f"{records[0].display_path}/{REPORT}" if output == own else str(output))
 
 
 def choose_output(given: str | None, own: Path | None) -> Path:

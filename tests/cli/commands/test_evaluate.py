@@ -46,7 +46,7 @@ def test_the_own_validation_split_has_the_loss_that_fit_recorded(command: Comman
     assert counted == pytest.approx({name: stored["baselines"][name] for name in counted})
     assert row["overlap"] == 0.0
     assert row["baselines"]["training_tokens"] == stored["baselines"]["training_tokens"] == 18413  # type: ignore[index]
-    assert row["expected"] == {"debug": [2.1, 2.4]}  # that of configs/debug.yaml, whose text and split it shares
+    assert row["published"] == {"debug": [2.1, 2.4]}  # that of configs/debug.yaml, whose text and split it shares
 
 
 def test_baselines_and_overlap_of_another_text(command: Command, best: Path) -> None:
@@ -65,7 +65,7 @@ def test_baselines_and_overlap_of_another_text(command: Command, best: Path) -> 
     assert row["baselines"]["trigram"] == pytest.approx(expected.trigram)  # type: ignore[index]
     assert row["overlap"] == pytest.approx(0.5, abs=0.01)
     assert (row["context_length"], row["stride"]) == (64, 32)
-    assert row["expected"] == {}
+    assert row["published"] == {}
 
 
 def test_the_table_of_two_checkpoints_and_two_texts(command: Command, best: Path) -> None:
@@ -98,7 +98,7 @@ def test_losses_that_configs_expect_are_converted_for_the_table(command: Command
     ranges = ["2.1 to 2.4", "8 to 11", "3.03 to 3.46", "3.03 to 3.46"]  # exp(2.1), 2.1 / ln 2
     assert re.split("  +", line.strip()) == ["best of debug.yaml (390,336 parameters)", *ranges]
     (row,) = rows(command("evaluate", "--ckpt_path", best, "--stride=32", "--json"))
-    assert row["expected"] == {}  # other windows than those of training
+    assert row["published"] == {}  # other windows than those of training
 
 
 def test_other_splits_are_not_compared_with_what_configs_expect(command: Command, best: Path) -> None:
@@ -108,7 +108,7 @@ def test_other_splits_are_not_compared_with_what_configs_expect(command: Command
 
     (row,) = rows(command("evaluate", "--ckpt_path", "other.ckpt", "--json"))
 
-    assert row["expected"] == {}
+    assert row["published"] == {}
 
 
 def test_checkpoints_with_different_tokenizers(command: Command, best: Path, config: Path) -> None:
@@ -209,7 +209,8 @@ def test_baselines_of_the_first_training_tokens_only(
         (["--text", "https://a.org/b.txt"], "https://a.org/b.txt: --text must be a file; download it first"),
         (
             ["--text", "short.txt"],
-            "short.txt (5 tokens) is shorter than one window (65 tokens: 64 and the one after them); use a longer text",
+            "short.txt has 5 tokens, but one window needs 65: model.context_length (64) and one more as the last "
+            "target; use a longer text",
         ),
         (["--stride", "65"], "--stride must be an int from 1 to 64, got 65"),
         (["--stride", "0"], "--stride must be an int from 1 to 64, got 0"),
