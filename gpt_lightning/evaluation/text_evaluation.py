@@ -17,7 +17,7 @@ from gpt_lightning.checkpoints.loading import LoadedCheckpoint
 from gpt_lightning.data.tokenizer import Tokenizer, load_tokenizer
 from gpt_lightning.data.windows import Windows
 from gpt_lightning.errors import InputError
-from gpt_lightning.evaluation.baselines import MOST_TRAINING_TOKENS, measure_baselines
+from gpt_lightning.evaluation.baselines import counted_tokens, measure_baselines
 from gpt_lightning.evaluation.compression import MOST_BYTES, compressed_bits_per_byte
 from gpt_lightning.evaluation.copy_finder import CopyFinder, count_copied
 from gpt_lightning.evaluation.perplexity import TextScores, WindowScores, score_windows, summarize
@@ -76,7 +76,7 @@ class TextEvaluation:
         scores: Their sums.
         baselines: Losses in nats per token (uniform, unigram, bigram, trigram), and compressed sizes in bits per byte
             (gzip, xz, gzip_given_training, xz_given_training); None where the training text is not there.
-        training_tokens: Number of training tokens, of which the baselines count the first `MOST_TRAINING_TOKENS`; None
+        training_tokens: Number of training tokens, of which `counted_tokens` are counted; None
             likewise.
         overlap: Share of the tokens in runs of at least 50 tokens that the training text contains; None likewise.
         published: The losses that models of packaged configs reach on the same split.
@@ -99,7 +99,7 @@ class TextEvaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row that `evaluate --json` prints."""
-        counted = None if self.training_tokens is None else min(self.training_tokens, MOST_TRAINING_TOKENS)
+        counted = None if self.training_tokens is None else counted_tokens(self.training_tokens)
         return {
             "checkpoint": self.checkpoint,
             "text": self.text,

@@ -460,7 +460,7 @@ TEXTS = [
     bad_text("48b", " \n\n", "a.txt: contains only whitespace"),
     bad_text("50", "lamp", "a.txt: the text has 4 tokens, but one window needs 65: model.context_length (64) and one more as the last target; use a longer text"),
     Row("50a", "FIT --data.text=a.txt", 2, "the validation split has 60 tokens, but one window needs 65", {"a.txt": TEXT[:600]}),
-    Row("50b", "test --ckpt_path last.ckpt --data.test_text=a.txt", 2, "a.txt: the text (4 tokens) is shorter than one", {"a.txt": "lamp"}),
+    Row("50b", "test --ckpt_path last.ckpt --data.test_text=a.txt", 2, "a.txt: the text has 4 tokens, but one window needs 65", {"a.txt": "lamp"}),
     bad_text("51", b"\x80" + TEXT.encode(), "a.txt: not UTF-8 text (byte 0x80 at offset 0)"),
     bad_text("53", "\ufeff" + TEXT, "a.txt: starts with a byte order mark, which is removed", code=0),
     bad_text("55", TEXT + "\0", "a.txt: contains NUL bytes; not a text file"),
