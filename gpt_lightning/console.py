@@ -56,7 +56,7 @@ def format_bytes(size: int) -> str:
 
 def plural(count: int, noun: str) -> str:
     """Return a count and a noun, which gets an s unless the count is 1."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def labeled(label: str, text: str) -> str:

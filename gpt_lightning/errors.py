@@ -76,6 +76,11 @@ class Terminated(BaseException):
         self.signal_number = signal_number
 
 
+def not_finite() -> InputError:
+    """Return the error for a checkpoint whose network computes infinite or NaN values."""
+    return InputError("the model's logits are not finite; its training may have diverged")
+
+
 def describe_os_error(error: OSError) -> tuple[str, int]:
     """Return a one-line message that names the file, and the exit code, for an operating-system error."""
     name = os.fspath(error.filename) if isinstance(error.filename, (str, os.PathLike)) else None

@@ -241,7 +241,7 @@ def test_windows_and_batches_at_other_settings(
 
 
 def test_the_verdict_has_no_validation_window_of_context_1024(verdict: Path) -> None:
-    with pytest.raises(ValueError, match=r"split has 534 tokens, but one window needs 1025"):
+    with pytest.raises(ValueError, match=r"split has 534 tokens, but one window needs 1,025"):
         verdict_data(verdict, context_length=1024)
 
 

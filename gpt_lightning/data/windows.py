@@ -72,7 +72,7 @@ class Windows(Dataset[Batch]):
         """
         if not self.starts:
             raise InputError(
-                f"{name} has {plural(len(self.token_ids), 'token')}, but one window needs {self.context_length + 1}: "
+                f"{name} has {plural(len(self.token_ids), 'token')}, but one window needs {self.context_length + 1:,}: "
                 f"model.context_length ({self.context_length}) and one more as the last target; {advice}"
             )
 

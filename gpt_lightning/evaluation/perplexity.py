@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from gpt_lightning.data.tokenizer import Tokenizer
 from gpt_lightning.data.windows import Windows
-from gpt_lightning.errors import InputError
+from gpt_lightning.errors import not_finite
 from gpt_lightning.evaluation.intervals import FEWEST, bootstrap_interval
 from gpt_lightning.inference.generate import evaluation_mode
 from gpt_lightning.models.gpt import GPT
@@ -118,7 +118,7 @@ def score_windows(model: GPT, windows: Windows, tokenizer: Tokenizer, *, each_to
             bar.update(len(batch))
     scores = WindowScores(*np.array(rows).T)
     if not np.isfinite(scores.losses).all():
-        raise InputError("the model's loss is not finite; its training may have diverged")
+        raise not_finite()
     return scores
 
 

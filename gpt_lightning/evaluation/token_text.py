@@ -6,7 +6,7 @@ import codecs
 import math
 from collections.abc import Sequence
 
-from gpt_lightning.console import table, visible
+from gpt_lightning.console import plural, table, visible
 from gpt_lightning.data.tokenizer import Tokenizer
 from gpt_lightning.evaluation.token_colours import WORSE, level, terminal_code
 from gpt_lightning.evaluation.tokens import TokenScores, TokenTotals
@@ -77,7 +77,7 @@ def totals_lines(totals: TokenTotals, vocab_size: int) -> list[str]:
     """Return all totals of a text in two lines."""
     return [
         mean_line(totals.loss),
-        f"  {totals.predicted:,} tokens predicted, {100 * totals.accuracy:.1f} % of them the most likely token; "
+        f"  {plural(totals.predicted, 'token')} predicted, {100 * totals.accuracy:.1f} % as the most likely one; "
         f"{totals.bits_per_byte:.4f} bits per byte; a uniform guess has loss {math.log(vocab_size):.4f}",
     ]
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gpt_lightning.data.tokenizer import Tokenizer
-from gpt_lightning.errors import InputError
+from gpt_lightning.errors import InputError, not_finite
 from gpt_lightning.inference.generate import evaluation_mode
 from gpt_lightning.models.gpt import GPT
 from gpt_lightning.models.loss import cross_entropy, perplexity
@@ -99,7 +99,7 @@ def score_tokens(model: GPT, token_ids: Sequence[int]) -> TokenScores:
                 bar.update(len(part))
     losses, ranks, top_ids, top_probs = (torch.cat(column).cpu().numpy() for column in zip(*pieces, strict=True))
     if not np.isfinite(losses).all():
-        raise InputError("the model's logits are not finite; its training may have diverged")
+        raise not_finite()
     return TokenScores(losses, ranks, top_ids, top_probs)
 
 

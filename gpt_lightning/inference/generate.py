@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from gpt_lightning.errors import not_finite
 from gpt_lightning.inference.kv_cache import IncrementalDecoder
 from gpt_lightning.inference.sampling import SamplingConfig, process_logits, sample_next_token
 from gpt_lightning.models.gpt import GPT
@@ -68,6 +69,9 @@ def generate(
 
     Yields:
         A token for each row that is not finished, in order.
+
+    Raises:
+        InputError: A logit is NaN or infinite.
     """
     assert prompts
     assert all(prompts)
@@ -87,6 +91,8 @@ def generate(
             new_ids = new_ids.to(logits.device)
             chosen = choices.gather(-1, new_ids)[:, 0].tolist()
             log_probs = (logits.gather(-1, new_ids)[:, 0] - logits.logsumexp(-1)).tolist()
+        if not all(map(math.isfinite, log_probs)):
+            raise not_finite()
         step = []
         for row, token_id, logit, log_prob in zip(running, new_ids[:, 0].tolist(), chosen, log_probs, strict=True):
             if logit == -math.inf or token_id in sampling.eos_ids:

@@ -122,5 +122,5 @@ def test_losses_that_are_not_finite_are_refused(model: GPT) -> None:
     with torch.no_grad():
         model.out_head.weight[0] = math.nan
 
-    with pytest.raises(InputError, match="the model's loss is not finite; its training may have diverged"):
+    with pytest.raises(InputError, match="the model's logits are not finite; its training may have diverged"):
         score_windows(model, Windows(ids_of(TEXT), 64, 64), ByteTokenizer(), each_token_once=False)

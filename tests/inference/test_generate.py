@@ -182,3 +182,16 @@ def test_the_mode_is_restored_after_an_error(model: GPT) -> None:
         model(torch.zeros(1, 13, dtype=torch.int64))
 
     assert model.training
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite_are_an_error(temperature: float) -> None:
+    """Weights may be finite and too large to compute with."""
+    model = small_gpt()
+    with torch.no_grad():
+        model.final_norm.weight.fill_(3e38)
+        model.out_head.weight.mul_(1000)
+    sampling = SamplingConfig(max_new_tokens=2, temperature=temperature)
+
+    with pytest.raises(InputError, match="the model's logits are not finite; its training may have diverged"):
+        list(generate(model, [[1, 2]], sampling))

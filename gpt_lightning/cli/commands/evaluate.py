@@ -100,7 +100,9 @@ def describe(results: list[TextEvaluation]) -> str:
     lines.append(table("<>>>>>>", HEADER, rows))
     fewest = min(one.scores.windows for one in results)
     if fewest < FEWEST:
-        lines.append(f"  {fewest} windows are too few for 95 % intervals, which need {FEWEST}.")
+        lines.append(
+            f"  95 % intervals need at least {FEWEST} windows; there {'is' if fewest == 1 else 'are'} {fewest}."
+        )
     if len({one.tokenizer for one in results}) > 1:
         lines.append("  The tokenizers differ: compare bits per byte, not losses per token.")
     lines += [compare(first, other) for other in results[1:] if is_paired(first, other)]

@@ -35,7 +35,7 @@ from gpt_lightning.cli.arguments import Parser, was_passed
 from gpt_lightning.console import say, table, warn
 from gpt_lightning.data.text import read_text
 from gpt_lightning.data.tokenizer import load_tokenizer
-from gpt_lightning.errors import InputError
+from gpt_lightning.errors import InputError, not_finite
 from gpt_lightning.evaluation.copy_finder import CopyFinder, shortest_run
 from gpt_lightning.evaluation.next_token import candidates, draw_bars
 from gpt_lightning.evaluation.token_page import render_token_page
@@ -77,6 +77,8 @@ def next_tokens(
     ids = torch.tensor([prompt_ids[-gpt.model.context_length :]])
     with evaluation_mode(gpt.model):
         logits = gpt.model.out_head(gpt.model.hidden_states(ids)[:, -1])  # (1, V)
+    if not logits.isfinite().all():
+        raise not_finite()
     likely = logits[0].topk(count).indices.tolist()
     words = [repr(gpt.tokenizer.decode([i])) for i in likely]
     print(f"After {prompt!r}, the {count} most likely of {gpt.model.vocab_size:,} tokens, {draws:,} draws each:")
