@@ -50,7 +50,7 @@ def newest_checkpoint(run: Path) -> tuple[Path, dict[str, Any]] | None:
             warn(f"{problem}; resuming from the previous checkpoint, {path.name}")
         return path, without_tensors(content)
     if problem is not None and any(path.exists() for path in paths):
-        raise problem
+        raise InputError(f"{problem}; no other checkpoint of the run is valid, remove it to train from the start")
     return None
 
 
