@@ -76,9 +76,9 @@ class Terminated(BaseException):
         self.signal_number = signal_number
 
 
-def not_finite() -> InputError:
+def not_finite() -> DivergedError:
     """Return the error for a checkpoint whose network computes infinite or NaN values."""
-    return InputError("the model's logits are not finite; its training may have diverged")
+    return DivergedError("the model's logits are not finite; its training may have diverged")
 
 
 def describe_os_error(error: OSError) -> tuple[str, int]:

@@ -93,7 +93,7 @@ def score_windows(model: GPT, windows: Windows, tokenizer: Tokenizer, *, each_to
             stride below T, every token after the first window then has at least T - stride tokens of history.
 
     Raises:
-        InputError: A loss is not finite.
+        DivergedError: A loss is not finite.
     """
     T, device = windows.context_length, model.tok_emb.weight.device
     at_once = max(1, TOKENS_AT_ONCE // T)

@@ -76,7 +76,8 @@ def score_tokens(model: GPT, token_ids: Sequence[int]) -> TokenScores:
         token_ids: The token ids of the text, N of them.
 
     Raises:
-        InputError: There are fewer than two tokens, or a logit is not finite.
+        InputError: There are fewer than two tokens.
+        DivergedError: A logit is not finite.
     """
     if len(token_ids) < 2:
         raise InputError(f"the loss of a text needs at least 2 tokens, got {len(token_ids)}")

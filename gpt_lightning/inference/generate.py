@@ -71,7 +71,7 @@ def generate(
         A token for each row that is not finished, in order.
 
     Raises:
-        InputError: A logit is NaN or infinite.
+        DivergedError: A logit is NaN or infinite.
     """
     assert prompts
     assert all(prompts)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from gpt_lightning.checkpoints.loading import open_checkpoint
 from gpt_lightning.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from gpt_lightning.data.windows import Windows
-from gpt_lightning.errors import InputError
+from gpt_lightning.errors import DivergedError
 from gpt_lightning.evaluation.perplexity import WindowScores, difference, score_windows, summarize
 from gpt_lightning.models.gpt import GPT
 
@@ -122,5 +122,5 @@ def test_losses_that_are_not_finite_are_refused(model: GPT) -> None:
     with torch.no_grad():
         model.out_head.weight[0] = math.nan
 
-    with pytest.raises(InputError, match="the model's logits are not finite; its training may have diverged"):
+    with pytest.raises(DivergedError, match="the model's logits are not finite; its training may have diverged"):
         score_windows(model, Windows(ids_of(TEXT), 64, 64), ByteTokenizer(), each_token_once=False)

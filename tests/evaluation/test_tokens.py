@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt_lightning.data.tokenizer import ByteTokenizer, load_tokenizer
-from gpt_lightning.errors import InputError
+from gpt_lightning.errors import DivergedError, InputError
 from gpt_lightning.evaluation import tokens
 from gpt_lightning.evaluation.tokens import TokenScores, score_tokens, total
 from gpt_lightning.inference.pretrained import TrainedGPT
@@ -141,5 +141,5 @@ def test_logits_that_are_not_finite() -> None:
     model = small_gpt()
     torch.nn.init.normal_(model.out_head.weight, std=1e38)
 
-    with pytest.raises(InputError, match="the model's logits are not finite; its training may have diverged"):
+    with pytest.raises(DivergedError, match="the model's logits are not finite; its training may have diverged"):
         score_tokens(model, [1, 2, 3])

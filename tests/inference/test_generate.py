@@ -8,7 +8,7 @@ from generated import generated, generated_ids, random_prompt, small_gpt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt_lightning.errors import InputError
+from gpt_lightning.errors import DivergedError, InputError
 from gpt_lightning.inference.generate import evaluation_mode, generate
 from gpt_lightning.inference.sampling import (
     SamplingConfig,
@@ -193,5 +193,5 @@ def test_logits_that_are_not_finite_are_an_error(temperature: float) -> None:
         model.out_head.weight.mul_(1000)
     sampling = SamplingConfig(max_new_tokens=2, temperature=temperature)
 
-    with pytest.raises(InputError, match="the model's logits are not finite; its training may have diverged"):
+    with pytest.raises(DivergedError, match="the model's logits are not finite; its training may have diverged"):
         list(generate(model, [[1, 2]], sampling))

@@ -158,7 +158,10 @@ def test_resuming_from_incomplete_checkpoints_is_refused(command: Command, confi
     torn = command("fit", "--config", config, "--run_dir", "run", "--resume", "--trainer.max_epochs", 4)
 
     assert (weights_only.code, unfit.code, torn.code) == (2, 2, 2)
-    assert torn.error == "run/checkpoints/last.ckpt: loops is missing or of the wrong type"
+    assert torn.error == (
+        "run/checkpoints/last.ckpt: loops is missing or of the wrong type; "
+        "no other checkpoint of the run is valid, remove it to train from the start"
+    )
     assert "last.ckpt: has weights but no optimizer state; resume from a run's last.ckpt" in weights_only.error
     assert "last.ckpt: a run cannot be resumed from it (ValueError: loaded state dict has a different" in unfit.error
 

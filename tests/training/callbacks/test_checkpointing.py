@@ -248,7 +248,7 @@ def test_non_finite_weights_are_not_saved_if_the_evaluation_misses_them(
     evaluated: dict[str, float] = {"train_eval_loss": 1.0, "val_loss": 1.0}
     monkeypatch.setattr(GPTModule, "on_validation_epoch_end", lambda self: setattr(self, "evaluated", evaluated))
 
-    arguments = ("--trainer.max_steps=1", "--model.learning_rate=1e38")
+    arguments = ("--trainer.max_steps=1", "--model.learning_rate=1e38", "--prompt=[]")  # a sample would notice
     result = command("fit", "--config", config, "--run_dir", "run", *arguments)
 
     assert result.code == 3
