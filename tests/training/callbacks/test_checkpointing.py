@@ -248,7 +248,7 @@ def test_non_finite_weights_are_not_saved_if_the_evaluation_misses_them(
 ) -> None:
     evaluated: dict[str, float] = {"train_eval_loss": 1.0, "val_loss": 1.0}
     monkeypatch.setattr(GPTModule, "on_validation_epoch_end", lambda self: setattr(self, "evaluated", evaluated))
-    monkeypatch.setattr(Samples, "after_step", lambda self, *_, **__: None)  # a sample would notice
+    monkeypatch.setattr(Samples, "after_step", lambda *_, **__: None)  # a sample would notice
 
     arguments = ("--trainer.max_steps=1", "--model.learning_rate=1e38")
     result = command("fit", "--config", config, "--run_dir", "run", *arguments)
