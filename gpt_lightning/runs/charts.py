@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -196,19 +196,21 @@ def _draw_axes(chart: Chart, records: Sequence[RunRecord], key: str) -> None:
     above.spines["bottom"].set_visible(False)
     above.set_xlim(axes.get_xlim())
     ticks = MaxNLocator(6 if is_wide else 3, integer=True, steps=TICKS).tick_values(0, rows[-1].tokens_seen)
-    ticks = [tick for tick in ticks if 0 < tick <= rows[-1].tokens_seen]
-    above.set_xticks(list(_steps_at(ticks, rows)), [format_count(tick) for tick in ticks])
+    places = _steps_at([tick for tick in ticks if tick > 0], rows)
+    above.set_xticks(list(places.values()), [format_count(tick) for tick in places])
     above.annotate("tokens", (0, 1), xycoords="axes fraction", xytext=(6, 8), textcoords="offset points", **style)
 
 
-def _steps_at(tokens: Sequence[float], rows: Sequence[EvaluationRow]) -> Iterator[float]:
-    """Interpolate the steps at which numbers of tokens were seen."""
+def _steps_at(tokens: Sequence[float], rows: Sequence[EvaluationRow]) -> dict[float, float]:
+    """Interpolate the steps at which numbers of tokens were seen; numbers outside of the rows are left out."""
+    steps = {}
     for count in tokens:
         for before, after in pairwise(rows):
             if before.tokens_seen <= count <= after.tokens_seen and before.tokens_seen < after.tokens_seen:
                 part = (count - before.tokens_seen) / (after.tokens_seen - before.tokens_seen)
-                yield before.step + part * (after.step - before.step)
+                steps[count] = before.step + part * (after.step - before.step)
                 break
+    return steps
 
 
 def metric_chart(records: Sequence[RunRecord], metric: str, limit: float | None = None) -> Chart | None:

@@ -543,6 +543,15 @@ def test_the_axis_at_the_top_has_tokens_at_their_steps(tmp_path: Path) -> None:
     assert shown == {"200": 2, "400": 4, "600": 6, "800": pytest.approx(10)}
 
 
+def test_the_axis_of_tokens_begins_with_the_first_evaluation(tmp_path: Path) -> None:
+    rows = [row for row in metrics(20, 5) if row["step"] >= 5]  # 500 tokens
+    chart = loss_chart([read_run(write_run(tmp_path / "run", metrics=rows))], ["run"], 1000, 420)
+
+    above = chart.figure.axes[1]
+    shown = {text.get_text(): place for text, place in zip(above.get_xticklabels(), above.get_xticks(), strict=True)}
+    assert shown == {"500": 5, "1k": 10, "1,500": 15, "2k": 20}
+
+
 def test_runs_of_equal_names_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     folders = [write_run(tmp_path / one / "x" / "1") for one in ("a", "b")]
