@@ -132,6 +132,7 @@ def bar_figure(names: Sequence[str], series: Mapping[str, Sequence[float]]) -> F
 
 def save_figure(figure: Figure, stem: str | Path) -> list[Path]:
     """Write STEM.pdf and STEM.png, both or none, and return their paths."""
+    Path(stem).parent.mkdir(parents=True, exist_ok=True)
     contents = {}
     rcParams["pdf.fonttype"] = 42  # TrueType: text in the PDF can be searched and copied
     for suffix in FORMATS:
