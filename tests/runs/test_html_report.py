@@ -145,6 +145,7 @@ def test_metrics_of_the_steps_are_drawn_with_the_limit_of_the_gradient(tmp_path:
 def test_copied_runs_are_marked_and_lead_to_their_sources(tmp_path: Path) -> None:
     page = report(write_run(tmp_path / "run"))
 
+    assert "do not count; where none counts, the longest is underlined." in section(page, "samples").words
     newest, oldest = section(page, "samples").all("div", class_="epoch")
     assert newest.one("div", class_="when").words == "Epoch 2 step 12"
     assert [one.words for one in newest.all("mark")][:2] == [
