@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,17 +97,37 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def replace_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically; if that fails, leave nothing behind."""
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    replace_files({path: content})
+
+
+def replace_files(contents: Mapping[Path, bytes]) -> None:
+    """Write files, each atomically, after all of them have been written under other names.
+
+    If one does not fit on the disk, none is written.
+    """
+    temporary = {path: path.with_name(f"{path.name}.tmp-{os.getpid()}") for path in contents}
+    try:
+        for path, content in contents.items():
+            with _named(path):
+                temporary[path].write_bytes(content)
+        for path in contents:
+            with _named(path):
+                os.replace(temporary[path], path)
+    finally:
+        for left_over in temporary.values():
+            with contextlib.suppress(OSError):
+                left_over.unlink()
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Name a file, not the temporary one that is written in its place, in an OSError."""
     with with_filename(path):
         try:
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
+            yield
         except OSError as error:
             error.filename = str(path)
             raise
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
 
 
 def sync_folder(path: Path) -> None:
@@ -139,6 +159,14 @@ def packaged_folder(name: str) -> Path:
     package = Path(__file__).parent
     inside = package / name
     return inside if inside.is_dir() else package.parent / {"configs": "configs", "texts": "data"}[name]
+
+
+def check_folder(output: Path) -> None:
+    """Raise `InputError` if the folder of an output path does not exist or is a file."""
+    folder = output.parent
+    if not folder.is_dir():
+        problem = f"{folder} is not a folder" if folder.exists() else f"folder {folder} does not exist"
+        raise InputError(f"--output {output}: {problem}")
 
 
 def check_absent(output: Path) -> None:

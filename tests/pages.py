@@ -76,6 +76,8 @@ def write_run(folder: Path, **files: Any) -> Path:
         **files,
     }  # fmt: skip
     (folder / "checkpoints").mkdir(parents=True)
+    for name in ("best.ckpt", "last.ckpt"):
+        (folder / "checkpoints" / name).touch()
     for name, value in content.items():
         if value is None:
             continue

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -18,8 +19,8 @@ LOSS_NAMES = ("train_eval_loss", "val_loss")
 
 
 def format_count(value: float) -> str:
-    """Format a number for an axis: 0.0003 as 3e-4, 0.5, 500, 20k, 1.5M."""
-    if 0 < abs(value) < 1e-2:
+    """Format a number for an axis: 0.0003 as 3e-4, 0.5, 500, 20k, 1.5M, 1e30."""
+    if 0 < abs(value) < 1e-2 or abs(value) >= 1e12:
         digits, exponent = f"{value:.2e}".split("e")
         return f"{float(digits):g}e{int(exponent)}"
     for unit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
@@ -100,10 +101,31 @@ def differing_tokenizers(records: Sequence[RunRecord]) -> list[str]:
     return sorted(known) if len(known) > 1 else []
 
 
+def differing_texts(records: Sequence[RunRecord]) -> list[str]:
+    """Return the validation texts of runs, sorted, if they differ, so that losses cannot be compared."""
+    known = {text for record in records if (text := record.validation_text) is not None}
+    if len(known) > 1:
+        return sorted(known)
+    return ["as their baselines do"] if not differing_tokenizers(records) and _count_differently(records) else []
+
+
+def _count_differently(records: Sequence[RunRecord]) -> bool:
+    """Return whether counting as many tokens of texts that were split alike has other losses in some run."""
+    losses: dict[tuple[Any, Any], float] = {}
+    for record in records:
+        counts = (record.baselines.get("training_tokens"), record.baselines.get("validation_tokens"))
+        loss = record.baselines.get("unigram")
+        if None in counts or loss is None or record.settings.get("data.val_text"):  # the training texts may differ
+            continue
+        if not math.isclose(losses.setdefault(counts, loss), loss, rel_tol=1e-6):
+            return True
+    return False
+
+
 def shared_baselines(records: Sequence[RunRecord]) -> dict[str, float]:
-    """Return the baselines of runs of one tokenizer if all that have any have the same ones."""
+    """Return the baselines of runs of one tokenizer and text if all that have any have the same ones."""
     known = []
-    if differing_tokenizers(records):
+    if differing_tokenizers(records) or differing_texts(records):
         return {}
     for record in records:
         known += [record.baseline_losses] if record.baseline_losses else []
@@ -196,19 +218,21 @@ def _draw_axes(chart: Chart, records: Sequence[RunRecord], key: str) -> None:
     above.spines["bottom"].set_visible(False)
     above.set_xlim(axes.get_xlim())
     ticks = MaxNLocator(6 if is_wide else 3, integer=True, steps=TICKS).tick_values(0, rows[-1].tokens_seen)
-    ticks = [tick for tick in ticks if 0 < tick <= rows[-1].tokens_seen]
-    above.set_xticks(list(_steps_at(ticks, rows)), [format_count(tick) for tick in ticks])
+    places = _steps_at([tick for tick in ticks if tick > 0], rows)
+    above.set_xticks(list(places.values()), [format_count(tick) for tick in places])
     above.annotate("tokens", (0, 1), xycoords="axes fraction", xytext=(6, 8), textcoords="offset points", **style)
 
 
-def _steps_at(tokens: Sequence[float], rows: Sequence[EvaluationRow]) -> Iterator[float]:
-    """Interpolate the steps at which numbers of tokens were seen."""
+def _steps_at(tokens: Sequence[float], rows: Sequence[EvaluationRow]) -> dict[float, float]:
+    """Interpolate the steps at which numbers of tokens were seen; numbers outside of the rows are left out."""
+    steps = {}
     for count in tokens:
         for before, after in pairwise(rows):
             if before.tokens_seen <= count <= after.tokens_seen and before.tokens_seen < after.tokens_seen:
                 part = (count - before.tokens_seen) / (after.tokens_seen - before.tokens_seen)
-                yield before.step + part * (after.step - before.step)
+                steps[count] = before.step + part * (after.step - before.step)
                 break
+    return steps
 
 
 def metric_chart(records: Sequence[RunRecord], metric: str, limit: float | None = None) -> Chart | None:

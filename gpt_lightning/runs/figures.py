@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from gpt_lightning.errors import InputError
-from gpt_lightning.files import replace_bytes
+from gpt_lightning.files import replace_files
 from gpt_lightning.runs.records import RunRecord, read_losses
 
 FORMATS = ("pdf", "png")
@@ -32,6 +32,7 @@ class Curve:
         train: Training loss in evaluation mode, in nats per token.
         val: Validation loss, in nats per token.
         baseline: Name and validation loss of the best baseline of the run's text; None if it is unknown.
+        tokenizer: The setting data.tokenizer; None if it is unknown.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Curve:
     train: list[float]
     val: list[float]
     baseline: tuple[str, float] | None = None
+    tokenizer: str | None = None
 
 
 def curve_of(record: RunRecord) -> Curve | None:
@@ -54,6 +56,7 @@ def curve_of(record: RunRecord) -> Curve | None:
         train=[row.train_eval_loss for row in rows],
         val=[row.val_loss for row in rows],
         baseline=record.best_baseline,
+        tokenizer=record.settings.get("data.tokenizer"),
     )
 
 
@@ -128,16 +131,15 @@ def bar_figure(names: Sequence[str], series: Mapping[str, Sequence[float]]) -> F
 
 
 def save_figure(figure: Figure, stem: str | Path) -> list[Path]:
-    """Write STEM.pdf and STEM.png, each atomically, and return their paths."""
-    written = []
+    """Write STEM.pdf and STEM.png, both or none, and return their paths."""
+    Path(stem).parent.mkdir(parents=True, exist_ok=True)
+    contents = {}
     rcParams["pdf.fonttype"] = 42  # TrueType: text in the PDF can be searched and copied
     for suffix in FORMATS:
-        path = Path(f"{stem}.{suffix}")
-        path.parent.mkdir(parents=True, exist_ok=True)
         content = io.BytesIO()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing from font")  # tokens in any script; shown as a box
             figure.savefig(content, format=suffix, dpi=150, metadata=METADATA[suffix])
-        replace_bytes(path, content.getvalue())
-        written.append(path)
-    return written
+        contents[Path(f"{stem}.{suffix}")] = content.getvalue()
+    replace_files(contents)
+    return list(contents)

@@ -74,20 +74,22 @@ class Run:
             InputError: Another process has locked the folder.
             MachineError: The folder cannot be created, locked or written to.
         """
+        folder = Path(self.display_path)  # errors show it
+        checkpoints = folder / self.checkpoints.name
         try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            checkpoints.mkdir(parents=True, exist_ok=True)
             self._take_lock()
             for pattern in ("*.tmp-*", "checkpoints/*.tmp-*", ".lr_find_*.ckpt"):  # the last: LearningRateFinder's
-                for left_over in self.path.glob(pattern):
+                for left_over in folder.glob(pattern):
                     left_over.unlink()
-            probe = self.checkpoints / f"write.tmp-{os.getpid()}"
+            probe = checkpoints / f"write.tmp-{os.getpid()}"
             probe.write_bytes(b"x")
             probe.unlink()
         except OSError as error:
             raise MachineError(describe_os_error(error)[0]) from None
 
     def _take_lock(self) -> None:
-        name = self.path / ".lock"
+        name = Path(self.display_path, ".lock")
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
@@ -113,8 +115,7 @@ class Run:
 
     def write_baselines(self, losses: dict[str, float]) -> None:
         """Write the baselines of the run's text to baselines.json."""
-        with with_filename(self.path / BASELINES):
-            replace_bytes(self.path / BASELINES, json.dumps(losses).encode())
+        replace_bytes(Path(self.display_path, BASELINES), json.dumps(losses).encode())
 
     def check_space(self, needed: int) -> None:
         """Raise `MachineError` if the checkpoints, `needed` bytes including existing ones, do not fit on the disk."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +16,13 @@ from gpt_lightning.console import PROGRAM, format_bytes, quote, visible
 from gpt_lightning.files import load_template, replace_bytes
 from gpt_lightning.runs.charts import (
     by_tokens,
+    differing_texts,
     differing_tokenizers,
     loss_chart,
     metric_chart,
     shared_baselines,
 )
+from gpt_lightning.runs.folder import BEST, LAST, PREVIOUS
 from gpt_lightning.runs.records import EXPECTED_LOSSES, EvaluationRow, RunRecord
 from gpt_lightning.runs.sample_text import choose_samples, describe_sample
 from gpt_lightning.runs.shapes import is_finite
@@ -63,6 +66,7 @@ def render_report(records: Sequence[RunRecord]) -> str:
         "runs": [describe_run(i, len(records), *one) for i, one in enumerate(zip(records, labels, strict=True))],
         "losses": draw_losses(records, labels),
         "tokenizers": differing_tokenizers(records),
+        "texts": differing_texts(records),
         "has_baselines": bool(shared_baselines(records)),
         "metrics": draw_metrics(records),
         "has_copies": any(row.get("copied") for record in records for row in record.samples),
@@ -99,9 +103,9 @@ def describe_run(number: int, count: int, record: RunRecord, label: str) -> dict
         "label": label,
         "path": record.display_path,
         "subtitle": describe_size(record),
-        "verdict": record.summary.get("verdict") or derive_verdict(record),
-        "advice": record.summary.get("advice"),
-        "end": None if record.summary else describe_end(record),
+        "verdict": [f"{line[:1].upper()}{line[1:]}" for line in describe_verdict(record)],
+        "advice": None if record.divergence else record.summary.get("advice"),
+        "end": None if record.summary or record.divergence else describe_end(record),
         "tiles": describe_results(record),
         "copied": record.copied,
         "best": record.best,
@@ -126,6 +130,21 @@ def describe_run(number: int, count: int, record: RunRecord, label: str) -> dict
 # ---- results
 
 
+def describe_verdict(record: RunRecord) -> list[str]:
+    """Return how a run diverged and what its losses say, or else the verdict in its summary."""
+    if record.divergence is not None:
+        return [*describe_divergence(record.divergence), *derive_verdict(record)]
+    return record.summary.get("verdict") or derive_verdict(record)
+
+
+def describe_divergence(error: str) -> list[str]:
+    """Return sentences for the error of a diverged run: when and why, then what follows from it."""
+    place = re.search(r" (?:at|after) step [\d,]+", error)
+    when = place[0] if place else ""
+    why, *rest = error.replace(when, "", 1).split("; ", 1)
+    return [f"The run diverged{when}: {why}.", *(f"{one}." for one in rest)]
+
+
 def derive_verdict(record: RunRecord) -> list[str]:
     """Return what the losses say by themselves, for a run without summary.json."""
     if record.best is None or record.last is None:
@@ -143,6 +162,12 @@ def derive_verdict(record: RunRecord) -> list[str]:
 def describe_end(record: RunRecord) -> str:
     """Return what a run folder without summary.json says about the end of the run."""
     sessions = record.environment.get("sessions")
+    if record.outdated is not None:
+        last = "has no evaluation" if record.last is None else f"ends with that of step {record.last.step:,}"
+        return (
+            f"summary.json is about the evaluations up to step {record.outdated:,}, but metrics.jsonl {last}: "
+            "its verdict is left out."
+        )
     if not sessions:
         return "There is no summary.json: the run has not finished, or an older version made it."
     step, error = (sessions[-1].get(name) for name in ("to_step", "error"))
@@ -158,9 +183,16 @@ def describe_size(record: RunRecord) -> str:
     end = record.end
     if end is None:
         return ""
-    parts = [f"{end.epoch:.4g} epochs", f"{end.step:,} optimizer steps", f"{end.tokens_seen:,} tokens"]
-    minutes = minutes_of(record)
-    return ", ".join([*parts, f"{minutes:.1f} minutes"] if minutes else parts)
+    amounts = {"epoch": end.epoch, "optimizer step": end.step, "token": end.tokens_seen, "minute": minutes_of(record)}
+    return ", ".join(format_amount(value, noun) for noun, value in amounts.items() if value is not None)
+
+
+def format_amount(value: float, noun: str) -> str:
+    """Format an amount with at most two digits after the point, and its noun: 1 step, 0.06 epochs."""
+    if 0 < value < 0.005:
+        return f"less than 0.01 {noun}s"
+    number = f"{value:,.2f}".rstrip("0").removesuffix(".")
+    return f"{number} {noun}" if number == "1" else f"{number} {noun}s"
 
 
 def minutes_of(record: RunRecord) -> float | None:
@@ -183,7 +215,13 @@ def describe_results(record: RunRecord) -> list[tuple[str, str, str]]:
             name, counted = record.best_baseline
             difference = best.val_loss - counted
             side = "above" if difference > 0 else "below"
-            tiles.append((f"by counting: {name}", f"{counted:.3f}", f"best is {abs(difference):.3f} {side}"))
+            tiles.append(
+                (
+                    f"by counting: {name}",
+                    f"{counted:.3f}",
+                    f"the best validation loss is {abs(difference):.3f} {side} it",
+                )
+            )
     if (share := record.copied) is not None:
         tiles.append(("copied", f"{100 * share:.0f} %", "of the tokens of the last samples"))
     return tiles
@@ -253,8 +291,8 @@ def shared_clipping(records: Sequence[RunRecord]) -> float | None:
 
 
 def format_number(value: float) -> str:
-    """Format a number with four digits, or all of its digits before the point."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    """Format a number with four digits, or all of its digits before the point if these are at most nine."""
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
 # ---- settings, machine, commands
@@ -323,16 +361,19 @@ def commands_of(record: RunRecord) -> list[tuple[str, str]]:
     folder = record.display_path
     prompts = record.settings.get("prompt")
     prompt = prompts[0] if isinstance(prompts, list) and prompts and isinstance(prompts[0], str) else "Every effort"
-    best = f"{folder}/checkpoints/best.ckpt"
-    commands = [
-        ("Sample", ["predict", "--ckpt_path", best, "--prompt", prompt, "--sampling.temperature", "0.8"]),
-        ("See the candidates for the next token", ["inspect", "--ckpt_path", best, "--prompt", prompt]),
-        ("Evaluate", ["validate", "--ckpt_path", best]),
-    ]
+    best = f"{folder}/checkpoints/{BEST}"
+    commands = []
+    if (record.path / "checkpoints" / BEST).exists():
+        commands += [
+            ("Sample", ["predict", "--ckpt_path", best, "--prompt", prompt, "--sampling.temperature", "0.8"]),
+            ("See the candidates for the next token", ["inspect", "--ckpt_path", best, "--prompt", prompt]),
+            ("Evaluate", ["validate", "--ckpt_path", best]),
+        ]
     if record.config is not None:
         config = ["fit", "--config", f"{folder}/{record.config.name}"]
-        resume = [*config, "--run_dir", folder, "--resume"]
-        commands.append(("Resume; a finished run needs a higher --trainer.max_epochs", resume))
+        if any((record.path / "checkpoints" / name).exists() for name in (LAST, PREVIOUS)):
+            resume = [*config, "--run_dir", folder, "--resume"]
+            commands.append(("Resume; a finished run needs a higher --trainer.max_epochs", resume))
         commands.append(("Train again with the same settings", config))
     commands.append(("Make this page again", ["report", folder]))
     return [(title, f"python -m {PROGRAM} {' '.join(map(quote, command))}") for title, command in commands]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,13 +35,14 @@ EXPECTED_LOSSES = {  # that a config may expect ranges of: what they are called
 # The parts of each file that are used. Any of them may be missing or null.
 SHAPES: dict[str, dict[str, Any]] = {
     SUMMARY: {
+        "last": {"step": int},
         "turn": {"step": int},
         "memorizing_steps": int,
         "expected": {name: {"range": [NUMBER], "value": NUMBER} for name in EXPECTED_LOSSES},
         "advice": str,
         "verdict": [str],
     },
-    BASELINES: dict.fromkeys(BASELINE_MODELS, NUMBER),
+    BASELINES: dict.fromkeys((*BASELINE_MODELS, "training_tokens", "validation_tokens"), NUMBER),
     ENVIRONMENT: {
         **dict.fromkeys(("config", "text", "split", "windows", "batches", "model"), str),
         "defaults": {},
@@ -112,7 +114,8 @@ class RunRecord:
         steps: The optimizer steps in metrics.jsonl that have a finite loss, in order.
         evaluations: The evaluations there that have finite losses of both splits, in order.
         samples: Rows of samples.jsonl, in order.
-        summary: Content of summary.json; empty without it.
+        summary: Content of summary.json; empty without it, or if it is outdated.
+        outdated: Step of the last evaluation in a summary.json that is not about these evaluations; None otherwise.
         baselines: Losses of counting models, in nats per token, and their numbers of tokens; empty if unknown.
         environment: Content of environment.json; empty without it.
     """
@@ -124,6 +127,7 @@ class RunRecord:
     evaluations: list[EvaluationRow] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
+    outdated: int | None = None
     baselines: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
 
@@ -146,6 +150,23 @@ class RunRecord:
     def best_baseline(self) -> tuple[str, float] | None:
         """Name and loss of the best baseline; None if none is known."""
         return min(self.baseline_losses.items(), key=lambda one: one[1], default=None)
+
+    @property
+    def validation_text(self) -> str | None:
+        """Name and size of the text that the validation loss is of; None if it is unknown."""
+        own, text, ratio = (self.settings.get(f"data.{name}") for name in ("val_text", "text", "train_ratio"))
+        if not (own or text):
+            return None
+        name = Path(str(own or text)).name
+        size = re.search(r"/ ([\d,]+ characters)", self.environment.get("split") or "")
+        return ", ".join([name, *([] if own else [f"train_ratio {ratio}"]), *(size.groups() if size else [])])
+
+    @property
+    def divergence(self) -> str | None:
+        """The error of the last process if training diverged in it, else None."""
+        sessions = self.environment.get("sessions") or [{}]
+        error = sessions[-1].get("error") or ""
+        return error if error.startswith("non-finite ") else None
 
     @property
     def best(self) -> EvaluationRow | None:
@@ -210,40 +231,49 @@ def read_run(folder: Path) -> RunRecord:
         InputError: A file is damaged.
         MachineError: A file cannot be read.
     """
-    folder = folder.absolute()
+    path = folder.absolute()
+    folder = Path(display_path(path))  # errors show it
     with _removable():
         rows = sorted(read_metrics(folder / "metrics.jsonl"), key=lambda row: row["step"])
+        evaluations = _evaluations(rows)
         environment = read_facts(folder / ENVIRONMENT)
         config = _find_config(folder, environment.get("config"))
+        summary = read_facts(folder / SUMMARY)
+        judged = (summary.get("last") or {}).get("step")
+        is_outdated = judged is not None and (not evaluations or evaluations[-1].step != judged)
         return RunRecord(
-            path=folder,
+            path=path,
             settings=_read_settings(config) if config is not None else {},
-            config=config,
+            config=config.absolute() if config is not None else None,
             steps=_steps(rows),
-            evaluations=_evaluations(rows),
+            evaluations=evaluations,
             samples=read_samples(folder / "samples.jsonl"),
-            summary=read_facts(folder / SUMMARY),
+            summary={} if is_outdated else summary,
+            outdated=judged if is_outdated else None,
             baselines=read_facts(folder / BASELINES),
             environment=environment,
         )
 
 
 def read_losses(path: Path) -> RunRecord:
-    """Read the evaluations and the baselines of a run, and no other files.
+    """Read the evaluations, the baselines and the settings of a run, and no other files.
 
     Args:
         path: A run folder, or a file in the format of its metrics.jsonl.
 
     Raises:
-        InputError: baselines.json is damaged.
+        InputError: baselines.json or the file of settings is damaged.
         MachineError: A file cannot be read.
     """
     path = path.absolute()
+    shown = Path(display_path(path))
     if not path.is_dir():
-        return RunRecord(path.with_suffix(""), evaluations=read_evaluations(path))
+        return RunRecord(path.with_suffix(""), evaluations=read_evaluations(shown))
     with _removable():
-        evaluations, baselines = read_evaluations(path / "metrics.jsonl"), read_facts(path / BASELINES)
-        return RunRecord(path, evaluations=evaluations, baselines=baselines)
+        evaluations, baselines = read_evaluations(shown / "metrics.jsonl"), read_facts(shown / BASELINES)
+        config = _find_config(shown, None)
+        settings = _read_settings(config) if config is not None else {}
+        return RunRecord(path, settings=settings, evaluations=evaluations, baselines=baselines)
 
 
 def read_evaluations(table: Path) -> list[EvaluationRow]:

@@ -58,6 +58,8 @@ def describe_sample(row: dict[str, Any], name: str) -> dict[str, Any]:
         pieces += split_newlines(text[end:begin])
         end = min(one["end"], len(text))
         number, words = len(sources) + 1, text[one["begin"] : end]
+        if kept := text[begin:end].rstrip("\n"):
+            end = begin + len(kept)  # so that the number is before the newlines
         is_counted = one["tokens"] >= at_least
         source = {**one, "id": f"{name}-{number}", "number": number, "words": words, "is_counted": is_counted}
         pieces.append({"source": source, "pieces": split_newlines(text[begin:end])})

@@ -41,7 +41,7 @@ def cut_logs(run: Run, step: int, tokens_seen: int) -> None:
     for path, read in ((run.metrics_file, read_metrics), (run.samples_file, read_samples)):
         kept = [row for row in read(path) if row["step"] <= step]
         if path == run.metrics_file and step > 0 and not kept:
-            warn(f"{path}: has no row up to step {step}; the curves start there")
+            warn(f"{display_path(path)}: has no row up to step {step}; the curves start there")
         replace_bytes(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
     for path in run.path.glob("events.out.tfevents.*"):
         cut_events(path, step, tokens_seen)

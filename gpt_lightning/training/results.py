@@ -152,10 +152,10 @@ def draw_figure(record: RunRecord, run: Run) -> None:
     curve = curve_of(record)
     if curve is None:
         raise InputError(f"{run.display_path}: has no evaluation after the first optimizer step")
-    save_figure(loss_figure([curve]), run.path / "loss")
+    save_figure(loss_figure([curve]), Path(run.display_path, "loss"))
 
 
 def draw_report(record: RunRecord, run: Run) -> list[str]:
     """Write report.html and return the line to print."""
-    write_report([record], run.report_file)
+    write_report([record], Path(run.display_path, run.report_file.name))
     return [labeled("report", f"{run.display_path}/{run.report_file.name}")]

@@ -64,6 +64,7 @@ def test_the_tables_of_the_reference_notes(name: str, rows: int, best: tuple[int
 
 def test_plot_draws_runs_and_the_reference_notes_in_one_figure(command: Command, trained: Path, in_tmp: Path) -> None:
     alone = command("plot", trained)
+    os.mkdir("new")
     several = command("plot", trained, REFERENCE / "verdict.jsonl", "--output", "new/both")
 
     assert alone.out.split() == [str(trained / "loss.pdf"), str(trained / "loss.png")]
@@ -126,6 +127,36 @@ def test_bad_arguments_of_plot_get_one_line(command: Command, trained: Path) -> 
     assert command("plot", trained, trained).error.endswith("is given twice")
     assert command("plot", trained, "--output", "").error == "--output is empty"
     assert "at most 10 runs at once, got 11" in command("plot", *[trained] * 11).error
+    nowhere, file = command("plot", trained, "--output", "no/x"), trained / "metrics.jsonl"
+    assert (nowhere.code, nowhere.error) == (2, "--output no/x: folder no does not exist")
+    assert not Path("no").exists()
+    assert command("plot", trained, "--output", file / "x").error == f"--output {file / 'x'}: {file} is not a folder"
+
+
+def test_both_files_of_a_figure_are_written_or_none(
+    command: Command, trained: Path, in_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Path.write_bytes
+
+    def refuse(path: Path, content: bytes) -> int:
+        if "png" in path.name:
+            raise OSError(27, "File too large", str(path))
+        return write(path, content)
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", refuse)
+    result = command("plot", trained, "--output", "limp")
+
+    assert (result.code, result.error) == (1, "limp.png: file too large")
+    assert os.listdir() == []
+
+
+def test_plot_warns_of_different_tokenizers(command: Command, in_tmp: Path) -> None:
+    for number, name in enumerate(("gpt2", "bytes", "bytes")):
+        write_run(in_tmp / str(number), settings={"data": {"tokenizer": name}})
+
+    warning = "the tokenizers of these runs differ (bytes, gpt2), so their losses cannot be compared"
+    assert command("plot", "0", "1", "--output", "a").err == f"gpt_lightning: warning: {warning}\n"
+    assert command("plot", "1", "2", "--output", "b").err == ""
 
 
 def test_plot_warns_of_damaged_lines(command: Command, trained: Path, in_tmp: Path) -> None:

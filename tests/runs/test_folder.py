@@ -138,13 +138,13 @@ def test_the_second_of_two_processes_keeps_the_folder_of_the_first(
     other.close()
 
 
-def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_locks_is_named(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.raises(MachineError, match=r"run/.lock: cannot be locked \(No locks available\)"):
-        Run(tmp_path / "run").open()
+    with pytest.raises(MachineError, match=r"^run/.lock: cannot be locked \(No locks available\)$"):
+        Run(in_tmp / "run").open()
 
 
 @pytest.mark.parametrize("variable", ["RANK", "SLURM_PROCID"])
@@ -178,7 +178,7 @@ def test_too_little_disk_space_is_refused_before_the_first_step(
 def test_a_folder_that_cannot_be_created_is_a_machine_error(command: Command, config: Path) -> None:
     Path("file").write_text("")
 
-    with pytest.raises(MachineError, match="file/run/checkpoints: not a directory"):
+    with pytest.raises(MachineError, match="^file/run/checkpoints: not a directory$"):
         Run(Path("file/run")).open()
     assert command("fit", "--config", config, "--run_dir", "file/run").code == 1
     with pytest.raises(InputError, match="file: is a file, not a folder"):

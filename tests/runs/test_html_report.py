@@ -22,7 +22,7 @@ from PIL import Image
 
 from gpt_lightning.runs.charts import by_tokens, format_count, loss_chart, metric_chart
 from gpt_lightning.runs.folder import find_run
-from gpt_lightning.runs.html_report import render_report
+from gpt_lightning.runs.html_report import format_amount, render_report
 from gpt_lightning.runs.records import read_run
 from gpt_lightning.runs.sample_text import MOST_CHARACTERS, choose_samples, describe_sample
 from gpt_lightning.runs.svg import spread, thin
@@ -61,11 +61,11 @@ def test_the_verdict_comes_first_and_then_the_advice_and_the_main_numbers(tmp_pa
         ["best validation loss", "4.200", "step 6, perplexity 66.69"],  # exp(4.2) = 66.686
         ["last validation loss", "5.700", "step 12"],
         ["last training loss", "1.125", "step 12"],
-        ["by counting: trigram", "2.237", "best is 1.963 above"],
+        ["by counting: trigram", "2.237", "the best validation loss is 1.963 above it"],
         ["copied", "48 %", "of the tokens of the last samples"],
     ]
     assert page.one("h1").words == "tiny/3"
-    assert page.one("p", class_="subtitle").words == "2 epochs, 12 optimizer steps, 1,200 tokens, 1.2 minutes"
+    assert page.one("p", class_="subtitle").words == "2 epochs, 12 optimizer steps, 1,200 tokens, 1.25 minutes"
     order = [one.attributes["id"] for one in page.all("section")]
     assert order == ["verdict", "losses", "steps", "samples", "settings", "machine", "commands"]
 
@@ -145,6 +145,7 @@ def test_metrics_of_the_steps_are_drawn_with_the_limit_of_the_gradient(tmp_path:
 def test_copied_runs_are_marked_and_lead_to_their_sources(tmp_path: Path) -> None:
     page = report(write_run(tmp_path / "run"))
 
+    assert "do not count; where none counts, the longest is underlined." in section(page, "samples").words
     newest, oldest = section(page, "samples").all("div", class_="epoch")
     assert newest.one("div", class_="when").words == "Epoch 2 step 12"
     assert [one.words for one in newest.all("mark")][:2] == [
@@ -184,7 +185,9 @@ def test_the_pieces_of_a_sample_are_its_text_with_each_copied_character_in_a_mar
     flat = [(part, "source" in one) for one in pieces for part in (one["pieces"] if "source" in one else [one])]
     assert "".join(part["text"] + "\n" * part["newlines"] for part, _ in flat) == text
     marked = [is_marked for part, is_marked in flat for _ in part["text"] + "\n" * part["newlines"]]
-    assert marked == [any(begin <= i < end for begin, end in runs) for i in range(len(text))]
+    copied_places = {i for begin, end in runs for i in range(begin, end)}
+    assert {i for i, is_marked in enumerate(marked) if is_marked} <= copied_places
+    assert all(marked[i] or text[i] == "\n" for i in copied_places)  # newlines at the end of a run are not marked
 
 
 @pytest.mark.parametrize(("recorded", "is_counted"), [({}, True), ({"at_least": 8}, True), ({"at_least": 32}, False)])
@@ -201,6 +204,18 @@ def test_a_run_counts_if_it_has_the_tokens_that_the_sample_says(
         None if is_counted else "short"
     ]
     assert ("(fewer than 32 tokens: not counted)" in samples.one("ol").words) != is_counted
+
+
+def test_the_number_of_a_source_is_before_the_newlines_that_end_the_run(tmp_path: Path) -> None:
+    marks = {"share": 1, "tokens": 9, "of": 9, "longest": 9, "runs": [
+        {"begin": 0, "end": 5, "tokens": 9, "source": 0, "before": "", "after": ""}
+    ]}  # fmt: skip
+    sample = {"step": 12, "epoch": 2, "prompt": "So ", "completion": "low\n\nwater", "copied": marks}
+
+    quote = section(report(write_run(tmp_path / "run", samples=[sample])), "samples").one("blockquote")
+
+    assert quote.one("mark").text == "low"
+    assert quote.text == "So low1\n\nwater"
 
 
 def test_settings_are_shown_beside_their_defaults_and_all_of_them_folded(tmp_path: Path) -> None:
@@ -244,6 +259,21 @@ def test_text_machine_and_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ]
 
 
+def test_commands_for_missing_checkpoints_are_left_out(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+
+    def commands() -> list[str]:
+        return [one.text.split()[3] for one in section(report(folder), "commands").all("pre")]
+
+    (folder / "checkpoints" / "best.ckpt").unlink()
+    assert commands() == ["fit", "fit", "report"]
+    (folder / "checkpoints" / "last.ckpt").rename(folder / "checkpoints" / "prev.ckpt")
+    assert commands() == ["fit", "fit", "report"]
+    (folder / "checkpoints" / "prev.ckpt").unlink()
+    assert commands() == ["fit", "report"]
+    assert "--resume" not in section(report(folder), "commands").text
+
+
 @pytest.mark.parametrize("name", ["metrics", "samples", "baselines", "summary", "environment", "settings"])
 def test_every_file_may_be_missing(tmp_path: Path, name: str) -> None:
     page = report(write_run(tmp_path / "run", **{name: None}))
@@ -280,6 +310,66 @@ def test_a_run_without_summary_says_what_its_losses_say(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("rows", "last"),
+    [(metrics()[:9], "ends with that of step 6"), (None, "has no evaluation")],
+)
+def test_a_verdict_about_other_evaluations_is_left_out(
+    tmp_path: Path, rows: list[dict[str, Any]] | None, last: str
+) -> None:
+    page = report(write_run(tmp_path / "run", metrics=rows))
+
+    *derived, warning = [one.words for one in section(page, "verdict").all("p")]
+    assert warning == (
+        f"summary.json is about the evaluations up to step 12, but metrics.jsonl {last}: its verdict is left out."
+    )
+    assert derived == [
+        *(["The best validation loss is 4.200 nats per token, at step 6."] if rows else []),
+        "The last evaluation, at step 6: training loss 3.375, validation loss 4.200."
+        if rows
+        else "The run has no evaluation yet.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "lines"),
+    [
+        (
+            "non-finite gradient at step 2; the weights were not changed; try a lower model.learning_rate",
+            [
+                "The run diverged at step 2: non-finite gradient.",
+                "The weights were not changed; try a lower model.learning_rate.",
+            ],
+        ),
+        (
+            "non-finite loss in the evaluation at step 1,200 (Train loss nan, Val loss nan)",
+            ["The run diverged at step 1,200: non-finite loss in the evaluation (Train loss nan, Val loss nan)."],
+        ),
+        ("non-finite <loss>", ["The run diverged: non-finite <loss>."]),
+    ],
+)
+def test_the_headline_of_a_diverged_run_is_its_error(tmp_path: Path, error: str, lines: list[str]) -> None:
+    environment = {"sessions": [{"from_step": 0, "to_step": 1, "error": error}]}
+    rows = [{**row, "learning_rate": 1e30} if "learning_rate" in row else row for row in metrics()[:2]]
+    page = report(write_run(tmp_path / "run", environment=environment, summary=None, metrics=rows))
+
+    assert [one.words for one in section(page, "verdict").all("p")] == [
+        *lines,
+        "Before the first optimizer step, the validation loss is 5.700 nats per token.",
+    ]
+    assert "median 1e+30, most 1e+30" in [one.words for one in section(page, "steps").all("figcaption")]
+    assert page.one("p", class_="subtitle").words == "0.17 epochs, 1 optimizer step, 100 tokens"
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(1, "1 minute"), (0.057, "0.06 minutes"), (0.001, "less than 0.01 minutes"), (0, "0 minutes"),
+     (1_234_567, "1,234,567 minutes"), (1.5, "1.5 minutes"), (100, "100 minutes")],
+)  # fmt: skip
+def test_amounts_have_a_plural_and_two_digits(value: float, words: str) -> None:
+    assert format_amount(value, "minute") == words
+
+
+@pytest.mark.parametrize(
     ("sessions", "words"),
     [
         (None, "There is no summary.json: the run has not finished, or an older version made it."),
@@ -290,8 +380,8 @@ def test_a_run_without_summary_says_what_its_losses_say(tmp_path: Path) -> None:
             "The run has not finished: it is under way, or its process was killed.",
         ),
         (
-            [{"from_step": 0, "to_step": 1200, "error": "non-finite <loss>"}],
-            "The run has not finished: its last process ended after step 1,200 (non-finite <loss>).",
+            [{"from_step": 0, "to_step": 1200, "error": "stopped <early>"}],
+            "The run has not finished: its last process ended after step 1,200 (stopped <early>).",
         ),
     ],
 )
@@ -456,7 +546,7 @@ def test_samples_are_chosen_at_equal_distances_up_to_the_last(lengths: list[int]
 @pytest.mark.parametrize(
     ("value", "shown"),
     [(0, "0"), (0.0003, "3e-4"), (0.00015, "1.5e-4"), (0.5, "0.5"), (60.0, "60"), (500, "500"), (1500, "1,500"),
-     (2000, "2k"), (12_500, "12.5k"), (1.5e6, "1.5M"), (2e9, "2B")],
+     (2000, "2k"), (12_500, "12.5k"), (1.5e6, "1.5M"), (2e9, "2B"), (9.99e29, "9.99e29")],
 )  # fmt: skip
 def test_numbers_of_an_axis(value: float, shown: str) -> None:
     assert format_count(value) == shown
@@ -465,7 +555,8 @@ def test_numbers_of_an_axis(value: float, shown: str) -> None:
 def test_several_runs_are_compared(tmp_path: Path) -> None:
     other = {"model": {"emb_dim": 32, "n_heads": 12}, "prompt": ["So"], "init_from": "gpt2.ckpt"}
     lower = [{**row, "val_loss": row["val_loss"] - 1} if "val_loss" in row else row for row in metrics()]
-    write_run(tmp_path / "runs" / "a" / "1")
+    summary = {"verdict": ["It memorized its text.", "a verdict of its own."]}
+    write_run(tmp_path / "runs" / "a" / "1", summary=summary)
     write_run(tmp_path / "runs" / "a" / "2", settings=other, metrics=lower, summary=None)
 
     page = report(tmp_path / "runs" / "a" / "1", tmp_path / "runs" / "a" / "2")
@@ -473,11 +564,12 @@ def test_several_runs_are_compared(tmp_path: Path) -> None:
     assert page.one("h1").words == "2 runs"
     results = section(page, "results")
     assert cells(results.one("table"))[1:] == [
-        ["a/1", "4.200", "6", "5.700", "1.125", "12", "1,200", "48 %", "1.2"],
-        ["a/2", "3.200", "6", "4.700", "1.125", "12", "1,200", "48 %", "1.2"],
+        ["a/1", "4.200", "6", "5.700", "1.125", "12", "1,200", "48 %", "1.25"],
+        ["a/2", "3.200", "6", "4.700", "1.125", "12", "1,200", "48 %", "1.25"],
     ]
     assert [row.all("td")[0].words for row in results.all("tr", class_="best")] == ["a/2"]
     assert "It memorized its text." in results.words
+    assert "A verdict of its own." in results.words
     assert cells(section(page, "differing").one("table")) == [
         ["setting", "a/1", "a/2"],
         ["model.emb_dim", "16", "32"],
@@ -532,6 +624,47 @@ def test_losses_of_other_tokenizers_are_not_compared(tmp_path: Path) -> None:
     assert not report(folders[0]).all("p", class_="warning")
 
 
+@pytest.mark.parametrize(
+    ("data", "split", "unigram", "shown"),
+    [
+        ({"text": "b/story.txt", "train_ratio": 0.9}, 10, 3.05, None),
+        ({"text": "a/other.txt", "train_ratio": 0.9}, 10, 3.05,
+         "other.txt, train_ratio 0.9, 10 characters; story.txt, train_ratio 0.9, 10 characters"),
+        ({"text": "a/story.txt", "train_ratio": 0.5}, 50, 3.05,
+         "story.txt, train_ratio 0.5, 50 characters; story.txt, train_ratio 0.9, 10 characters"),
+        ({"text": "a/story.txt", "train_ratio": 0.9, "val_text": "a/val.txt"}, 90, 3.05,
+         "story.txt, train_ratio 0.9, 10 characters; val.txt, 90 characters"),
+        ({"text": "a/story.txt", "train_ratio": 0.9}, 10, 3.15, "as their baselines do"),
+    ],
+)  # fmt: skip
+def test_losses_of_other_validation_texts_are_not_compared(
+    tmp_path: Path, data: dict[str, Any], split: int, unigram: float, shown: str | None
+) -> None:
+    first = {"text": "a/story.txt", "train_ratio": 0.9}
+    for name, settings, size, loss in (("1", first, 10, 3.05), ("2", data, split, unigram)):
+        baselines = {**BASELINES, "validation_tokens": 512, "unigram": loss}
+        environment = {"split": f"90 / {size} characters, 90 / {size} tokens for training / validation"}
+        write_run(tmp_path / name, settings={"data": settings}, environment=environment, baselines=baselines)
+
+    page = report(tmp_path / "1", tmp_path / "2")
+
+    warnings = [one.words for one in section(page, "losses").all("p", class_="warning")]
+    cause = f"The validation texts of these runs differ ({shown}), so their losses cannot be compared."
+    assert warnings == ([] if shown is None else [cause])
+    assert len(section(page, "results").all("tr", class_="best")) == (2 if shown is None else 0)
+    has_baselines = "uniform 5.549" in [one.words for one in page.one("div", class_="wide").all("text")]
+    assert has_baselines == (shown is None)
+
+
+def test_training_texts_may_differ_if_the_validation_text_is_the_same(tmp_path: Path) -> None:
+    for name, loss in (("1", 3.05), ("2", 3.15)):
+        settings = {"data": {"text": f"{name}.txt", "val_text": "val.txt"}}
+        baselines = {**BASELINES, "validation_tokens": 512, "unigram": loss}
+        write_run(tmp_path / name, settings=settings, baselines=baselines)
+
+    assert not report(tmp_path / "1", tmp_path / "2").all("p", class_="warning")
+
+
 def test_the_axis_at_the_top_has_tokens_at_their_steps(tmp_path: Path) -> None:
     rows = metrics()
     for row in rows:
@@ -541,6 +674,15 @@ def test_the_axis_at_the_top_has_tokens_at_their_steps(tmp_path: Path) -> None:
     above = chart.figure.axes[1]
     shown = {text.get_text(): place for text, place in zip(above.get_xticklabels(), above.get_xticks(), strict=True)}
     assert shown == {"200": 2, "400": 4, "600": 6, "800": pytest.approx(10)}
+
+
+def test_the_axis_of_tokens_begins_with_the_first_evaluation(tmp_path: Path) -> None:
+    rows = [row for row in metrics(20, 5) if row["step"] >= 5]  # 500 tokens
+    chart = loss_chart([read_run(write_run(tmp_path / "run", metrics=rows))], ["run"], 1000, 420)
+
+    above = chart.figure.axes[1]
+    shown = {text.get_text(): place for text, place in zip(above.get_xticklabels(), above.get_xticks(), strict=True)}
+    assert shown == {"500": 5, "1k": 10, "1,500": 15, "2k": 20}
 
 
 def test_runs_of_equal_names_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,7 +177,7 @@ def test_a_damaged_file_of_the_folder_is_named_instead_of_a_verdict(
 
     assert (refused.code, "verdict" in refused.out) == (0, False)
     assert refused.err == (
-        f"gpt_lightning: warning: the verdict is not written: {Path('run/baselines.json').absolute()}: bigram is "
+        "gpt_lightning: warning: the verdict is not written: run/baselines.json: bigram is "
         "damaged, it must be a finite number; remove it to continue without it; the run is complete, "
         "`fit --resume` tries again\n"
     )
@@ -222,10 +222,23 @@ def test_a_damaged_file_is_named_once_instead_of_figure_verdict_and_report(
     assert result.code == 0
     assert result.err == (
         "gpt_lightning: warning: the loss figure and the verdict and the report are not written: "
-        f"{unjudged}/environment.json: is damaged, not valid JSON; remove it to continue without it; "
+        "run/environment.json: is damaged, not valid JSON; remove it to continue without it; "
         "the run is complete, `fit --resume` tries again\n"
     )
     assert not any((unjudged / name).exists() for name in RESULTS)
+
+
+def test_a_file_in_the_way_of_the_figure_is_named(command: Command, config: Path, unjudged: Path) -> None:
+    (unjudged / "loss.pdf").mkdir()
+
+    result = command("fit", "--config", config, "--run_dir", "run", "--resume")
+
+    assert result.code == 0
+    assert result.err == (
+        "gpt_lightning: warning: the loss figure is not written: run/loss.pdf: is a directory; "
+        "the run is complete, `fit --resume` tries again\n"
+    )
+    assert [name for name in RESULTS if (unjudged / name).is_file()] == ["summary.json", "report.html"]
 
 
 def test_a_run_without_recorded_evaluations_has_no_figure_and_no_verdict(

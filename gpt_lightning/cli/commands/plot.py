@@ -11,9 +11,9 @@ import os
 from pathlib import Path
 
 from gpt_lightning.cli.arguments import Parser, check_distinct
-from gpt_lightning.console import say
+from gpt_lightning.console import say, warn
 from gpt_lightning.errors import InputError
-from gpt_lightning.files import check_absent
+from gpt_lightning.files import check_absent, check_folder
 from gpt_lightning.runs.figures import FORMATS, loss_figure, read_curve, save_figure
 from gpt_lightning.runs.folder import display_path, find_run, resolve_latest
 
@@ -37,8 +37,12 @@ def run(arguments: list[str]) -> None:
     stem, suffix = os.path.splitext(options.output or (os.path.join(runs[0], "loss") if alone else "loss"))
     if suffix.removeprefix(".") not in FORMATS:
         stem += suffix
+    check_folder(Path(stem))
     if not alone or options.output is not None:  # else it is the run's own figure
         for one in FORMATS:
             check_absent(Path(f"{stem}.{one}"))
+    tokenizers = sorted({curve.tokenizer for curve in curves if curve.tokenizer is not None})
+    if len(tokenizers) > 1:
+        warn(f"the tokenizers of these runs differ ({', '.join(tokenizers)}), so their losses cannot be compared")
     for path in save_figure(loss_figure(curves), stem):
         say(str(path))

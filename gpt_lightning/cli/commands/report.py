@@ -13,8 +13,8 @@ from pathlib import Path
 from gpt_lightning.cli.arguments import Parser
 from gpt_lightning.console import say
 from gpt_lightning.errors import InputError
-from gpt_lightning.files import check_absent
-from gpt_lightning.runs.folder import REPORT, find_run
+from gpt_lightning.files import check_absent, check_folder
+from gpt_lightning.runs.folder import REPORT, display_path, find_run
 from gpt_lightning.runs.html_report import write_report
 from gpt_lightning.runs.records import read_run
 from gpt_lightning.runs.svg import MOST_RUNS
@@ -36,11 +36,11 @@ def run(arguments: list[str]) -> None:
         if folder in folders:
             raise InputError(f"{name}: is given twice")
         folders.append(folder)
-    own = folders[0] / REPORT if len(folders) == 1 else None
+    own = Path(display_path(folders[0]), REPORT) if len(folders) == 1 else None
     output = choose_output(options.output, own)
     records = [read_run(folder) for folder in folders]
     write_report(records, output)
-    say(f"{records[0].display_path}/{REPORT}" if output == own else str(output))
+    say(str(output))
 
 
 def choose_output(given: str | None, own: Path | None) -> Path:
@@ -51,16 +51,15 @@ def choose_output(given: str | None, own: Path | None) -> Path:
         own: The report of a single run, which may be rewritten; None for several runs.
 
     Raises:
-        InputError: The file already exists, or its folder does not.
+        InputError: The file already exists, or its folder does not exist or is a file.
     """
     if given is None and own is not None:
         return own
     output = Path(REPORT if given is None else given)
     if given == "" or output.is_dir():
         raise InputError(f"--output must name a file, got {given!r}")
-    if not output.parent.is_dir():
-        raise InputError(f"--output {output}: folder {output.parent} does not exist")
-    if own is not None and output.resolve() == own:
+    check_folder(output)
+    if own is not None and output.resolve() == own.resolve():
         return own
     check_absent(output)
     return output

@@ -80,6 +80,10 @@ def test_an_output_is_not_overwritten_but_for_the_runs_own_report(runs: Path, co
         (["runs/tiny/1", "runs/tiny/1/checkpoints"], "runs/tiny/1/checkpoints: is given twice"),
         (["runs/tiny/1"] * 9, "report compares at most 8 runs, got 9"),
         (["runs/tiny/1", "--output", "no/page.html"], "--output no/page.html: folder no does not exist"),
+        (
+            ["runs/tiny/1", "--output", "runs/tiny/1/tiny.yaml/page.html"],
+            "--output runs/tiny/1/tiny.yaml/page.html: runs/tiny/1/tiny.yaml is not a folder",
+        ),
         (["runs/tiny/1", "--output", "runs"], "--output must name a file, got 'runs'"),
         (["runs/tiny/1", "--output", ""], "--output is empty"),
     ],
@@ -100,7 +104,7 @@ def test_a_damaged_file_gets_one_line_and_the_old_page_stays(runs: Path, command
     result = command("report", "runs/tiny/1")
 
     assert result.code == 2
-    assert result.error.endswith("1/summary.json: is damaged, not valid JSON; remove it to continue without it")
+    assert result.error == "runs/tiny/1/summary.json: is damaged, not valid JSON; remove it to continue without it"
     assert (runs / "1" / "report.html").read_bytes() == page
 
 
@@ -128,5 +132,5 @@ def test_a_failed_write_gets_one_line_and_leaves_nothing(
 
     result = command("report", "runs/tiny/1")
 
-    assert (result.code, result.error) == (1, f"{runs / '1' / 'report.html'}: permission denied")
+    assert (result.code, result.error) == (1, "runs/tiny/1/report.html: permission denied")
     assert sorted(os.listdir(runs / "1")) == before
