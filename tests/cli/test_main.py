@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -34,3 +35,21 @@ def test_control_characters_in_the_name_of_a_file_do_not_reach_the_terminal(
     assert f"gpt_lightning: warning: {shown}: starts with a byte order mark, which is removed\n" in checked.err
     assert checked.out.startswith(f"text        {shown}: 20,459 characters")
     assert missing.error == r"no\x1b[31m.ckpt: no such file"
+
+
+@pytest.mark.parametrize(
+    ("environment", "count"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_waiting_threads_sleep_soon_unless_the_user_says_otherwise(
+    command: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], count: str | None
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # so that its value is restored
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+    assert command("configs").code == 0
+
+    assert os.environ.get("GOMP_SPINCOUNT") == count
