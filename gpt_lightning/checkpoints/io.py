@@ -12,6 +12,7 @@ import os
 import pickle
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -140,23 +141,60 @@ def write_checkpoint(content: dict[str, Any], path: Path, previous: Path | None 
     Raises:
         MachineError: The disk is full, or the folder cannot be written to.
     """
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    try:
+    prepare_checkpoint(content, path)
+    publish_checkpoint(path, previous)
+
+
+def prepare_checkpoint(content: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint to a temporary file beside its place, where `publish_checkpoint` moves it.
+
+    Args:
+        content: Tensors and plain data.
+        path: The place of the checkpoint. A checkpoint that was prepared for it before is replaced.
+
+    Raises:
+        MachineError: The disk is full, or the folder cannot be written to.
+    """
+    with _saving(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+        with open(_temporary(path), "wb") as file:
             torch.save(content, file)
-            file.flush()
+
+
+def publish_checkpoint(path: Path, previous: Path | None = None) -> None:
+    """Sync the checkpoint that was prepared for a place, and move it there.
+
+    Args:
+        path: The place of the checkpoint.
+        previous: New name for the file that `path` replaces; None to delete that file.
+
+    Raises:
+        MachineError: The disk is full, or the folder cannot be written to.
+    """
+    temporary = _temporary(path)
+    with _saving(path):
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         if previous is not None and path.exists():
             os.replace(path, previous)  # if killed here, the run resumes from `previous`
         os.replace(temporary, path)
         sync_folder(path.parent)
-    except Exception as error:
-        if (cause := find_os_error(error)) is not None:
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{path.name}.tmp-{os.getpid()}")
+
+
+@contextlib.contextmanager
+def _saving(path: Path) -> Iterator[None]:
+    """Name the checkpoint in an error of the system, and leave no temporary file behind."""
+    try:
+        yield
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            _temporary(path).unlink()
+        if isinstance(error, Exception) and (cause := find_os_error(error)) is not None:
             kept = f"; the previous {path.name} is intact" if path.exists() else ""
             reason = (cause.strerror or str(cause)).lower()
             raise MachineError(f"{path}: {reason} while saving{kept}") from error
         raise
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()

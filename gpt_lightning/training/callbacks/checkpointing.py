@@ -16,7 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from lightning.pytorch.strategies import Strategy
 
-from gpt_lightning.checkpoints.io import read_checkpoint, write_checkpoint
+from gpt_lightning.checkpoints.io import prepare_checkpoint, publish_checkpoint, read_checkpoint, write_checkpoint
 from gpt_lightning.checkpoints.loading import find_non_finite
 from gpt_lightning.checkpoints.metadata import CheckpointInfo, ProgressInfo, TextInfo
 from gpt_lightning.console import warn
@@ -62,7 +62,7 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 class BestWeights:
-    """The weights with the lowest validation loss, held in memory until they are written.
+    """The weights with the lowest validation loss, in a temporary file until best.ckpt may be replaced.
 
     The lowest validation loss is seldom the last one: over many epochs a model memorizes its training text, so that
     the training loss keeps falling while the validation loss, on text that it is not trained on, starts to rise.
@@ -79,17 +79,19 @@ class BestWeights:
         self.run = run
         self.val_loss = math.inf
         self.step = -1
-        self._content: dict[str, Any] | None = None  # what best.ckpt does not have yet
+        self._is_newer = False  # whether the temporary file has weights that best.ckpt does not have yet
 
-    def keep(self, val_loss: float, content: dict[str, Any]) -> None:
-        """Replace the best weights by those in a checkpoint's content."""
-        self.val_loss, self.step, self._content = val_loss, content["global_step"], content
+    def keep(self, val_loss: float, content: dict[str, Any], strategy: Strategy) -> None:
+        """Replace the best weights by those in a checkpoint's content, on rank 0 in the temporary file."""
+        self.val_loss, self.step, self._is_newer = val_loss, content["global_step"], True
+        if strategy.is_global_zero:
+            prepare_checkpoint(content, self.run.best)
 
-    def write(self, strategy: Strategy) -> None:
-        """Write best.ckpt on rank 0 if weights have been kept since the last call."""
-        if self._content is not None and strategy.is_global_zero:
-            strategy.checkpoint_io.save_checkpoint(self._content, self.run.best)
-        self._content = None
+    def publish(self, strategy: Strategy) -> None:
+        """Replace best.ckpt on rank 0 if weights have been kept since the last call."""
+        if self._is_newer and strategy.is_global_zero:
+            publish_checkpoint(self.run.best)
+        self._is_newer = False
 
     def check(self, hyper_parameters: dict[str, Any]) -> None:
         """Reset the best loss, with a warning, if best.ckpt is missing, damaged or from another run.
@@ -185,7 +187,9 @@ class Checkpointing(StepEnd, Checkpoint):
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             val_loss = pl_module.evaluated["val_loss"]
             if val_loss < self.best.val_loss:
-                self.best.keep(val_loss, self._snapshot(trainer, pl_module))
+                start = time.monotonic()
+                self.best.keep(val_loss, self._snapshot(trainer, pl_module), trainer.strategy)
+                self.saving_seconds += time.monotonic() - start
         super().on_validation_end(trainer, pl_module)
 
     def after_step(self, trainer: Trainer, module: LightningModule, *, epoch_ended: bool, run_ends: bool) -> None:
@@ -203,7 +207,7 @@ class Checkpointing(StepEnd, Checkpoint):
         is_finite = find_non_finite(values, "") is None
         if not trainer.strategy.reduce_boolean_decision(is_finite, all=True):  # ranks may hold parts
             raise DivergedError(f"non-finite weights or optimizer state after step {trainer.global_step}")
-        self.best.write(trainer.strategy)
+        self.best.publish(trainer.strategy)
         trainer.save_checkpoint(self.run.last, storage_options={"previous": self.run.previous})
         self.saved_step = trainer.global_step
         seconds = time.monotonic() - start
@@ -221,7 +225,7 @@ class Checkpointing(StepEnd, Checkpoint):
         return time.monotonic() + automatic if self.save_every is None else math.inf
 
     def _snapshot(self, trainer: Trainer, module: GPTModule) -> dict[str, Any]:
-        """Return a copy of the evaluated weights, with the settings that `predict` and `validate` need."""
+        """Return the evaluated weights, with the settings that `predict` and `validate` need."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         content = {"state_dict": trainer.strategy.lightning_module_state_dict()}
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -231,7 +235,7 @@ class Checkpointing(StepEnd, Checkpoint):
             "epoch": trainer.current_epoch,
             "global_step": trainer.global_step,
             "pytorch-lightning_version": lightning.__version__,
-            "state_dict": {key: tensor.detach().to("cpu", copy=True) for key, tensor in content["state_dict"].items()},
+            "state_dict": {key: tensor.detach().cpu() for key, tensor in content["state_dict"].items()},
             module.CHECKPOINT_HYPER_PARAMS_KEY: dict(module.hparams),
             data.CHECKPOINT_HYPER_PARAMS_KEY: dict(data.hparams),
             "gpt_lightning": self._describe(trainer, module).to_dict(),

@@ -187,7 +187,7 @@ def test_a_run_whose_checkpoint_cannot_be_read_fails(
     result = command("fit", "--config", config, "--run_dir", "run", "--trainer.max_steps=1")
 
     assert result.code == 1
-    assert re.search(r"best.ckpt: checksum mismatch in data/\d+, although it was just written$", result.error)
+    assert re.search(r"last.ckpt: checksum mismatch in data/\d+, although it was just written$", result.error)
     assert "Training completed" not in result.out
 
 
