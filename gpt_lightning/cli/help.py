@@ -42,7 +42,7 @@ FIT_GROUPS = {
     "data": "data.text data.val_text data.tokenizer data.train_ratio data.batch_size data.stride",
     "model": "model.context_length model.emb_dim model.n_heads model.n_layers model.drop_rate model.qkv_bias "
     "model.tie_weights model.init init_from",
-    "training": "model.learning_rate model.weight_decay model.warmup_steps model.min_learning_rate "
+    "training": "model.optimizer model.learning_rate model.weight_decay model.warmup_steps model.min_learning_rate "
     "trainer.max_epochs trainer.max_steps trainer.accumulate_grad_batches trainer.gradient_clip_val "
     "trainer.accelerator trainer.devices trainer.precision seed_everything evaluate_every early_stopping_patience",
     "sampling": "prompt sampling.max_new_tokens sampling.temperature sampling.top_k",

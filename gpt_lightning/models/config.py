@@ -67,6 +67,11 @@ class GPTConfig:
         return embeddings + self.n_layers * (attention + feed_forward + norms) + 2 * D + head
 
     @property
+    def num_block_weights(self) -> int:
+        """Number of weights in the matrices of the transformer blocks."""
+        return 12 * self.n_layers * self.emb_dim**2
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of the weights in float32."""
         return BYTES_PER_WEIGHT * self.num_parameters

@@ -107,7 +107,7 @@ class RunConfig:
 
     Attributes:
         model: The architecture of the network.
-        optimizer: AdamW and its learning-rate schedule.
+        optimizer: The optimizer and its learning-rate schedule.
         training: Evaluation, samples, checkpoints and early stopping.
         sampling: How the tokens of a sample are chosen.
         expected: The ranges of the losses that the config expects.

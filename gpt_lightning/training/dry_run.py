@@ -25,13 +25,13 @@ from lightning.pytorch.callbacks import LearningRateFinder
 from gpt_lightning.console import format_bytes, labeled, say
 from gpt_lightning.data.datamodule import TextDataModule
 from gpt_lightning.errors import DivergedError, InputError, memory_bytes
-from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.training import summary
 from gpt_lightning.training.callbacks.evaluation import require_finite_losses
 from gpt_lightning.training.config import RunConfig
 from gpt_lightning.training.failures import DIVERGENCE_ADVICE, naming_batch
 from gpt_lightning.training.hardware import keep_freed_memory
 from gpt_lightning.training.module import GPTModule
+from gpt_lightning.training.optimizers import optimizer_bytes
 from gpt_lightning.training.preparation import measure_split_baselines, prepare
 from gpt_lightning.training.steps import Steps
 
@@ -116,7 +116,7 @@ def check(trainer: Trainer, data: TextDataModule, config: RunConfig) -> None:
     ):
         say(line)
     probe = run_probe(trainer, data, module, config)
-    peak = peak_bytes(trainer, config.model)
+    peak = peak_bytes(trainer)
     for line in describe_cost(trainer, data, config, steps, probe, peak):
         say(line)
     for problem in problems(data, config, steps, probe.losses, peak):
@@ -180,13 +180,14 @@ def describe_cost(
         f"Train loss {probe.losses['train_eval_loss']:.3f}, Val loss {probe.losses['val_loss']:.3f}; "
         f"uniform baseline: ln {model.vocab_size:,} = {math.log(model.vocab_size):.3f}",
     )
-    weights, rest = format_bytes(model.weight_bytes), format_bytes(peak - 4 * model.weight_bytes)
+    state = optimizer_bytes(model, config.optimizer)
+    weights, rest = format_bytes(model.weight_bytes), format_bytes(peak - 2 * model.weight_bytes - state)
     yield labeled(
         "memory",
-        f"{format_bytes(peak)}: {weights} each for weights, gradients and AdamW's two moments, {rest} for "
-        "activations, copies and the program",
+        f"{format_bytes(peak)}: {weights} each for weights and gradients, {format_bytes(state)} for the "
+        f"optimizer's moments, {rest} for activations, copies and the program",
     )
-    done, running = summary.checkpoint_bytes(model)
+    done, running = summary.checkpoint_bytes(config)
     yield labeled(
         "disk", f"checkpoints take {format_bytes(done)} when done, up to {format_bytes(running)} while it runs"
     )
@@ -207,13 +208,13 @@ def describe_cost(
     )
 
 
-def peak_bytes(trainer: Trainer, model: GPTConfig) -> int:
-    """Return the estimated peak memory of the run in bytes, on a CPU with the copy of the best weights."""
+def peak_bytes(trainer: Trainer) -> int:
+    """Return the estimated peak memory of the run in bytes."""
     device = trainer.strategy.root_device
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     memory = psutil.Process().memory_info()  # freed memory is kept, see `keep_freed_memory`
-    return int(getattr(memory, "peak_wset", memory.rss)) + model.weight_bytes
+    return int(getattr(memory, "peak_wset", memory.rss))
 
 
 def problems(
@@ -247,7 +248,7 @@ def problems(
             f"the run needs {format_bytes(peak)} of this machine's {format_bytes(memory)} of memory; "
             "lower data.batch_size and raise trainer.accumulate_grad_batches, or set model.activation_checkpointing"
         )
-    free, needed = shutil.disk_usage(Path.cwd()).free, summary.checkpoint_bytes(config.model)[1]
+    free, needed = shutil.disk_usage(Path.cwd()).free, summary.checkpoint_bytes(config)[1]
     if needed > free:
         yield (
             f"the checkpoints need {format_bytes(needed)}, but the disk has {format_bytes(free)} free; "

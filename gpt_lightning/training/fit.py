@@ -96,7 +96,7 @@ def open_run(trainer: Trainer, plan: RunPlan, config: RunConfig, resolved_config
     run = Run(plan.folder or new_run_folder(plan.name))
     try:
         run.open()
-        run.check_space(summary.checkpoint_bytes(config.model)[1])
+        run.check_space(summary.checkpoint_bytes(config)[1])
         restore_files(run, plan)
         replace_bytes(run.path / f"{plan.name}.yaml", resolved_config.encode())
         if run.is_numbered:
@@ -142,7 +142,7 @@ def announce(
     init_from = config.init_from if plan.content is None else None
     for line in (
         *summary.describe_start(trainer, data, config, steps, baselines, init_from),
-        summary.describe_folder(run.display_path, config.model),
+        summary.describe_folder(run.display_path, config),
     ):
         say(line)
     if plan.content is not None:

@@ -15,7 +15,7 @@ from gpt_lightning.errors import DivergedError
 from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.models.gpt import GPT
 from gpt_lightning.models.loss import cross_entropy, perplexity
-from gpt_lightning.training.optimizers import OptimizerConfig, learning_rate_factor, make_adamw, total_norm
+from gpt_lightning.training.optimizers import OptimizerConfig, learning_rate_factor, make_optimizer, total_norm
 
 EVALUATED = ("val", "train_eval")  # in the order of the data module's evaluation loaders
 
@@ -25,7 +25,7 @@ class GPTModule(LightningModule):
 
     Args:
         config: The architecture of the network.
-        optimizer: AdamW and its learning-rate schedule.
+        optimizer: The optimizer and its learning-rate schedule.
         compile: Whether to run the network through `torch.compile`.
         activation_checkpointing: See `GPT`; ignored if `network` is given.
         total_steps: Optimizer steps of the whole run; the cosine ends there.
@@ -147,17 +147,17 @@ class GPTModule(LightningModule):
         return (sums[0] / sums[1]).item()
 
     def configure_optimizers(self) -> Any:
-        """Return AdamW and, unless the learning rate is constant, its schedule, applied at each optimizer step."""
-        optimizer = make_adamw(self.model, self.optimizer_config, self.peak_learning_rate)
+        """Return the optimizer and, unless the learning rate is constant, its schedule, which each step applies."""
+        optimizer = make_optimizer(self.model, self.optimizer_config, self.peak_learning_rate)
         if self.optimizer_config.is_constant:
             return optimizer
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _learning_rate_factor(self, steps: int) -> float:
-        least = self.optimizer_config.min_learning_rate
-        share = None if least is None else least / self.peak_learning_rate
-        return learning_rate_factor(steps, self.optimizer_config.warmup_steps, self.total_steps, share)
+        config = self.optimizer_config
+        least = None if config.min_learning_rate is None else config.min_learning_rate / self.peak_learning_rate
+        return learning_rate_factor(steps, config.warmup_steps, self.total_steps, least, config.decay_steps)
 
     def on_train_start(self) -> None:
         """Reapply the schedule: a resumed run may have a new length, a LearningRateFinder may have set a new rate."""

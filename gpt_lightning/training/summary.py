@@ -15,16 +15,16 @@ from gpt_lightning.runs.records import RunRecord
 from gpt_lightning.training.callbacks.checkpointing import Checkpointing
 from gpt_lightning.training.callbacks.progress import Progress
 from gpt_lightning.training.config import RunConfig
+from gpt_lightning.training.optimizers import optimizer_bytes
 from gpt_lightning.training.steps import Steps
 
 COARSE = ("bf16-true", "16-true")  # precisions of the weights that train to other losses than float32
-STATES_PER_WEIGHT = 3  # a full checkpoint holds the weight and AdamW's two moments
 
 
-def checkpoint_bytes(config: GPTConfig) -> tuple[int, int]:
+def checkpoint_bytes(config: RunConfig) -> tuple[int, int]:
     """Return the bytes of a run's checkpoints after the run, and the most that they take during it."""
-    best = config.weight_bytes
-    last = STATES_PER_WEIGHT * best
+    best = config.model.weight_bytes
+    last = best + optimizer_bytes(config.model, config.optimizer)
     return best + 2 * last, best + 3 * last  # last.ckpt, prev.ckpt, and the file being written
 
 
@@ -136,7 +136,7 @@ def describe_device(trainer: Trainer, accelerator: str, precision_reason: str) -
     return text
 
 
-def describe_folder(display_path: str, config: GPTConfig) -> str:
+def describe_folder(display_path: str, config: RunConfig) -> str:
     """Describe the run folder and the size of its checkpoints."""
     done, running = checkpoint_bytes(config)
     return labeled(

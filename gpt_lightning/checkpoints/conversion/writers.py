@@ -142,6 +142,8 @@ def why_no_optimizer(checkpoint: LoadedCheckpoint) -> str | None:
         return f"{checkpoint.name} has no optimizer state (a run's last.ckpt has)"
     if checkpoint.config.tie_weights:
         return "the head is tied to the token embedding, but the book's optimizer has separate moments for both"
+    if checkpoint.content["hyper_parameters"].get("optimizer") == "muon":
+        return "model.optimizer is muon, but the book's optimizer is AdamW"
     if len(states[0]["param_groups"]) != 1:
         return "model.decay_matrices_only makes two parameter groups, but the book's optimizer has one"
     return None
