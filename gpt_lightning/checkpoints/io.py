@@ -181,6 +181,12 @@ def publish_checkpoint(path: Path, previous: Path | None = None) -> None:
         sync_folder(path.parent)
 
 
+def discard_checkpoint(path: Path) -> None:
+    """Delete the checkpoint that was prepared for a place, if there is one."""
+    with contextlib.suppress(OSError):
+        _temporary(path).unlink()
+
+
 def _temporary(path: Path) -> Path:
     return path.with_name(f"{path.name}.tmp-{os.getpid()}")
 
@@ -191,8 +197,7 @@ def _saving(path: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        with contextlib.suppress(OSError):
-            _temporary(path).unlink()
+        discard_checkpoint(path)
         if isinstance(error, Exception) and (cause := find_os_error(error)) is not None:
             kept = f"; the previous {path.name} is intact" if path.exists() else ""
             reason = (cause.strerror or str(cause)).lower()

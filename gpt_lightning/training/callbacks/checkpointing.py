@@ -16,7 +16,13 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from lightning.pytorch.strategies import Strategy
 
-from gpt_lightning.checkpoints.io import prepare_checkpoint, publish_checkpoint, read_checkpoint, write_checkpoint
+from gpt_lightning.checkpoints.io import (
+    discard_checkpoint,
+    prepare_checkpoint,
+    publish_checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+)
 from gpt_lightning.checkpoints.loading import find_non_finite
 from gpt_lightning.checkpoints.metadata import CheckpointInfo, ProgressInfo, TextInfo
 from gpt_lightning.console import warn
@@ -91,6 +97,12 @@ class BestWeights:
         """Replace best.ckpt on rank 0 if weights have been kept since the last call."""
         if self._is_newer and strategy.is_global_zero:
             publish_checkpoint(self.run.best)
+        self._is_newer = False
+
+    def discard(self) -> None:
+        """Forget weights that best.ckpt does not have, because last.ckpt will not have their step either."""
+        if self._is_newer:
+            discard_checkpoint(self.run.best)
         self._is_newer = False
 
     def check(self, hyper_parameters: dict[str, Any]) -> None:
@@ -181,6 +193,9 @@ class Checkpointing(StepEnd, Checkpoint):
             if trainer.is_global_zero:
                 self.best.check(dict(pl_module.hparams))
             self.best.val_loss, self.best.step = trainer.strategy.broadcast((self.best.val_loss, self.best.step))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.best.discard()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, GPTModule)

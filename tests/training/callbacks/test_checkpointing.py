@@ -236,11 +236,13 @@ def test_a_divergence_error_names_the_step_of_last_ckpt(
         return step(self, batch, batch_idx)
 
     monkeypatch.setattr(GPTModule, "training_step", spoil)
-    result = command("fit", "--config", config, "--run_dir", "run", "--save_every=3")
+    result = command("fit", "--config", config, "--run_dir", "run", "--save_every=3", "--evaluate_every=1")
 
     advice = "try a lower model.learning_rate, more model.warmup_steps or trainer.gradient_clip_val"
     what = "non-finite gradient at step 5; the weights were not changed; last.ckpt is of step 3"
     assert (result.code, result.error) == (3, f"{what}; {advice}")
+    assert torch.load("run/checkpoints/best.ckpt")["global_step"] == 3  # the weights of step 4 are discarded
+    assert sorted(path.name for path in Path("run/checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
 
 
 def test_non_finite_weights_are_not_saved_if_the_evaluation_misses_them(
