@@ -29,6 +29,8 @@ OTHERS = {
     "pip install -c constraints.txt -e '.[hub]'",
     "pytest -m slow",
     "python benchmarks/training.py --json --pairs 9",
+    "python benchmarks/busy.py --configs debug",
+    "python benchmarks/busy.py --configs classroom --trainer.max_epochs 9",
     "pytest tests/checkpoints/conversion",
     "tensorboard --logdir runs",
 }
