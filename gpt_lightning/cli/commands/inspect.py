@@ -42,7 +42,7 @@ from gpt_lightning.evaluation.token_page import render_token_page
 from gpt_lightning.evaluation.token_text import coloured_text, prediction_rows, prediction_table, totals_lines
 from gpt_lightning.evaluation.tokens import score_tokens, total
 from gpt_lightning.evaluation.training_text import find_training_tokens
-from gpt_lightning.files import check_absent, replace_bytes
+from gpt_lightning.files import check_absent, check_folder, replace_bytes
 from gpt_lightning.inference.completion import check_prompt, complete_all, warn_of_length
 from gpt_lightning.inference.generate import evaluation_mode
 from gpt_lightning.inference.pretrained import TrainedGPT, build_trained, load
@@ -224,8 +224,7 @@ def run(arguments: list[str]) -> None:
 
 def _check_absent_in_folder(output: Path) -> None:
     check_absent(output)
-    if not output.parent.is_dir():
-        raise InputError(f"--output {output}: folder {output.parent} does not exist")
+    check_folder(output)
 
 
 def _run_tokens(arguments: Sequence[str], options: argparse.Namespace, is_page: bool) -> None:

@@ -29,6 +29,7 @@ from gpt_lightning.data.tokenizer import load_tokenizer
 from gpt_lightning.errors import InputError
 from gpt_lightning.evaluation.memorization import Memorization, describe_copied
 from gpt_lightning.evaluation.training_text import training_tokens
+from gpt_lightning.files import check_folder
 from gpt_lightning.inference.batch import Completer, check_done, check_new, job_name, open_output, write_rows
 from gpt_lightning.inference.completion import CompletedText, check_prompt, complete_all
 from gpt_lightning.inference.packed_linear import pack
@@ -117,8 +118,7 @@ class PredictConfig:
             raise InputError(f"{path}: is the --prompts_file; name another --output")
         if not output or os.path.isdir(output):
             raise InputError(f"--output must name a file, got {output!r}")
-        if not os.path.isdir(Path(output).parent):
-            raise InputError(f"--output {output}: folder {Path(output).parent} does not exist")
+        check_folder(Path(output))
         if not self.resume:
             check_new(Path(output))
 
