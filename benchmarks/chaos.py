@@ -9,7 +9,8 @@
 
 Every start runs `main(["fit", ...])` in a process forked from one that has already imported everything, so that
 starting takes a fraction of a second. The runs use dropout, accumulation over 2 batches, gradient clipping, warm-up
-and cosine decay, evaluations inside epochs and samples. Every fifth run has two processes, started as by torchrun.
+and cosine decay, evaluations inside epochs and samples. Every sixth run has two processes, started as by torchrun, and
+another sixth trains with Muon and sampled softmax.
 """
 
 from __future__ import annotations
@@ -84,6 +85,7 @@ VARIANTS = {
     "bf16": ["--save_every=1", "--trainer.precision=bf16-mixed"],
     "workers": ["--save_every=3", "--data.num_workers=2"],
     "minutes": ["--save_minutes=0.002"],
+    "muon": ["--save_every=2", "--model.optimizer=muon", "--model.sampled_softmax=40"],
 }
 TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "chaos",

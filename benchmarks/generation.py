@@ -6,6 +6,9 @@ GPT-2 small with an untied head and random weights completes prompts of 4 tokens
 separate processes and take turns. In every round, another process measures the machine's current memory bandwidth.
 Ratios are medians over the rounds.
 
+The first token of a long prompt is compared with the matrix products that it takes: those of all blocks with all tokens
+of the prompt, and those of the head with the last token, one after another without anything between them.
+
 For a single prompt, the speed limit is to read every matrix once per token (except the token embedding, of which only
 one row is read), at the measured bandwidth. Beyond the context length, arithmetic is the limit: positions are learned,
 so a whole window is processed again for each new token. The last table shows the time per token before and beyond the
@@ -25,14 +28,14 @@ from statistics import median
 from typing import Any
 
 import torch
-from peers import BookGPT, Shape, our_gpt, transformers_gpt
+from peers import VOCABULARY, BookGPT, Shape, our_gpt, transformers_gpt
 from workers import Worker
 
 from gpt_lightning.inference.generate import generate
 from gpt_lightning.inference.packed_linear import pack
 from gpt_lightning.inference.sampling import SamplingConfig
 
-PROMPT = [6109, 3626, 6100, 345]
+PROMPT = [6109, 3626, 6100, 345] * 64
 GPT2 = Shape(context_length=1024, drop_rate=0.0)
 SHORT = Shape(context_length=256, drop_rate=0.0)
 PIECE = 50  # tokens per turn in the measurement beyond the context length
@@ -48,12 +51,14 @@ class Contender:
         precision: Type of the weights, fp32 or bf16.
         prompts: Number of prompts per batch.
         shape: Sizes of the model.
+        prompt_tokens: Length of each prompt.
     """
 
     name: str
     precision: str = "fp32"
     prompts: int = 1
     shape: Shape = GPT2
+    prompt_tokens: int = 4
 
 
 Listener = Callable[[], None]
@@ -63,10 +68,10 @@ def loop(contender: Contender) -> Callable[[int, Listener | None], None]:
     """Return a function (tokens, listener) that generates tokens and calls the listener, if any, after each."""
     torch.manual_seed(123)
     dtype = DTYPES[contender.precision]
+    prompts = [PROMPT[: contender.prompt_tokens]] * contender.prompts
     if contender.name == "ours":
         model = our_gpt(contender.shape).to(dtype).eval()
         pack(model, contender.prompts)  # as `predict` does
-        prompts = [PROMPT] * contender.prompts
 
         def run(tokens: int, listener: Listener | None) -> None:
             for _ in generate(model, prompts, SamplingConfig(max_new_tokens=tokens)):
@@ -74,7 +79,7 @@ def loop(contender: Contender) -> Callable[[int, Listener | None], None]:
                     listener()
 
         return run
-    ids = torch.tensor([PROMPT] * contender.prompts)
+    ids = torch.tensor(prompts)
     if contender.name == "transformers":
         peer = transformers_gpt(contender.shape).to(dtype).eval()
 
@@ -151,6 +156,45 @@ def work_machine(_: Any, connection: Connection) -> None:
         connection.send(max(rates))
 
 
+def work_products(contender: Contender, connection: Connection) -> None:
+    """Answer each message with the seconds of the matrix products that the first token of a prompt takes."""
+    D, dtype, rows = contender.shape.emb_dim, DTYPES[contender.precision], contender.prompt_tokens
+    sizes = [(D, 3 * D), (D, D), (D, 4 * D), (4 * D, D)] * contender.shape.n_layers
+    weights = [torch.randn(inputs, outputs, dtype=dtype) for inputs, outputs in sizes]
+    features = {inputs: torch.randn(rows, inputs, dtype=dtype) for inputs, _ in sizes}
+    head, last = torch.randn(VOCABULARY, D, dtype=dtype), torch.randn(D, dtype=dtype)
+    connection.send(None)
+    while True:
+        connection.recv()
+        start = time.perf_counter()
+        for weight in weights:
+            features[weight.shape[0]] @ weight
+        head @ last
+        connection.send(time.perf_counter() - start)
+
+
+def first_token(precision: str, tokens: int, rounds: int) -> float:
+    """Measure the time to the first token of a long prompt, and print it beside that of its matrix products.
+
+    Returns:
+        The time relative to that of the products.
+    """
+    contenders = [Contender(name, precision, prompt_tokens=tokens) for name in ("ours", "transformers")]
+    workers = [Worker(work, one) for one in contenders]
+    floor = Worker(work_products, contenders[0])
+    seconds: list[list[float]] = [[], [], []]
+    for _ in range(rounds):
+        for took, measure in zip(seconds, [lambda: workers[0](1), lambda: workers[1](1), floor], strict=True):
+            took.append(measure())
+    ratio = median(one / least for one, least in zip(seconds[0], seconds[2], strict=True))
+    ours, peer, products = (1000 * median(took) for took in seconds)
+    print(f"\nfirst token of a prompt of {tokens} tokens, {precision}: ours {ours:.0f} ms, transformers {peer:.0f} ms")
+    print(f"  its matrix products {products:.0f} ms; ours / products: {ratio:.2f}", flush=True)
+    for worker in (*workers, floor):
+        worker.stop()
+    return ratio
+
+
 def matrix_bytes(shape: Shape, precision: str) -> int:
     """Return the bytes of all matrices that are read for each new token."""
     return shape.weights_multiplied * DTYPES[precision].itemsize
@@ -216,6 +260,7 @@ def run() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contender per comparison")
     parser.add_argument("--tokens", type=int, default=200, help="new tokens per turn")
+    parser.add_argument("--long_prompt", type=int, default=200, help="tokens of a long prompt; 0: skip")
     parser.add_argument("--past_context", type=int, default=1000, help="new tokens at context length 256; 0: skip")
     parser.add_argument("--json", action="store_true", help="print all ratios as a JSON object at the end")
     options = parser.parse_args()
@@ -228,6 +273,8 @@ def run() -> None:
         found[f"{precision}_{prompts}_vs_transformers"] = ratio
         if prompts == 1:
             found[f"{precision}_1_share_of_bandwidth"] = share
+    if options.long_prompt:
+        found["first_token_vs_products"] = first_token("fp32", options.long_prompt, 3 * options.rounds)
     if options.past_context:
         found["past_context_vs_book"] = past_context(options.past_context)
     if options.json:

@@ -31,6 +31,9 @@ OTHERS = {
     "python benchmarks/training.py --json --pairs 9",
     "python benchmarks/busy.py --configs debug",
     "python benchmarks/busy.py --configs classroom --trainer.max_epochs 9",
+    "python benchmarks/speedrun.py --jobs 2 --figure speedrun.png",
+    "python benchmarks/start.py",
+    "python benchmarks/window.py runs/ours/1/checkpoints/best.ckpt validation.txt",
     "pytest tests/checkpoints/conversion",
     "tensorboard --logdir runs",
 }

@@ -40,6 +40,7 @@ from gpt_lightning.cli.trainer_options import (
     TRAINER_OWNED,
     check_trainer,
     named_classes,
+    splits_weights,
 )
 from gpt_lightning.console import PROGRAM, warn
 from gpt_lightning.data.datamodule import TextDataModule
@@ -271,6 +272,8 @@ class CLI(LightningCLI):
         settings = self.config[self.command]
         self.training = TrainingConfig(**{one.name: settings[one.name] for one in fields(TrainingConfig)})
         check_trainer(settings["trainer"])
+        if self.command == "fit" and settings["model"]["optimizer"] == "muon" and splits_weights(settings["trainer"]):
+            raise InputError("model.optimizer: muon needs whole matrices, which trainer.strategy fsdp splits; use ddp")
         both_passed = all(was_passed(self.arguments, f"--data.{name}") for name in ("val_text", "train_ratio"))
         if both_passed and settings["data"]["val_text"] is not None:
             raise InputError("data.train_ratio has no effect with data.val_text; set only one of them")

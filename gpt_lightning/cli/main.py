@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
+import importlib.metadata
 import os
 import re
 import sys
+from collections.abc import Iterator
 
 from gpt_lightning import __version__
 from gpt_lightning.console import PROGRAM
 from gpt_lightning.errors import InputError, MachineError, raising_on_stop_signals, report_errors
 
 LIGHTNING = "lightning_cli"
+# Packages that torchmetrics, which Lightning imports, imports if they are installed, for metrics that no run computes.
+UNUSED = ("matplotlib", "scipy", "torchvision", "transformers")
 # Command -> its help line and its module in gpt_lightning.cli.
 COMMANDS = {
     "fit": ("train a model from a YAML file", LIGHTNING),
@@ -74,7 +79,11 @@ def _dispatch(arguments: list[str]) -> None:
         _check_threads()
         _limit_spinning()
         name = COMMANDS[arguments[0]][1]
-        module = importlib.import_module(f"{PROGRAM}.cli.{name}")
+        from gpt_lightning.cli.arguments import ALLOW_CLASSES, was_passed  # imports yaml, which --help does without
+
+        # A class of the user's own may need them.
+        with _hiding(() if was_passed(arguments, ALLOW_CLASSES) else UNUSED):
+            module = importlib.import_module(f"{PROGRAM}.cli.{name}")
         if name == LIGHTNING:
             module.run_command(arguments[0], arguments[1:])
         else:
@@ -97,6 +106,33 @@ def _limit_spinning() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
+@contextlib.contextmanager
+def _hiding(packages: tuple[str, ...]) -> Iterator[None]:
+    """Let packages seem not to be installed to modules that are imported meanwhile.
+
+    Importing transformers alone takes nearly as long as importing torch. A module may ask for a package's version or
+    look for the package itself, so both are hidden.
+    """
+    distribution = importlib.metadata.Distribution
+    find = vars(distribution)["from_name"]
+
+    def find_others(cls: type[importlib.metadata.Distribution], name: str) -> importlib.metadata.Distribution:
+        if name in packages:
+            raise importlib.metadata.PackageNotFoundError(name)
+        found: importlib.metadata.Distribution = find.__get__(None, cls)(name)
+        return found
+
+    hidden = [name for name in packages if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: an import fails, `find_spec` is None
+    distribution.from_name = classmethod(find_others)  # type: ignore[assignment,method-assign]
+    try:
+        yield
+    finally:
+        distribution.from_name = find  # type: ignore[method-assign]
+        for name in hidden:
+            sys.modules.pop(name, None)
 
 
 def _current_folder_exists() -> bool:

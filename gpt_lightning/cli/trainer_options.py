@@ -101,6 +101,12 @@ def check_trainer(trainer: Namespace) -> None:
     check_device(trainer["accelerator"], trainer["devices"], trainer["precision"])
 
 
+def splits_weights(trainer: Namespace) -> bool:
+    """Return whether the strategy splits each weight among the devices."""
+    strategy = trainer["strategy"]
+    return ("strategy", "FSDPStrategy") in named_classes(trainer) or str(strategy).startswith("fsdp")
+
+
 def why_refused(name: str) -> str | None:
     """Return why a run cannot use a class of Lightning, or None if it can."""
     kinds = [reason for end, reason in REFUSED_KINDS.items() if name.endswith(end)]

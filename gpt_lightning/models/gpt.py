@@ -22,7 +22,13 @@ from torch.utils.checkpoint import checkpoint
 
 from gpt_lightning.errors import InputError
 from gpt_lightning.models.config import GPTConfig
-from gpt_lightning.models.layers import ColumnMajorLinear, Dropout, causal_attention, uses_bit_masks
+from gpt_lightning.models.layers import (
+    ColumnMajorLinear,
+    Dropout,
+    causal_attention,
+    column_major_linear,
+    uses_bit_masks,
+)
 
 
 class _WithoutNormal(TorchFunctionMode):
@@ -186,6 +192,15 @@ class GPT(nn.Module):
                 x = block(x, layer, cache)
         return self.final_norm(x)
 
-    def forward(self, token_ids: Tensor, cache: Cache | None = None) -> Tensor:
-        """Compute the logits of the token that follows each token: (B, T) int64 -> (B, T, V). See `hidden_states`."""
-        return self.out_head(self.hidden_states(token_ids, cache))
+    def forward(self, token_ids: Tensor, cache: Cache | None = None, *, candidates: Tensor | None = None) -> Tensor:
+        """Compute the logits of the token that follows each token: (B, T) int64 -> (B, T, V).
+
+        Args:
+            token_ids: See `hidden_states`.
+            cache: See `hidden_states`.
+            candidates: (C,) int64 token ids; only their logits are computed, (B, T, C).
+        """
+        x = self.hidden_states(token_ids, cache)
+        if candidates is None:
+            return self.out_head(x)
+        return column_major_linear(x, F.embedding(candidates, self.out_head.weight))

@@ -45,10 +45,14 @@ class ColumnMajorLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if self.bias is not None and x.device.type != "cpu":
             return super().forward(x)  # other devices fuse the addition of the bias into the product
-        inputs = x.reshape(-1, self.in_features).T  # (in, N)
-        bias = self.bias
-        outputs = self.weight @ inputs if bias is None else torch.addmm(bias[:, None], self.weight, inputs)  # (out, N)
-        return outputs.T.view(*x.shape[:-1], self.out_features)
+        return column_major_linear(x, self.weight, self.bias)
+
+
+def column_major_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Compute `F.linear` in column-major order: x (..., in), weight (out, in), bias (out,) -> (..., out)."""
+    inputs = x.reshape(-1, weight.shape[1]).T  # (in, N)
+    outputs = weight @ inputs if bias is None else torch.addmm(bias[:, None], weight, inputs)  # (out, N)
+    return outputs.T.view(*x.shape[:-1], weight.shape[0])
 
 
 class Dropout(nn.Module):

@@ -7,15 +7,14 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from matplotlib import rcParams
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from typing import TYPE_CHECKING, Any
 
 from gpt_lightning.errors import InputError
 from gpt_lightning.files import replace_files
 from gpt_lightning.runs.records import RunRecord, read_losses
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORMATS = ("pdf", "png")
 METADATA: dict[str, dict[str, None]] = {"pdf": {"CreationDate": None}, "png": {}}  # no dates, for reproducible files
@@ -87,6 +86,9 @@ def loss_figure(curves: Sequence[Curve]) -> Figure:
     Args:
         curves: The losses of one or more runs.
     """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     figure = Figure(figsize=(5, 3) if len(curves) == 1 else (7, 4.2), layout="tight")
     axes = figure.add_subplot()
     for number, curve in enumerate(curves):
@@ -118,6 +120,8 @@ def bar_figure(names: Sequence[str], series: Mapping[str, Sequence[float]]) -> F
         names: Labels of the tokens.
         series: The probability of each token, by the label of the setting.
     """
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(max(5.0, 0.6 * len(names)), 3), layout="tight")
     axes = figure.add_subplot()
     width = 0.8 / len(series)
@@ -132,6 +136,8 @@ def bar_figure(names: Sequence[str], series: Mapping[str, Sequence[float]]) -> F
 
 def save_figure(figure: Figure, stem: str | Path) -> list[Path]:
     """Write STEM.pdf and STEM.png, both or none, and return their paths."""
+    from matplotlib import rcParams
+
     Path(stem).parent.mkdir(parents=True, exist_ok=True)
     contents = {}
     rcParams["pdf.fonttype"] = 42  # TrueType: text in the PDF can be searched and copied

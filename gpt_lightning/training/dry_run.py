@@ -274,6 +274,9 @@ def ineffective_settings(
         yield "model.decay_matrices_only: model.weight_decay is 0"
     if optimizer.min_learning_rate == optimizer.learning_rate:
         yield "model.min_learning_rate: it equals model.learning_rate"
+    samples, vocab_size = optimizer.sampled_softmax, config.model.vocab_size
+    if samples is not None and samples >= vocab_size:
+        yield f"model.sampled_softmax ({samples}): the vocabulary has {vocab_size:,} tokens"
     if gradient_clip_val == 0:
         yield "trainer.gradient_clip_val: 0 turns clipping off, as null does"
     for name in ("sample_every", "save_every"):

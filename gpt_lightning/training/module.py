@@ -15,6 +15,7 @@ from gpt_lightning.errors import DivergedError
 from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.models.gpt import GPT
 from gpt_lightning.models.loss import cross_entropy, perplexity
+from gpt_lightning.models.sampled_softmax import draw_candidates
 from gpt_lightning.training.optimizers import OptimizerConfig, learning_rate_factor, make_optimizer, total_norm
 
 EVALUATED = ("val", "train_eval")  # in the order of the data module's evaluation loaders
@@ -25,7 +26,7 @@ class GPTModule(LightningModule):
 
     Args:
         config: The architecture of the network.
-        optimizer: The optimizer and its learning-rate schedule.
+        optimizer: The training loss, the optimizer and its learning-rate schedule.
         compile: Whether to run the network through `torch.compile`.
         activation_checkpointing: See `GPT`; ignored if `network` is given.
         total_steps: Optimizer steps of the whole run; the cosine ends there.
@@ -66,7 +67,12 @@ class GPTModule(LightningModule):
     def flops_per_batch(self) -> int:
         """FLOPs of a training batch on one device; Lightning's ThroughputMonitor reads this name."""
         batch_size: int = self.trainer.datamodule.hparams["batch_size"]  # type: ignore[attr-defined]
-        return batch_size * self.config.context_length * self.config.flops_per_token
+        return batch_size * self.config.context_length * self.flops_per_token
+
+    @property
+    def flops_per_token(self) -> int:
+        """FLOPs of a training step per token."""
+        return self.optimizer_config.flops_per_token(self.config)
 
     def configure_model(self) -> None:
         """Build the network when training starts, after all settings have been checked."""
@@ -93,10 +99,17 @@ class GPTModule(LightningModule):
         4. Optimizer: change each weight against its gradient (`configure_optimizers`).
 
         Returns:
-            "loss" to differentiate and "train_loss", the same value detached; means over tokens, in nats.
+            "loss" to differentiate and "train_loss", the same value detached; means over tokens, in nats. With
+            `sampled_softmax` it is an estimate.
         """
         inputs, targets = batch
-        loss = cross_entropy(self(inputs), targets).mean()
+        samples = self.optimizer_config.sampled_softmax
+        if samples is None:
+            loss = cross_entropy(self(inputs), targets).mean()
+        else:
+            drawn = draw_candidates(targets, self.config.vocab_size, samples)
+            logits = self.model(inputs, candidates=drawn.token_ids) + drawn.log_weights
+            loss = cross_entropy(logits, drawn.targets).mean()
         train_loss = loss.detach()
         # For callbacks that monitor them; callbacks/metrics.py logs them, once per optimizer step.
         self.log_dict({"train_loss": train_loss, "train_perplexity": train_loss.exp()}, logger=False)

@@ -20,9 +20,11 @@ OPTIMIZERS = ("adamw", "muon")
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """The optimizer and its learning-rate schedule.
+    """How training changes the weights: its loss, the optimizer and the learning-rate schedule.
 
     Args:
+        sampled_softmax: Number of tokens drawn from the vocabulary for each batch, from which, with the targets of the
+            batch, the training loss is estimated; null computes it exactly.
         optimizer: adamw, or muon for the matrices of the blocks and adamw for the rest.
         learning_rate: Peak learning rate.
         weight_decay: Weight decay, on all parameters.
@@ -37,6 +39,7 @@ class OptimizerConfig:
         InputError: A value is out of range; the message names the setting `model.<name>`.
     """
 
+    sampled_softmax: int | None = None
     optimizer: str = "adamw"
     learning_rate: float = 4e-4
     weight_decay: float = 0.1
@@ -47,6 +50,8 @@ class OptimizerConfig:
     decay_matrices_only: bool = False
 
     def __post_init__(self) -> None:
+        if self.sampled_softmax is not None:
+            require_integer("model.sampled_softmax", self.sampled_softmax, 1)
         require(self.optimizer in OPTIMIZERS, "model.optimizer", f"be one of {', '.join(OPTIMIZERS)}", self.optimizer)
         require_number("model.learning_rate", self.learning_rate, "be a finite number above 0", lambda rate: rate > 0)
         must = "be a finite number of at least 0"
@@ -61,6 +66,11 @@ class OptimizerConfig:
             require_integer("model.decay_steps", self.decay_steps, 1)
             if self.min_learning_rate is None:
                 raise InputError(f"model.decay_steps ({self.decay_steps}) needs model.min_learning_rate")
+
+    def flops_per_token(self, model: GPTConfig) -> int:
+        """Return the FLOPs of a training step per token; of a sampled softmax, only the drawn tokens' logits count."""
+        logits = min(self.sampled_softmax or model.vocab_size, model.vocab_size)
+        return model.flops_per_token - 6 * model.emb_dim * (model.vocab_size - logits)
 
     @property
     def is_constant(self) -> bool:

@@ -53,7 +53,7 @@ def report_result(
         say(f"Stopped by trainer.max_time after step {checkpoints.saved_step}. To resume with more time:")
         say(f"  {resume_command}")
     prompt = config.training.prompt[0] if config.training.prompt else "Every effort moves you"
-    flops = config.model.flops_per_token / trainer.world_size, peak_rate(trainer, config)
+    flops = config.optimizer.flops_per_token(config.model) / trainer.world_size, peak_rate(trainer, config)
     written = write_results(trainer, data, config, run)
     for line in summary.summarize_run(run, callbacks.progress, checkpoints, seconds, flops, written, prompt):
         say(line)

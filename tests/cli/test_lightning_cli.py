@@ -47,6 +47,23 @@ def test_the_list_of_commands_is_shown_without_importing_lightning() -> None:
         assert f"\n  {name}" in done.stdout
 
 
+def test_fit_imports_no_package_that_lightning_only_might_use() -> None:
+    """Importing transformers for torchmetrics took as long as importing torch; both packages can still be imported."""
+    code = (
+        "import importlib.metadata, sys\n"
+        "from gpt_lightning.cli.main import main\n"
+        "try: main(['fit', '--model.emb_dim', 'wide'])\n"
+        "except SystemExit: print({'lightning', 'torchmetrics', 'transformers', 'matplotlib'} & set(sys.modules))\n"
+        "import matplotlib, transformers\n"
+        "print(importlib.metadata.version('transformers'), transformers.__version__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100)
+
+    modules, versions = done.stdout.splitlines()[-2:]
+    assert sorted(eval(modules)) == ["lightning", "torchmetrics"], done.stderr
+    assert len(set(versions.split())) == 1
+
+
 @pytest.mark.parametrize("name", HELP)
 def test_help_shows_each_main_setting_with_its_default_on_one_line(name: str, command: Command) -> None:
     done = command(name, "--help")

@@ -63,6 +63,7 @@ def test_parts_of_the_memory_estimate_add_up(command: Command, config: Path) -> 
         (["--save_every=99"], "no effect   save_every (99): the run has only 15 steps"),
         (["--model.weight_decay=0", "--model.decay_matrices_only=true"], "no effect   model.decay_matrices_only: "),
         (["--model.min_learning_rate=0.01"], "no effect   model.min_learning_rate: it equals model.learning_rate"),
+        (["--model.sampled_softmax=257"], "no effect   model.sampled_softmax (257): the vocabulary has 257 tokens"),
         (["--trainer.gradient_clip_val=0"], "no effect   trainer.gradient_clip_val: 0 turns clipping off"),
     ],
 )

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import math
 import platform
 import subprocess
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from compared import rows
 from conftest import STORY, Result, tiny_settings
 from torch import Tensor
 
@@ -81,10 +81,10 @@ def plain_loop(
 
 def test_a_plain_pytorch_loop_and_fit_end_with_equal_weights(trained: Path) -> None:
     plain, losses = plain_loop()
-    rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    metrics = rows(trained)
 
     assert_equal_weights(plain, weights(trained))
-    assert [row["train_loss"] for row in rows if "train_loss" in row] == losses
+    assert [row["train_loss"] for row in metrics if "train_loss" in row] == losses
 
 
 def test_evaluating_sampling_and_saving_do_not_change_the_weights(
@@ -110,8 +110,8 @@ def test_accumulation_clipping_and_schedule_equal_a_plain_loop(command: Command,
     assert result.code == 0
     for key, tensor in plain_loop(accumulate=2, clip=0.1, rate=rate)[0].items():
         torch.testing.assert_close(weights("run")[key], tensor, rtol=1e-4, atol=1e-6)
-    rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
-    rates = [row["learning_rate"] for row in rows if "learning_rate" in row]
+    metrics = rows("run")
+    rates = [row["learning_rate"] for row in metrics if "learning_rate" in row]
     assert rates == pytest.approx([rate(steps) for steps in range(9)], rel=1e-12)
 
 
@@ -222,8 +222,11 @@ def test_weight_decay_shrinks_all_parameters_or_only_matrices(decay_matrices_onl
 
 
 @pytest.mark.slow
-def test_a_compiled_network_trains_to_the_same_weights_and_names(command: Command, config: Path) -> None:
-    arguments = ("--trainer.max_steps=2", "--model.drop_rate=0", "--evaluate_every=5")
+@pytest.mark.parametrize("samples", ["null", "40"])
+def test_a_compiled_network_trains_to_the_same_weights_and_names(command: Command, config: Path, samples: str) -> None:
+    """The number of candidates, and so the shapes, differ between batches."""
+    sampled = f"--model.sampled_softmax={samples}"
+    arguments = ("--trainer.max_steps=2", "--model.drop_rate=0", "--evaluate_every=5", sampled)
     plain = command("fit", "--config", config, "--run_dir", "plain", *arguments)
     compiled = command("fit", "--config", config, "--run_dir", "compiled", "--model.compile=true", *arguments)
 
@@ -232,6 +235,31 @@ def test_a_compiled_network_trains_to_the_same_weights_and_names(command: Comman
     assert list(got) == list(expected)
     for key in got:
         torch.testing.assert_close(got[key], expected[key], rtol=1e-3, atol=1e-4)
+
+
+def test_sampled_softmax_trains_on_an_estimate_and_evaluates_exactly(command: Command, config: Path) -> None:
+    """With candidates for all tokens it is a run without; with few, only the training loss is not exact."""
+    arguments = ("fit", "--config", config, "--trainer.max_steps=6", "--model.drop_rate=0")
+    for name, candidates in (("full", "null"), ("all", "257"), ("few", "20")):
+        assert command(*arguments, f"--run_dir={name}", f"--model.sampled_softmax={candidates}").code == 0
+
+    full, everything, few = (rows(name) for name in ("full", "all", "few"))
+    for one, other in zip(full, everything, strict=True):
+        for metric in {"train_loss", "val_loss", "gradient_norm"} & set(one):
+            assert other[metric] == pytest.approx(one[metric], rel=1e-4)
+    assert few[0]["val_loss"] == full[0]["val_loss"]  # before the first step
+    first, exact = (next(row["train_loss"] for row in run if "train_loss" in row) for run in (few, full))
+    assert first != exact
+    assert abs(first - exact) < 0.5
+    assert few[-1]["val_loss"] < few[0]["val_loss"] - 0.3
+
+
+def test_flops_leave_out_the_logits_that_are_not_computed() -> None:
+    model = GPTConfig(vocab_size=50257, context_length=256, emb_dim=256, n_heads=4, n_layers=4, tie_weights=True)
+
+    assert OptimizerConfig().flops_per_token(model) == model.flops_per_token
+    saved = model.flops_per_token - OptimizerConfig(sampled_softmax=5120).flops_per_token(model)
+    assert saved == 6 * 256 * (50257 - 5120)
 
 
 @pytest.mark.parametrize("precision", ["64-true", "bf16-mixed", "bf16-true"])
@@ -243,11 +271,11 @@ def test_other_precisions_train_with_clipping_and_can_be_sampled(
     fitted = command("fit", "--config", config, "--run_dir", "run", *arguments)
     sampled = command("predict", "--ckpt_path", "run/checkpoints/last.ckpt", "--prompt=The")
 
-    rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
-    losses = [row["val_loss"] for row in rows if "val_loss" in row]
+    metrics = rows("run")
+    losses = [row["val_loss"] for row in metrics if "val_loss" in row]
     assert (fitted.code, sampled.code) == (0, 0), fitted.err + sampled.err
     assert losses[-1] < losses[0]
-    assert all(row["gradient_norm"] > 0 for row in rows if "gradient_norm" in row)
+    assert all(row["gradient_norm"] > 0 for row in metrics if "gradient_norm" in row)
 
 
 def test_gradients_are_freed_after_the_optimizer_step(

@@ -138,8 +138,10 @@ def test_closure_and_freed_gradients() -> None:
     assert all(one.grad is None for one in model.parameters())
 
 
-def test_a_run_in_two_parts_equals_one_without_interruption(config: Path, command: Command) -> None:
+@pytest.mark.parametrize("sampled", ["null", "40"])
+def test_a_run_in_two_parts_equals_one_without_interruption(config: Path, command: Command, sampled: str) -> None:
     arguments = ("fit", "--config", config, "--model.optimizer=muon", "--model.drop_rate=0.1")
+    arguments += (f"--model.sampled_softmax={sampled}",)
     assert command(*arguments, "--run_dir=whole", "--trainer.max_steps=8").code == 0
     assert command(*arguments, "--run_dir=run", "--trainer.max_steps=3").code == 0
     assert command(*arguments, "--run_dir=run", "--resume", "--trainer.max_steps=8").code == 0
@@ -147,11 +149,16 @@ def test_a_run_in_two_parts_equals_one_without_interruption(config: Path, comman
     assert_equal_weights(Path("whole"), Path("run"))
 
 
-def test_a_resumed_run_keeps_its_optimizer(config: Path, command: Command) -> None:
+@pytest.mark.parametrize(
+    ("setting", "first", "second"), [("optimizer", "muon", "adamw"), ("sampled_softmax", "40", "20")]
+)
+def test_a_resumed_run_keeps_its_optimizer_and_loss(
+    config: Path, command: Command, setting: str, first: str, second: str
+) -> None:
     arguments = ("fit", "--config", config, "--run_dir=run")
-    command(*arguments, "--model.optimizer=muon", "--trainer.max_steps=3")
+    command(*arguments, f"--model.{setting}={first}", "--trainer.max_steps=3")
 
-    result = command(*arguments, "--resume", "--model.optimizer=adamw", "--trainer.max_steps=8")
+    result = command(*arguments, "--resume", f"--model.{setting}={second}", "--trainer.max_steps=8")
 
     assert result.code == 2
-    assert result.error.endswith("last.ckpt has model.optimizer muon, the settings say adamw")
+    assert result.error.endswith(f"last.ckpt has model.{setting} {first}, the settings say {second}")

@@ -103,7 +103,7 @@ class Metrics(Callback):
                 "tokens_per_second": self.progress.tokens_per_second,
             }
             if self.peak_flops is not None:
-                flops = self.progress.tokens_per_second * pl_module.config.flops_per_token
+                flops = self.progress.tokens_per_second * pl_module.flops_per_token
                 values["mfu"] = flops / (self.peak_flops * trainer.world_size)
             log(trainer, self.run, self.progress, values)
             log_to_loggers(trainer, {"tokens_seen": self.progress.tokens_seen})
