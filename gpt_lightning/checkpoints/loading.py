@@ -37,7 +37,7 @@ class LoadedCheckpoint:
 
     def build(self) -> GPT:
         """Build the network in evaluation mode; its float32 weights stay memory-mapped."""
-        return _assign(self.config, self.state).eval()
+        return build_network(self.config, self.state).eval()
 
     def build_for_training(self, config: GPTConfig, *, activation_checkpointing: bool) -> GPT:
         """Build a network for a new run, with copies of the weights and the first context_length position embeddings.
@@ -47,11 +47,11 @@ class LoadedCheckpoint:
             activation_checkpointing: See `GPT`.
         """
         state = self.state | {POSITIONS: self.state[POSITIONS][: config.context_length]}
-        return _assign(config, {key: tensor.clone() for key, tensor in state.items()}, activation_checkpointing)
+        return build_network(config, {key: tensor.clone() for key, tensor in state.items()}, activation_checkpointing)
 
 
-def _assign(config: GPTConfig, state: dict[str, Tensor], activation_checkpointing: bool = False) -> GPT:
-    """Build a network on the meta device and assign these tensors as its weights."""
+def build_network(config: GPTConfig, state: dict[str, Tensor], activation_checkpointing: bool = False) -> GPT:
+    """Build a network whose weights are these tensors, by their names in `GPT`, without copies if they are float32."""
     with on_meta_device():
         model = GPT(config, activation_checkpointing=activation_checkpointing)
     model.load_state_dict({key: tensor.float() for key, tensor in state.items()}, assign=True)

@@ -10,15 +10,18 @@ import logging
 import threading
 import warnings
 from dataclasses import fields
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import DDPStrategy
 
 from gpt_lightning.checkpoints.io import read_checkpoint
 from gpt_lightning.cli.arguments import (
@@ -38,9 +41,9 @@ from gpt_lightning.cli.trainer_options import (
     TRAINER_DEFAULTS,
     TRAINER_FIXED,
     TRAINER_OWNED,
+    check_split_weights,
     check_trainer,
     named_classes,
-    splits_weights,
 )
 from gpt_lightning.console import PROGRAM, warn
 from gpt_lightning.data.datamodule import TextDataModule
@@ -52,11 +55,20 @@ from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.training import summary
 from gpt_lightning.training.callbacks.checkpointing import AtomicCheckpointIO
 from gpt_lightning.training.config import RunConfig, TrainingConfig
-from gpt_lightning.training.distributed import launched_externally
+from gpt_lightning.training.distributed import (
+    FullyShardedStrategy,
+    connect,
+    from_first,
+    is_lost_process,
+    launched_externally,
+    launched_sizes,
+    lost_process,
+    require_same,
+)
 from gpt_lightning.training.dry_run import check
 from gpt_lightning.training.evaluate import evaluate
 from gpt_lightning.training.fit import fit
-from gpt_lightning.training.hardware import check_precision, choose_precision
+from gpt_lightning.training.hardware import check_precision, choose_precision, device_type
 from gpt_lightning.training.module import GPTModule
 from gpt_lightning.training.optimizers import OptimizerConfig
 from gpt_lightning.training.resume import RESUME_SETTINGS, plan_run
@@ -143,7 +155,11 @@ class CLI(LightningCLI):
         if self.command == "fit":
             first = settings["config"][0] if settings["config"] else settings["data"]["text"] or "run"
             name = Path(str(first)).stem
-            self.plan = plan_run(name, settings["run_dir"], settings["resume"], settings["allow_data_change"])
+            if launched_externally():
+                self._connect(settings)
+            self.plan = from_first(
+                lambda: plan_run(name, settings["run_dir"], settings["resume"], settings["allow_data_change"])
+            )
             self.checkpoint_path = self.plan.checkpoint
             self.checkpoint = self.plan.content
         else:
@@ -157,6 +173,17 @@ class CLI(LightningCLI):
             self._use_init_from(settings["init_from"], parser, args)
         self._choose_precision()
         self._check_settings()
+
+    def _connect(self, settings: Namespace) -> None:
+        """Connect the processes that torchrun or SLURM has started, and compare their settings."""
+        if self.is_check:
+            raise InputError("check runs in one process; start it without torchrun and srun")
+        if settings["run_dir"] is None:
+            raise InputError("--run_dir DIR is needed under torchrun and SLURM, so that --resume finds the run")
+        timeout = TrainingConfig(process_timeout=settings["process_timeout"]).process_timeout
+        connect(timeout, uses_cuda=device_type(settings["trainer"]["accelerator"]) == "cuda")
+        made_absolute = {"data.val_text", "data.test_text", "init_from"}  # may differ from machine to machine
+        require_same({name: one for name, one in plain_defaults(settings).items() if name not in made_absolute})
 
     def _parse(self, parser: LightningArgumentParser, args: Any) -> None:
         try:
@@ -228,6 +255,7 @@ class CLI(LightningCLI):
             settings["trainer"]["precision"] = own.get("trainer.precision", "auto")
         if self.command == "fit":
             free = FREE_ON_RESUME | ({"data.val_text"} if settings["allow_data_change"] else set())
+            free |= {"data.batch_size"} if own.get("data.global_batch_size") is not None else set()
             fixed = [setting for setting in own if setting not in free]
         keep(settings, own, fixed, name)
 
@@ -272,8 +300,8 @@ class CLI(LightningCLI):
         settings = self.config[self.command]
         self.training = TrainingConfig(**{one.name: settings[one.name] for one in fields(TrainingConfig)})
         check_trainer(settings["trainer"])
-        if self.command == "fit" and settings["model"]["optimizer"] == "muon" and splits_weights(settings["trainer"]):
-            raise InputError("model.optimizer: muon needs whole matrices, which trainer.strategy fsdp splits; use ddp")
+        if self.command == "fit":
+            check_split_weights(settings["trainer"], settings["model"]["optimizer"])
         both_passed = all(was_passed(self.arguments, f"--data.{name}") for name in ("val_text", "train_ratio"))
         if both_passed and settings["data"]["val_text"] is not None:
             raise InputError("data.train_ratio has no effect with data.val_text; set only one of them")
@@ -294,13 +322,22 @@ class CLI(LightningCLI):
         config = {**self.config_init[self.command]["trainer"], **TRAINER_FIXED}
         if config["max_epochs"] is None:
             config["max_epochs"] = -1  # Lightning's default is 1000
+        if launched_externally() and (config["devices"], config["num_nodes"]) == ("auto", 1):
+            config["devices"], config["num_nodes"] = launched_sizes()
+        timeout = timedelta(minutes=self.training.process_timeout)
+        if config["strategy"] == "fsdp":
+            config["strategy"] = FullyShardedStrategy(timeout=timeout)
+            config["inference_mode"] = False  # FSDP2 keeps tensors of an evaluation for training
+        elif config["strategy"] == "ddp":
+            config["strategy"] = DDPStrategy(timeout=timeout)
         callbacks = as_list(config.pop("callbacks"))
         config["enable_progress_bar"] = any(isinstance(one, ProgressBar) for one in callbacks)
         config["enable_checkpointing"] = any(isinstance(one, Checkpoint) for one in callbacks)
         if self.command != "fit" or config["logger"] in (None, True):
             config["logger"] = False  # fit adds TensorBoard once the run folder is known
         plugins = [*as_list(config.pop("plugins")), AtomicCheckpointIO()]
-        if SLURMEnvironment.detect() and not any(isinstance(one, ClusterEnvironment) for one in plugins):
+        is_slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
+        if is_slurm and not any(isinstance(one, ClusterEnvironment) for one in plugins):
             plugins.append(SLURMEnvironment(auto_requeue=False))  # callbacks/signals.py requeues after the step
         try:
             return Trainer(**config, callbacks=callbacks, plugins=plugins)
@@ -406,6 +443,8 @@ def quiet_lightning() -> None:
         ".*It is recommended to use .self.log.*sync_dist=True.*",
         # configure_model builds the complete network, not shards.
         ".*WeightAveraging callback with a model that overrides the configure_model.*",
+        # The loss overwrites the logits' memory, but by no operation that autograd sees, so FSDP2's hook stays.
+        "FSDP2-wrapped module .* returned a view tensor.*",
         # The data module saves the position in the epoch.
         ".*your dataloader is not resumable.*",
     ):
@@ -436,4 +475,9 @@ def run_command(command: str, arguments: list[str], *, may_launch: bool = True) 
             *allowed_modules(arguments),
         ],
     )
-    return CLI(command, arguments, may_launch=may_launch)
+    try:
+        return CLI(command, arguments, may_launch=may_launch)
+    except Exception as error:
+        if is_lost_process(error):
+            raise lost_process(error) from error
+        raise

@@ -51,9 +51,13 @@ REFUSED_CLASSES = {
     "StochasticWeightAveraging": "does not save the averaged weights, and resumes with other learning rates; "
     "use EMAWeightAveraging",
     "ModelPruning": "renames the weights, so that its checkpoints could not be read; leave it out",
-    "ModelParallelStrategy": "needs a model written for it, with a plan for splitting it; use ddp or fsdp",
+    "FSDPStrategy": "is FSDP1; set trainer.strategy to fsdp, which is FSDP2",
+    "ModelParallelStrategy": "writes sharded checkpoints; set trainer.strategy to fsdp, which uses it",
     "DeepSpeedStrategy": "writes checkpoints in its own format, as folders; use ddp or fsdp",
 }
+STRATEGIES = ("auto", "ddp", "fsdp")
+SPLITS = "trainer.strategy fsdp splits; use ddp"
+FSDP_PRECISIONS = ("32-true", "32", 32, "bf16-mixed", "bf16-true", "bf16")
 # Endings of class names -> why a run cannot use these classes.
 REFUSED_KINDS = {
     "Precision": "cannot be set as a plugin; set trainer.precision (64-true, 16-true, bf16-mixed ...)",
@@ -91,20 +95,33 @@ def check_trainer(trainer: Namespace) -> None:
     if trainer["num_nodes"] != 1 and not launched_externally():
         raise InputError(f"trainer.num_nodes ({trainer['num_nodes']}) needs torchrun or SLURM to start the processes")
     strategy = trainer["strategy"]
-    if isinstance(strategy, str) and any(word in strategy for word in ("spawn", "fork", "notebook")):
-        raise InputError(f"trainer.strategy ({strategy}) cannot pass a run's open files to other processes; use ddp")
-    if isinstance(strategy, str) and strategy.startswith("deepspeed"):
-        raise InputError(f"trainer.strategy: {strategy} {REFUSED_CLASSES['DeepSpeedStrategy']}")
+    if isinstance(strategy, str):
+        require(strategy in STRATEGIES, "trainer.strategy", f"be one of {', '.join(STRATEGIES)}", strategy)
     for setting, name in named_classes(trainer):
         if reason := why_refused(name):
             raise InputError(f"trainer.{setting}: {name} {reason}")
     check_device(trainer["accelerator"], trainer["devices"], trainer["precision"])
 
 
-def splits_weights(trainer: Namespace) -> bool:
-    """Return whether the strategy splits each weight among the devices."""
-    strategy = trainer["strategy"]
-    return ("strategy", "FSDPStrategy") in named_classes(trainer) or str(strategy).startswith("fsdp")
+def check_split_weights(trainer: Namespace, optimizer: str) -> None:
+    """Raise `InputError` if `trainer.strategy` is fsdp, which splits the weights, and another setting needs them whole.
+
+    Args:
+        trainer: The settings `trainer.*`.
+        optimizer: `model.optimizer`.
+    """
+    if trainer["strategy"] != "fsdp":
+        return
+    if optimizer == "muon":
+        raise InputError(f"model.optimizer: muon needs whole matrices, which {SPLITS}")
+    for setting, name in named_classes(trainer):
+        if setting == "callbacks" and name.endswith("WeightAveraging"):
+            raise InputError(
+                f"trainer.callbacks: {name} needs whole weights, which trainer.strategy fsdp splits; use ddp"
+            )
+    if trainer["precision"] not in FSDP_PRECISIONS:
+        precision = trainer["precision"]
+        raise InputError(f"trainer.precision {precision} does not work with fsdp; use bf16-mixed or 32-true")
 
 
 def why_refused(name: str) -> str | None:

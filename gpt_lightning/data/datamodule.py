@@ -77,6 +77,10 @@ class TextDataModule(LightningDataModule):
             are split between two documents, files above 64 MB between two tokens.
         stride: Tokens between the starts of windows; null: context_length.
         batch_size: Windows per batch and device.
+        global_batch_size: Windows per optimizer step, summed over all devices. The gradients of several batches are
+            accumulated to reach it. A run that sets it can be resumed on another number of devices. In `fit`,
+            evaluate_batches and the limits on batches count batches of this size. null: batch_size, times devices,
+            times trainer.accumulate_grad_batches.
         num_workers: Processes that prepare batches, 0..16; 0 prepares them in the main process.
         clean: How to clean the text: null (not at all) or remove_empty_lines.
         seed: Seed of the order of the windows; linked to seed_everything.
@@ -89,7 +93,7 @@ class TextDataModule(LightningDataModule):
         val_sha256: Checksum of `val_text`, or None if there is none.
         total_tokens: Number of tokens of `text`.
         splits: The splits by name: training and validation, or test.
-        position: Current epoch, and the number of its batches that were already trained on.
+        position: Current epoch, and the number of its windows that were already trained on.
 
     Raises:
         InputError: An argument is out of range; the message calls it `data.<name>`.
@@ -108,18 +112,20 @@ class TextDataModule(LightningDataModule):
         train_ratio: float = 0.9,
         stride: int | None = None,
         batch_size: int = 2,
+        global_batch_size: int | None = None,
         num_workers: int = 0,
         clean: str | None = None,
         seed: int = 123,
         evaluate_batches: int = 5,
     ) -> None:
         super().__init__()
-        self.allow_zero_length_dataloader_with_multiple_devices = True  # with fewer validation windows than ranks
         require_integer("model.context_length", context_length, 1)
         require_number("data.train_ratio", train_ratio, "be between 0 and 1", lambda ratio: 0 < ratio < 1)
         if stride is not None:
             require_integer("data.stride", stride, 1)
         require_integer("data.batch_size", batch_size, 1)
+        if global_batch_size is not None:
+            require_integer("data.global_batch_size", global_batch_size, 1)
         require_integer("data.num_workers", num_workers, 0, MAX_WORKERS)
         require(clean is None or clean in CLEANERS, "data.clean", f"be null or {', '.join(CLEANERS)}", clean)
         require_integer("evaluate_batches", evaluate_batches, 1)
@@ -169,8 +175,9 @@ class TextDataModule(LightningDataModule):
             self._add(split, part, f"{corpus.name}: the {split} split", advice)
         self.total_tokens = len(self.source.token_ids)
         windows = len(self.splits["training"].windows)
-        if stage == "fit" and windows < self.hparams["batch_size"]:
-            raise InputError(f"data.batch_size ({self.hparams['batch_size']}) exceeds the {windows} training windows")
+        for name in ("batch_size", "global_batch_size"):
+            if stage == "fit" and windows < (self.hparams[name] or 0):
+                raise InputError(f"data.{name} ({self.hparams[name]}) exceeds the {windows} training windows")
 
     def setup_whole_text(self) -> None:
         """Use all of `text` as the validation split; called instead of `setup`."""
@@ -214,7 +221,10 @@ class TextDataModule(LightningDataModule):
 
     def count_train_batches(self, world_size: int = 1) -> int:
         """Return the number of training batches per epoch and rank."""
-        return len(self.splits["training"].windows) // (int(self.hparams["batch_size"]) * world_size)
+        windows = len(self.splits["training"].windows)
+        per_batch = int(self.hparams["batch_size"]) * world_size
+        global_batch = self.hparams["global_batch_size"] or per_batch
+        return windows // global_batch * (global_batch // per_batch)
 
     def count_val_batches(self, world_size: int = 1) -> int:
         """Return the number of validation batches per rank."""
@@ -229,7 +239,7 @@ class TextDataModule(LightningDataModule):
         loaders = [self._ordered_loader(self.splits["validation"].windows)]
         if self.trainer is not None and self.trainer.state.fn == "fit":
             windows = self.splits["training"].windows
-            first = self.hparams["evaluate_batches"] * self.hparams["batch_size"]
+            first = self.hparams["evaluate_batches"] * (self.hparams["global_batch_size"] or self.hparams["batch_size"])
             loaders.append(self._ordered_loader(Subset(windows, range(min(first, len(windows))))))
         return loaders
 
@@ -237,25 +247,47 @@ class TextDataModule(LightningDataModule):
         return self._ordered_loader(self.splits["test"].windows)
 
     def _sampler(self) -> ResumableSampler:
-        epoch, batches = self.position
+        epoch, windows = self.position
         return ResumableSampler(
             len(self.splits["training"].windows),
-            self.hparams["batch_size"],
+            self.hparams["global_batch_size"] or self.windows_per_batch,
             self.hparams["seed"],
             epoch,
-            batches,
+            windows,
             *self._rank_and_world_size(),
         )
 
     def _ordered_loader(self, windows: Windows | Subset[Batch]) -> DataLoader[Batch]:
-        """Return a loader of all windows in order, without the repetitions of Lightning's DistributedSampler."""
+        """Return a loader of this rank's share of the windows, in order.
+
+        All ranks have the same number of windows, because all must compute the same number of batches if the weights
+        are split among them. Ranks with a smaller share repeat the last window, which `count_new` leaves out.
+        """
         rank, world_size = self._rank_and_world_size()
-        return self._loader(windows, range(rank, len(windows), world_size))
+        share, last = math.ceil(len(windows) / world_size), len(windows) - 1
+        return self._loader(windows, [min(rank + i * world_size, last) for i in range(share)])
+
+    def count_new(self, loader: DataLoader[Batch], batch: int) -> int:
+        """Return how many windows at the start of a batch of an evaluation are not repetitions.
+
+        Args:
+            loader: One of the evaluation loaders.
+            batch: Index of the batch on this rank.
+        """
+        rank, world_size = self._rank_and_world_size()
+        assert isinstance(loader.dataset, (Windows, Subset))
+        share = math.ceil((len(loader.dataset) - rank) / world_size)
+        return max(0, min(share - batch * int(self.hparams["batch_size"]), int(self.hparams["batch_size"])))
+
+    @property
+    def windows_per_batch(self) -> int:
+        """Number of windows of a batch on all ranks together."""
+        return int(self.hparams["batch_size"]) * self._rank_and_world_size()[1]
 
     def _rank_and_world_size(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
-    def _loader(self, windows: Dataset[Batch], order: ResumableSampler | range) -> DataLoader[Batch]:
+    def _loader(self, windows: Dataset[Batch], order: ResumableSampler | list[int]) -> DataLoader[Batch]:
         return Loader(
             windows,
             batch_size=self.hparams["batch_size"],
@@ -274,11 +306,11 @@ class TextDataModule(LightningDataModule):
             batches: Number of its batches that were trained on.
             epoch_ended: Whether the epoch is complete.
         """
-        self.position = (epoch + 1, 0) if epoch_ended else (epoch, batches)
+        self.position = (epoch + 1, 0) if epoch_ended else (epoch, batches * self.windows_per_batch)
 
     def state_dict(self) -> dict[str, Any]:
-        epoch, batches = self.position
-        return {"epoch": epoch, "batches": batches}
+        epoch, windows = self.position
+        return {"epoch": epoch, "windows": windows, "windows_per_batch": self.windows_per_batch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.position = (state_dict["epoch"], state_dict["batches"])
+        self.position = (state_dict["epoch"], state_dict["windows"])

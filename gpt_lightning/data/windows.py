@@ -98,15 +98,14 @@ class Windows(Dataset[Batch]):
 class ResumableSampler(Sampler[int]):
     """Shuffle the training windows in an order that depends only on the seed and the epoch.
 
-    Each rank gets its share of every global batch. Windows that do not fill a batch on all ranks are dropped from
-    the epoch.
+    Each rank gets its share of every global batch. Windows that do not fill a global batch are dropped from the epoch.
 
     Args:
         windows: Number of windows.
-        batch_size: Windows per rank and batch.
+        global_batch: Windows of a global batch, a multiple of world_size.
         seed: Seed of the run.
         epoch: First epoch to iterate over; Lightning calls `set_epoch` before later ones.
-        skip_batches: Batches to skip in the first epoch, because they were already trained on.
+        skip: Windows to skip in the first epoch, because they were already trained on.
         rank: Rank of this process.
         world_size: Number of processes.
     """
@@ -114,20 +113,20 @@ class ResumableSampler(Sampler[int]):
     def __init__(
         self,
         windows: int,
-        batch_size: int,
+        global_batch: int,
         seed: int,
         epoch: int = 0,
-        skip_batches: int = 0,
+        skip: int = 0,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self.windows = windows
-        self.global_batch = batch_size * world_size
+        self.global_batch = global_batch
         self.seed = seed
         self.epoch = epoch
         self.rank = rank
         self.world_size = world_size
-        self._skip_batches = skip_batches
+        self._skip = skip
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -138,6 +137,5 @@ class ResumableSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(self.windows, generator=generator)
-        skipped, self._skip_batches = self._skip_batches, 0
-        used = len(self) * self.world_size
-        return iter(order[skipped * self.global_batch : used][self.rank :: self.world_size].tolist())
+        skipped, self._skip = self._skip, 0
+        return iter(order[skipped : len(self) * self.world_size][self.rank :: self.world_size].tolist())

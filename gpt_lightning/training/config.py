@@ -26,6 +26,7 @@ class TrainingConfig:
         early_stopping_patience: Evaluations without improvement before the run stops; null: never.
         save_every: Optimizer steps between checkpoints.
         save_minutes: Minutes between checkpoints. If save_every is null, too, saving takes about 2.5 % of the time.
+        process_timeout: Minutes to wait for another process before failing.
         peak_flops: Peak FLOP/s of one device; mfu is the share of it that is reached. null: the vendor's figure.
 
     Raises:
@@ -40,6 +41,7 @@ class TrainingConfig:
     early_stopping_patience: int | None = None
     save_every: int | None = None
     save_minutes: float | None = None
+    process_timeout: float = 30.0
     peak_flops: float | None = None
 
     def __post_init__(self) -> None:
@@ -49,6 +51,8 @@ class TrainingConfig:
         for name in ("sample_every", "save_every", "early_stopping_patience"):
             if getattr(self, name) is not None:
                 require_integer(name, getattr(self, name), 1)
+        must = "be above 0 and at most 100,000"
+        require_number("process_timeout", self.process_timeout, must, lambda minutes: 0 < minutes <= 100_000)
         for name in ("peak_flops", "save_minutes"):
             if getattr(self, name) is not None:
                 require_number(name, getattr(self, name), "be above 0", lambda number: number > 0)

@@ -28,6 +28,7 @@ from gpt_lightning.errors import DivergedError, InputError, memory_bytes
 from gpt_lightning.training import summary
 from gpt_lightning.training.callbacks.evaluation import require_finite_losses
 from gpt_lightning.training.config import RunConfig
+from gpt_lightning.training.distributed import FullyShardedStrategy
 from gpt_lightning.training.failures import DIVERGENCE_ADVICE, naming_batch
 from gpt_lightning.training.hardware import keep_freed_memory
 from gpt_lightning.training.module import GPTModule
@@ -180,12 +181,14 @@ def describe_cost(
         f"Train loss {probe.losses['train_eval_loss']:.3f}, Val loss {probe.losses['val_loss']:.3f}; "
         f"uniform baseline: ln {model.vocab_size:,} = {math.log(model.vocab_size):.3f}",
     )
-    state = optimizer_bytes(model, config.optimizer)
-    weights, rest = format_bytes(model.weight_bytes), format_bytes(peak - 2 * model.weight_bytes - state)
+    parts = trainer.world_size if isinstance(trainer.strategy, FullyShardedStrategy) else 1
+    weights, state = model.weight_bytes // parts, optimizer_bytes(model, config.optimizer) // parts
+    rest = format_bytes(peak - 2 * weights - state)
+    per_process = " per process" if trainer.world_size > 1 else ""
     yield labeled(
         "memory",
-        f"{format_bytes(peak)}: {weights} each for weights and gradients, {format_bytes(state)} for the "
-        f"optimizer's moments, {rest} for activations, copies and the program",
+        f"{format_bytes(peak)}{per_process}: {format_bytes(weights)} each for weights and gradients, "
+        f"{format_bytes(state)} for the optimizer's moments, {rest} for activations, copies and the program",
     )
     done, running = summary.checkpoint_bytes(config)
     yield labeled(

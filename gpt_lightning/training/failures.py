@@ -16,6 +16,7 @@ from gpt_lightning.runs.folder import Run
 from gpt_lightning.training.callbacks.checkpointing import Checkpointing
 from gpt_lightning.training.callbacks.exact_resume import set_rng_states
 from gpt_lightning.training.callbacks.progress import Progress
+from gpt_lightning.training.distributed import is_lost_process
 
 RESTORES_RANDOMNESS = set_rng_states.__code__
 DIVERGENCE_ADVICE = "try a lower model.learning_rate, more model.warmup_steps or trainer.gradient_clip_val"
@@ -64,6 +65,8 @@ def explained(
         if isinstance(error, OSError):
             with with_filename(run.path):  # errors of a logger may name no file
                 raise
+        if is_lost_process(error):
+            raise
         raise blame(error, users_callbacks, None if progress.started else checkpoint) from error
 
 

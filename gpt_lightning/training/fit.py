@@ -23,6 +23,7 @@ from gpt_lightning.training import summary
 from gpt_lightning.training.assembly import RunCallbacks, add_loggers, build_callbacks, logged_settings
 from gpt_lightning.training.callbacks.signals import requeue
 from gpt_lightning.training.config import RunConfig
+from gpt_lightning.training.distributed import failing_together, in_turns, require_same
 from gpt_lightning.training.environment import recorded
 from gpt_lightning.training.failures import explained
 from gpt_lightning.training.hardware import allow_tf32, keep_freed_memory
@@ -63,20 +64,25 @@ def fit(
         Stopped: A signal stopped the run; its last optimizer step is saved.
     """
     start = time.monotonic()
-    data.setup("fit")
+    in_turns(lambda: data.setup("fit"))
+    assert data.source is not None
+    require_same({"a text with sha256": data.source.sha256, "a validation text with sha256": data.val_sha256})
     plan.check_text(data)
+    plan.check_batches(data, trainer.world_size)
     if plan.is_finished(config.max_epochs, config.max_steps, config.training.early_stopping_patience):
         return report_finished(trainer, data, config, plan)
-    module, steps = prepare(trainer, data, config, is_resumed=plan.content is not None)
-    with open_run(trainer, plan, config, resolved_config) as run:
-        baselines = None
-        if trainer.is_global_zero:
-            baselines = measure_split_baselines(trainer, data, config.model.vocab_size, steps)
-            run.write_baselines(asdict(baselines))
-        callbacks = build_callbacks(trainer, run, data, module, config, plan, baselines)
-        add_loggers(trainer, run, logged_settings(module, data), config.has_tensorboard)
-        if baselines is not None:
-            announce(trainer, data, config, plan, steps, run, baselines)
+    with contextlib.ExitStack() as stack:
+        with failing_together():
+            module, steps = prepare(trainer, data, config, is_resumed=plan.content is not None)
+            run = stack.enter_context(open_run(trainer, plan, config, resolved_config))
+            baselines = None
+            if trainer.is_global_zero:
+                baselines = measure_split_baselines(trainer, data, config.model.vocab_size, steps)
+                run.write_baselines(asdict(baselines))
+            callbacks = build_callbacks(trainer, run, data, module, config, plan, baselines)
+            add_loggers(trainer, run, logged_settings(module, data), config.has_tensorboard)
+            if baselines is not None:
+                announce(trainer, data, config, plan, steps, run, baselines)
         with recorded(trainer, data, config, steps, run, plan, defaults, start):
             train(trainer, data, module, config, plan, run, callbacks, resume_command)
         if callbacks.progress.session_tokens == 0:

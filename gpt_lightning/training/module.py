@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from gpt_lightning.data.windows import Batch
 from gpt_lightning.errors import DivergedError
@@ -16,6 +17,7 @@ from gpt_lightning.models.config import GPTConfig
 from gpt_lightning.models.gpt import GPT
 from gpt_lightning.models.loss import cross_entropy, perplexity
 from gpt_lightning.models.sampled_softmax import draw_candidates
+from gpt_lightning.training.distributed import FullyShardedStrategy, own_part
 from gpt_lightning.training.optimizers import OptimizerConfig, learning_rate_factor, make_optimizer, total_norm
 
 EVALUATED = ("val", "train_eval")  # in the order of the data module's evaluation loaders
@@ -120,13 +122,14 @@ class GPTModule(LightningModule):
         self.val_window_losses = []
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        losses = self._add_losses(EVALUATED[dataloader_idx], batch)
+        loader = self.trainer.val_dataloaders[dataloader_idx]  # type: ignore[index]
+        losses = self._add_losses(EVALUATED[dataloader_idx], batch, loader, batch_idx)
         if EVALUATED[dataloader_idx] == "val":
             self.val_window_losses += losses.mean(1).tolist()
 
     def on_validation_epoch_end(self) -> None:
         self.evaluated = {}
-        for name in EVALUATED[: len(self.trainer.num_val_batches)]:  # also if this rank has no window of it
+        for name in EVALUATED[: len(self.trainer.num_val_batches)]:
             loss = self._mean_loss(name)
             self.evaluated |= {f"{name}_loss": loss, f"{name}_perplexity": perplexity(loss)}
         self.log_dict(self.evaluated, logger=False)
@@ -135,20 +138,24 @@ class GPTModule(LightningModule):
         self._nll_sums = {}
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._add_losses("test", batch)
+        self._add_losses("test", batch, self.trainer.test_dataloaders, batch_idx)  # type: ignore[arg-type]
 
     def on_test_epoch_end(self) -> None:
         loss = self._mean_loss("test")
         self.evaluated = {"test_loss": loss, "test_perplexity": perplexity(loss)}
         self.log_dict(self.evaluated, logger=False)
 
-    def _add_losses(self, name: str, batch: Batch) -> Tensor:
-        """Add the losses of a batch to the sums of a split, and return them: (B, T) float64, on the CPU."""
+    def _add_losses(self, name: str, batch: Batch, loader: DataLoader[Batch], batch_idx: int) -> Tensor:
+        """Add the losses of a batch to the sums of a split, and return them: (B, T) float64, on the CPU.
+
+        Windows that only fill up this rank's batches are left out.
+        """
         inputs, targets = batch
-        losses = cross_entropy(self(inputs), targets).cpu().double()
+        new: int = self.trainer.datamodule.count_new(loader, batch_idx)  # type: ignore[attr-defined]
+        losses = cross_entropy(self(inputs), targets)[:new].cpu().double()
         sums = self._nll_sums.setdefault(name, [0.0, 0.0])
         sums[0] += losses.sum().item()
-        sums[1] += targets.numel()
+        sums[1] += losses.numel()
         return losses
 
     def _mean_loss(self, name: str) -> float:
@@ -195,7 +202,9 @@ class GPTModule(LightningModule):
             DivergedError: The norm is infinite or NaN; the weights have not been changed.
         """
         parameters = [parameter for parameter in self.parameters() if parameter.grad is not None]
-        norm = total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        norm = total_norm([own_part(parameter.grad) for parameter in parameters if parameter.grad is not None])
+        if isinstance(self.trainer.strategy, FullyShardedStrategy):
+            norm = self.trainer.strategy.reduce(norm.square(), reduce_op="sum").sqrt()
         self.gradient_norm = norm.item()
         if not math.isfinite(self.gradient_norm) and getattr(self.trainer.precision_plugin, "scaler", None) is None:
             raise DivergedError(

@@ -11,7 +11,7 @@ from gpt_lightning.errors import InputError
 from gpt_lightning.evaluation.baselines import Baselines, measure_baselines
 from gpt_lightning.training.config import RunConfig
 from gpt_lightning.training.module import GPTModule
-from gpt_lightning.training.steps import Steps, count_steps
+from gpt_lightning.training.steps import Steps, accumulate_global_batch, count_steps
 
 # Metrics that callbacks from YAML can monitor.
 MONITORED = ("val_loss", "val_perplexity", "train_eval_loss", "train_eval_perplexity", "train_loss", "train_perplexity")
@@ -34,6 +34,7 @@ def prepare(trainer: Trainer, data: TextDataModule, config: RunConfig, *, is_res
         MachineError: The weights alone do not fit in memory.
     """
     config.model.check_memory()
+    accumulate_global_batch(trainer, data)
     steps = count_steps(trainer, data, config.optimizer, config.max_steps)
     config.sampling.check_vocabulary(config.model.vocab_size)
     check_callbacks(trainer.callbacks)  # type: ignore[attr-defined]

@@ -16,7 +16,6 @@ from gpt_lightning.errors import InputError
 from gpt_lightning.evaluation.training_text import check_fingerprint, check_val_fingerprint
 from gpt_lightning.files import read_rows
 from gpt_lightning.runs.folder import LAST, PREVIOUS, RUN_DIR_ENV, RUNS, Run, check_empty, numbered_runs
-from gpt_lightning.training.distributed import is_first_process, launched_externally
 
 RESUME_SCHEMA = {
     "optimizer_states": list,
@@ -24,7 +23,7 @@ RESUME_SCHEMA = {
     "loops": {"fit_loop": dict},
     "callbacks": {"Progress": dict, "Checkpointing": dict},
     "rng_states": list,
-    "TextDataModule": {"epoch": int, "batches": int},
+    "TextDataModule": {"epoch": int, "windows": int, "windows_per_batch": int},
 }
 
 
@@ -88,10 +87,10 @@ def check_same_text(data: TextDataModule, checkpoint: dict[str, Any], name: str,
 
 def check_epoch_end(checkpoint: dict[str, Any], name: str) -> None:
     """Raise `InputError` if a checkpoint was saved within an epoch; its position does not apply to another text."""
-    batches = checkpoint["TextDataModule"]["batches"]
-    if batches:
+    windows = checkpoint["TextDataModule"]["windows"]
+    if windows:
         raise InputError(
-            f"{name}: was saved {batches} batches into an epoch; --allow_data_change needs one from the end of an epoch"
+            f"{name}: was saved {windows} windows into an epoch; --allow_data_change needs one from the end of an epoch"
         )
 
 
@@ -135,6 +134,17 @@ class RunPlan:
                 data, self.content, str(self.checkpoint), "; to continue with this text, give --allow_data_change"
             )
 
+    def check_batches(self, data: TextDataModule, processes: int) -> None:
+        """Raise `InputError` if the number of processes would change the windows of the run's optimizer steps."""
+        if self.content is None or data.hparams["global_batch_size"] is not None:
+            return
+        before, now = self.content["TextDataModule"]["windows_per_batch"], data.hparams["batch_size"] * processes
+        if before != now:
+            raise InputError(
+                f"{self.checkpoint}: its batches had {before} windows on all processes together, now {now}; resume it "
+                f"with as many processes as before (a run that sets data.global_batch_size may change their number)"
+            )
+
     def is_finished(self, max_epochs: int | None, max_steps: int, patience: int | None) -> bool:
         """Return whether the run to resume has already reached one of its limits.
 
@@ -165,15 +175,13 @@ def plan_run(name: str, run_dir: str | None, resume: bool, allow_data_change: bo
         allow_data_change: See `RunPlan`.
 
     Raises:
-        InputError: `run_dir` already contains a run, or is not given although torchrun or SLURM start the processes.
+        InputError: `run_dir` already contains a run.
     """
-    if run_dir is None and launched_externally():
-        raise InputError("--run_dir DIR is needed under torchrun and SLURM, so that all processes share it")
     if run_dir is not None:
         if not run_dir:
             raise InputError("--run_dir is empty; give a folder")
         folder: Path | None = Path(run_dir)
-        if not resume and RUN_DIR_ENV not in os.environ and is_first_process():  # else rank 0 may have created it
+        if not resume and RUN_DIR_ENV not in os.environ:  # else rank 0 has created it
             check_empty(Path(run_dir))
     else:
         folder = next(reversed(numbered_runs(RUNS / name)), None)
@@ -183,6 +191,6 @@ def plan_run(name: str, run_dir: str | None, resume: bool, allow_data_change: bo
     if found is not None:
         return RunPlan(name, folder, *found, allow_data_change)
     steps = max((row["step"] for row in read_rows(Run(folder).metrics_file)), default=0)
-    if steps > 0 and is_first_process():
+    if steps > 0:
         warn(f"{folder}: has no checkpoint to resume from; restarting from step 0 ({steps} steps are lost)")
     return RunPlan(name, folder)

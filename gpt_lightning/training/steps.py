@@ -60,6 +60,33 @@ def count_steps(trainer: Trainer, data: TextDataModule, optimizer: OptimizerConf
     return Steps(train_batches, val_batches, steps_of_epoch(trainer, train_batches, 0), total)
 
 
+def accumulate_global_batch(trainer: Trainer, data: TextDataModule) -> None:
+    """Set the Trainer's accumulation for `data.global_batch_size`, and count its limits in batches of that size.
+
+    Raises:
+        InputError: The batches of all ranks do not divide it, or the Trainer accumulates as another setting says.
+    """
+    size, batch_size = data.hparams["global_batch_size"], data.hparams["batch_size"]
+    if size is None:
+        return
+    scheduled = any(isinstance(one, GradientAccumulationScheduler) for one in trainer.callbacks)  # type: ignore[attr-defined]
+    if trainer.accumulate_grad_batches != 1 or scheduled:
+        name = "trainer.callbacks GradientAccumulationScheduler" if scheduled else "trainer.accumulate_grad_batches"
+        raise InputError(f"data.global_batch_size ({size}) sets the number of accumulated batches; leave {name} out")
+    if size % (batch_size * trainer.world_size):
+        raise InputError(
+            f"data.global_batch_size ({size}) must be a multiple of data.batch_size ({batch_size}) times the number of "
+            f"processes ({trainer.world_size})"
+        )
+    trainer.accumulate_grad_batches = size // (batch_size * trainer.world_size)
+    for name in ("limit_train_batches", "limit_val_batches"):
+        limit = getattr(trainer, name)
+        if isinstance(limit, int):
+            setattr(trainer, name, limit * trainer.accumulate_grad_batches)
+        elif limit != 1:  # a share of the batches of each rank, rounded down, which depends on their number
+            raise InputError(f"trainer.{name} ({limit}) must be an int if data.global_batch_size is set")
+
+
 def steps_of_epoch(trainer: Trainer, batches: int, epoch: int) -> int:
     """Return the optimizer steps of an epoch, counting a last one that accumulates fewer batches."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]

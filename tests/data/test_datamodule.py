@@ -59,7 +59,7 @@ def test_the_position_is_saved_and_restored(tmp_path: Path) -> None:
     data, resumed = module(tmp_path), module(tmp_path)
     data.setup("fit")
     resumed.setup("fit")
-    data.position = (2, 3)
+    data.position = (2, 9)
 
     resumed.load_state_dict(data.state_dict())
 

@@ -34,29 +34,37 @@ def test_with_a_stride_of_context_length_no_token_is_predicted_twice(tokens: int
 def test_ranks_share_each_epoch_without_overlap_and_resume_at_any_batch(
     windows: int, batch_size: int, world_size: int, epoch: int, data: st.DataObject
 ) -> None:
+    global_batch = batch_size * world_size
+
     def rows(skip: int) -> list[list[int]]:
         orders = [
-            ResumableSampler(windows, batch_size, 123, epoch, skip, rank, world_size) for rank in range(world_size)
+            ResumableSampler(windows, global_batch, 123, epoch, skip, rank, world_size) for rank in range(world_size)
         ]
         return [list(order) for order in orders]
 
     whole = rows(0)
-    batches = windows // (batch_size * world_size)
+    batches = windows // global_batch
     skip = data.draw(st.integers(0, batches))
 
     seen = [index for row in whole for index in row]
-    assert len(seen) == len(set(seen)) == batches * batch_size * world_size
+    assert len(seen) == len(set(seen)) == batches * global_batch
     assert all(0 <= index < windows for index in seen)
-    assert rows(skip) == [row[skip * batch_size :] for row in whole]
+    assert rows(skip * global_batch) == [row[skip * batch_size :] for row in whole]
 
 
-def test_global_batches_do_not_depend_on_the_number_of_ranks() -> None:
-    alone = list(ResumableSampler(24, 4, 7))
-    two = [list(ResumableSampler(24, 2, 7, rank=rank, world_size=2)) for rank in range(2)]
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.integers(0, 7))
+def test_global_batches_do_not_depend_on_ranks_and_batch_sizes(
+    batch_size: int, world_size: int, accumulated: int, batches: int, rest: int
+) -> None:
+    size = batch_size * world_size * accumulated
+    windows = size * batches + min(rest, size - 1)
+    alone = list(ResumableSampler(windows, size, 7))
+    rows = [list(ResumableSampler(windows, size, 7, rank=rank, world_size=world_size)) for rank in range(world_size)]
 
-    for batch in range(6):
-        together = two[0][2 * batch : 2 * batch + 2] + two[1][2 * batch : 2 * batch + 2]
-        assert sorted(together) == sorted(alone[4 * batch : 4 * batch + 4])
+    share = batch_size * accumulated
+    for batch in range(batches):
+        together = [index for row in rows for index in row[share * batch : share * (batch + 1)]]
+        assert sorted(together) == sorted(alone[size * batch : size * (batch + 1)])
 
 
 def test_the_order_depends_on_seed_and_epoch_only() -> None:

@@ -20,7 +20,6 @@ from gpt_lightning.errors import InputError, MachineError
 from gpt_lightning.files import append_row, read_rows
 from gpt_lightning.runs import folder
 from gpt_lightning.runs.folder import Run
-from gpt_lightning.training.resume import plan_run
 
 Command = Callable[..., Result]
 
@@ -145,20 +144,6 @@ def test_a_file_system_without_locks_is_named(in_tmp: Path, monkeypatch: pytest.
     monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.raises(MachineError, match=r"^run/.lock: cannot be locked \(No locks available\)$"):
         Run(in_tmp / "run").open()
-
-
-@pytest.mark.parametrize("variable", ["RANK", "SLURM_PROCID"])
-def test_later_ranks_accept_the_folder_that_rank_0_created(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
-) -> None:
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    run = str(tmp_path / "run")
-
-    monkeypatch.setenv(variable, "0")
-    with pytest.raises(InputError, match="already contains a run"):
-        plan_run("run", run, resume=False, allow_data_change=False)
-    monkeypatch.setenv(variable, "1")
-    assert plan_run("run", run, resume=False, allow_data_change=False).folder == tmp_path / "run"
 
 
 def test_too_little_disk_space_is_refused_before_the_first_step(

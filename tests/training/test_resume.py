@@ -277,7 +277,7 @@ def test_resuming_with_another_text_needs_allow_data_change(command: Command, co
     command("fit", "--config", config, "--run_dir", "inside", "--trainer.max_steps=2")
     inside = command("fit", "--config", config, "--run_dir", "inside", *other, "--allow_data_change")
     assert inside.code == 2
-    assert "was saved 2 batches into an epoch; --allow_data_change needs one from the end of an epoch" in inside.error
+    assert "was saved 112 windows into an epoch; --allow_data_change needs one from the end of an epoch" in inside.error
 
 
 def test_a_text_change_resets_the_best_loss_and_early_stopping(command: Command, config: Path) -> None:

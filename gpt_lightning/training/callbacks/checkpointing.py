@@ -15,6 +15,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from lightning.pytorch.strategies import Strategy
+from torch import Tensor
 
 from gpt_lightning.checkpoints.io import (
     discard_checkpoint,
@@ -33,6 +34,7 @@ from gpt_lightning.training.callbacks.exact_resume import text_changed
 from gpt_lightning.training.callbacks.progress import Progress
 from gpt_lightning.training.callbacks.signals import StopOnSignal
 from gpt_lightning.training.callbacks.step_end import StepEnd
+from gpt_lightning.training.distributed import own_part, read_on_all_ranks
 from gpt_lightning.training.module import GPTModule
 
 TIME_BETWEEN_SAVES = 40  # in durations of a save; the last step of a run is always saved
@@ -61,7 +63,7 @@ class AtomicCheckpointIO(CheckpointIO):
         map_location: Callable[..., Any] | None = None,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        return read_checkpoint(path, mmap=False)  # the optimizer keeps the tensors
+        return read_on_all_ranks(path)
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         Path(path).unlink(missing_ok=True)
@@ -218,8 +220,10 @@ class Checkpointing(StepEnd, Checkpoint):
 
     def _save(self, trainer: Trainer) -> None:
         start = time.monotonic()
-        values = [*trainer.lightning_module.parameters(), *(list(one.state.values()) for one in trainer.optimizers)]
-        is_finite = find_non_finite(values, "") is None
+        states = [list(values.values()) for one in trainer.optimizers for values in one.state.values()]
+        values = [value for state in states for value in state if isinstance(value, Tensor)]
+        parts = [own_part(value) for value in (*trainer.lightning_module.parameters(), *values)]
+        is_finite = find_non_finite(parts, "") is None
         if not trainer.strategy.reduce_boolean_decision(is_finite, all=True):  # ranks may hold parts
             raise DivergedError(f"non-finite weights or optimizer state after step {trainer.global_step}")
         self.best.publish(trainer.strategy)

@@ -37,6 +37,12 @@ class ExactResume(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._rng_states = checkpoint["rng_states"]
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        before, now = checkpoint["TextDataModule"]["windows_per_batch"], data.windows_per_batch
+        for counts in checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"].values():
+            if isinstance(counts, dict):  # with other numbers of processes and accumulated batches
+                ready = counts["ready"]
+                counts |= {name: ready * before // now - (ready - count) for name, count in counts.items()}
         states = checkpoint["callbacks"]
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, EarlyStopping) and callback.state_key in states:

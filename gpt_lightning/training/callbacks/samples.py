@@ -20,6 +20,7 @@ from gpt_lightning.runs.folder import Run
 from gpt_lightning.runs.tables import read_samples
 from gpt_lightning.training.callbacks.metrics import log_to_loggers, tensorboards_of
 from gpt_lightning.training.callbacks.step_end import StepEnd, averages_in
+from gpt_lightning.training.distributed import whole_network
 from gpt_lightning.training.module import GPTModule
 
 ROWS_SHOWN = 200  # samples in TensorBoard's table, the newest
@@ -66,14 +67,16 @@ class Samples(StepEnd):
     def after_step(self, trainer: Trainer, module: LightningModule, *, epoch_ended: bool, run_ends: bool) -> None:
         step = trainer.global_step
         by_steps = self.every is not None and step % self.every == 0
-        if trainer.is_global_zero and (epoch_ended or run_ends or by_steps):
-            self._sample(trainer, module, step)
+        if self.prompts and (epoch_ended or run_ends or by_steps):
+            assert isinstance(module, GPTModule)
+            with averages_in(trainer, module):
+                network = whole_network(trainer, module.model)
+                completed = [] if network is None else self._complete(network)
+            if trainer.is_global_zero:
+                self._record(trainer, completed, step)
 
-    def _sample(self, trainer: Trainer, module: LightningModule, step: int) -> None:
-        assert isinstance(module, GPTModule)
+    def _record(self, trainer: Trainer, completed: list[CompletedText], step: int) -> None:
         epoch = trainer.current_epoch + 1
-        with averages_in(trainer, module):
-            completed = self._complete(module.model)
         tokens = of = 0
         for one in completed:
             copied = self.memorization.describe(one)
@@ -83,8 +86,7 @@ class Samples(StepEnd):
             row = {"step": step, "epoch": epoch, "prompt": one.prompt, "completion": one.completion, "copied": copied}
             append_row(self.run.samples_file, row)
             self._newest.append(row)
-        if self.prompts:
-            self._log(trainer, step, tokens / max(of, 1))
+        self._log(trainer, step, tokens / max(of, 1))
 
     def _log(self, trainer: Trainer, step: int, copied_share: float) -> None:
         """Log the share of copied tokens to all loggers, and the newest samples to TensorBoard."""

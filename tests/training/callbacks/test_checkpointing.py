@@ -80,7 +80,7 @@ def test_checkpoints_have_the_documented_content(trained: Path) -> None:
     assert own["fit"]["trainer.precision"] == "32-true"
     assert last["hyper_parameters"]["vocab_size"] == 257
     assert last["datamodule_hyper_parameters"]["tokenizer"] == "bytes"
-    assert last["TextDataModule"] == {"epoch": 3, "batches": 0}
+    assert last["TextDataModule"] == {"epoch": 3, "windows": 0, "windows_per_batch": 56}
 
 
 def test_a_short_run_has_no_prev_ckpt(trained: Path) -> None:
