@@ -299,7 +299,7 @@ class CLI(LightningCLI):
         """Check the settings outside `model`, `data` and `sampling`."""
         settings = self.config[self.command]
         self.training = TrainingConfig(**{one.name: settings[one.name] for one in fields(TrainingConfig)})
-        check_trainer(settings["trainer"])
+        check_trainer(settings["trainer"], is_launched=launched_externally())
         if self.command == "fit":
             check_split_weights(settings["trainer"], settings["model"]["optimizer"])
         both_passed = all(was_passed(self.arguments, f"--data.{name}") for name in ("val_text", "train_ratio"))

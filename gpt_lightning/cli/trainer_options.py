@@ -7,7 +7,6 @@ import re
 from jsonargparse import Namespace
 
 from gpt_lightning.errors import InputError
-from gpt_lightning.training.distributed import launched_externally
 from gpt_lightning.training.hardware import check_device
 from gpt_lightning.validation import require, require_integer, require_number
 
@@ -65,8 +64,12 @@ REFUSED_KINDS = {
 }
 
 
-def check_trainer(trainer: Namespace) -> None:
+def check_trainer(trainer: Namespace, *, is_launched: bool) -> None:
     """Check the settings `trainer.*` that Lightning would ignore or reject with a long message.
+
+    Args:
+        trainer: The settings.
+        is_launched: Whether torchrun or SLURM has started the processes.
 
     Raises:
         InputError: A value is out of range, or asks for a device that this machine does not have.
@@ -92,7 +95,7 @@ def check_trainer(trainer: Namespace) -> None:
     if clip is not None:
         must = "be a finite number of at least 0"
         require_number("trainer.gradient_clip_val", clip, must, lambda limit: limit >= 0)
-    if trainer["num_nodes"] != 1 and not launched_externally():
+    if trainer["num_nodes"] != 1 and not is_launched:
         raise InputError(f"trainer.num_nodes ({trainer['num_nodes']}) needs torchrun or SLURM to start the processes")
     strategy = trainer["strategy"]
     if isinstance(strategy, str):
@@ -100,7 +103,8 @@ def check_trainer(trainer: Namespace) -> None:
     for setting, name in named_classes(trainer):
         if reason := why_refused(name):
             raise InputError(f"trainer.{setting}: {name} {reason}")
-    check_device(trainer["accelerator"], trainer["devices"], trainer["precision"])
+    devices = "auto" if is_launched else trainer["devices"]  # torchrun may start more processes than cores
+    check_device(trainer["accelerator"], devices, trainer["precision"])
 
 
 def check_split_weights(trainer: Namespace, optimizer: str) -> None:

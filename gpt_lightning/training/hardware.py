@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from gpt_lightning.errors import InputError
-from gpt_lightning.training.distributed import launched_externally
 from gpt_lightning.validation import require, require_integer
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
@@ -79,7 +78,7 @@ def check_device(accelerator: Any, devices: Any, precision: Any) -> None:
         devices = int(devices)
     if isinstance(devices, int) and devices != -1:
         require_integer("trainer.devices", devices, 1)
-        if devices > count and not (device == "cpu" and launched_externally()):
+        if devices > count:
             raise InputError(f"trainer.devices ({devices}) must be at most {count}, the number on this machine")
     if precision in ("16-mixed", "16", 16, "16-true") and device == "cpu":
         raise InputError(f"trainer.precision {precision} does not run on cpu; use bf16-mixed or 32-true")
