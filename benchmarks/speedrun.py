@@ -33,7 +33,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 # Tests repeat themselves, site-packages differ from machine to machine, pydoc_data holds English text.
 LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "pydoc_data"}
-POINTS = 12  # evaluations of a training
 COMMON = {
     "model.context_length": 256,
     "model.emb_dim": 256,
@@ -207,6 +206,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=15, help="of the recipes book and nanogpt")
     parser.add_argument("--probe", type=int, default=12, help="steps of the trainings that measure the speed")
     parser.add_argument("--rounds", type=int, default=3, help="of these")
+    parser.add_argument("--points", type=int, default=12, help="evaluations of a training")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at the same time")
     parser.add_argument(
         "--results", help="a file to add results to, a JSON object per training; also those in it count"
@@ -225,7 +225,9 @@ def main() -> None:
         def run(task: tuple[str, int]) -> dict[str, Any]:
             name, seed = task
             steps = int(options.minutes * 60 * RECIPES[name].share / speeds[name])
-            rows = train(RECIPES[name], steps, seed, texts, max(1, (os.cpu_count() or 1) // options.jobs), POINTS)
+            rows = train(
+                RECIPES[name], steps, seed, texts, max(1, (os.cpu_count() or 1) // options.jobs), options.points
+            )
             curve = [[row["step"] * speeds[name], row["val_loss"]] for row in rows if "val_loss" in row]
             return {"recipe": name, "seed": seed, "steps": steps, "seconds_per_step": speeds[name], "curve": curve}
 

@@ -33,8 +33,9 @@ OTHERS = {
     "python benchmarks/busy.py --configs debug",
     "python benchmarks/busy.py --configs classroom --trainer.max_epochs 9",
     "python benchmarks/speedrun.py --jobs 2 --figure speedrun.png",
-    'python benchmarks/speedrun.py --minutes 4 --seeds 1 2 3 --jobs 2 --rounds 2 --recipes nanogpt ours "nanogpt, a third" '
-    '"with muon" "with batch" "with sampled softmax" "without muon" "without batch" "without sampled softmax"',
+    "python benchmarks/speedrun.py --minutes 4 --seeds 1 2 3 --jobs 2 --rounds 2 --points 4 --recipes nanogpt ours "
+    '"nanogpt, a third" "with muon" "with batch" "with sampled softmax" "without muon" '
+    '"without batch" "without sampled softmax"',
     "python benchmarks/start.py",
     "python benchmarks/window.py runs/ours/1/checkpoints/best.ckpt validation.txt",
     "pytest tests/checkpoints/conversion",
