@@ -138,7 +138,8 @@ def instrument() -> None:
     mark(AtomicCheckpointIO, "save_checkpoint", "save")
     mark(GPTModule, "validation_step", "evaluation")
     mark(GPTModule, "on_validation_epoch_end", "evaluation")
-    mark(Samples, "_sample", "sampling")
+    mark(Samples, "_complete", "sampling")
+    mark(Samples, "_record", "sampling")
     mark(Checkpointing, "on_train_epoch_end", "epoch end")
     mark(Summary, "on_train_end", "after the last step")
 
