@@ -172,13 +172,22 @@ def in_turns(prepare: Callable[[], None]) -> None:
 
 
 def read_on_all_ranks(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a checkpoint from this machine's disk, or from rank 0 if not all machines have it."""
+    """Read a checkpoint from the disk, or from rank 0 unless all ranks see the same file."""
     if distributed.is_initialized():
-        sizes: list[Any] = [None] * distributed.get_world_size()
-        distributed.all_gather_object(sizes, os.path.getsize(path) if os.path.isfile(path) else None)
-        if None in sizes or len(set(sizes)) > 1:
+        found: list[Any] = [None] * distributed.get_world_size()
+        distributed.all_gather_object(found, _identity(path))
+        if None in found or len(set(found)) > 1:
             return from_first(lambda: read_checkpoint(path, mmap=False))
     return read_checkpoint(path, mmap=False)
+
+
+def _identity(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """Return the size and the time of a file, which differ from those of an older copy; None without the file."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 def lost_process(error: Exception) -> MachineError:
