@@ -125,7 +125,7 @@ def train(recipe: Recipe, steps: int, seed: int, texts: Path, threads: int, poin
     settings["trainer.limit_val_batches"] = 80 // settings["data.batch_size"]
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "gpt_lightning", "fit", f"--run_dir={folder}/run"]
-        command += [f"--{name}={'null' if value is None else value}" for name, value in settings.items()]
+        command += [f"--{name}={value}" for name, value in settings.items()]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)}
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
         if done.returncode != 0:

@@ -120,9 +120,7 @@ def check_split_weights(trainer: Namespace, optimizer: str) -> None:
         raise InputError(f"model.optimizer: muon needs whole matrices, which {SPLITS}")
     for setting, name in named_classes(trainer):
         if setting == "callbacks" and name.endswith("WeightAveraging"):
-            raise InputError(
-                f"trainer.callbacks: {name} needs whole weights, which trainer.strategy fsdp splits; use ddp"
-            )
+            raise InputError(f"trainer.callbacks: {name} needs whole weights, which {SPLITS}")
     if trainer["precision"] not in FSDP_PRECISIONS:
         precision = trainer["precision"]
         raise InputError(f"trainer.precision {precision} does not work with fsdp; use bf16-mixed or 32-true")

@@ -276,8 +276,8 @@ class TextDataModule(LightningDataModule):
         """
         rank, world_size = self._rank_and_world_size()
         assert isinstance(loader.dataset, (Windows, Subset))
-        share = math.ceil((len(loader.dataset) - rank) / world_size)
-        return max(0, min(share - batch * int(self.hparams["batch_size"]), int(self.hparams["batch_size"])))
+        share, size = len(range(rank, len(loader.dataset), world_size)), int(self.hparams["batch_size"])
+        return len(range(share)[batch * size : (batch + 1) * size])
 
     @property
     def windows_per_batch(self) -> int:
