@@ -9,6 +9,8 @@ Ratios are medians over the rounds.
 The first token of a long prompt is compared with the matrix products that it takes: those of all blocks with all tokens
 of the prompt, and those of the head with the last token, one after another without anything between them.
 
+For a single prompt in bfloat16, the products of a token with the packed matrices are measured in the same way.
+
 For a single prompt, the speed limit is to read every matrix once per token (except the token embedding, of which only
 one row is read), at the measured bandwidth. Beyond the context length, arithmetic is the limit: positions are learned,
 so a whole window is processed again for each new token. The last table shows the time per token before and beyond the
@@ -29,6 +31,7 @@ from typing import Any
 
 import torch
 from peers import VOCABULARY, BookGPT, Shape, our_gpt, transformers_gpt
+from torch import nn
 from workers import Worker
 
 from gpt_lightning.inference.generate import generate
@@ -173,6 +176,44 @@ def work_products(contender: Contender, connection: Connection) -> None:
         connection.send(time.perf_counter() - start)
 
 
+def work_packed_products(contender: Contender, connection: Connection) -> None:
+    """Answer each message with the seconds of the products with all packed matrices that one new token takes."""
+    D, dtype = contender.shape.emb_dim, DTYPES[contender.precision]
+    sizes = [*[(D, 3 * D), (D, D), (D, 4 * D), (4 * D, D)] * contender.shape.n_layers, (D, VOCABULARY)]
+    layers = nn.Sequential(*(nn.Linear(*size, bias=False) for size in sizes)).to(dtype)
+    features = [torch.randn(1, inputs, dtype=dtype) for inputs, _ in sizes]
+    pack(layers, 1)
+    connection.send(None)
+    while True:
+        connection.recv()
+        start = time.perf_counter()
+        with torch.inference_mode():
+            for layer, one in zip(layers, features, strict=True):
+                layer(one)
+        connection.send(time.perf_counter() - start)
+
+
+def packed_products(precision: str, rounds: int) -> float:
+    """Measure the products with packed matrices of one new token, and print them beside the limit.
+
+    Returns:
+        The speed of the products alone as a share of the memory limit.
+    """
+    contender = Contender("ours", precision)
+    products, machine = Worker(work_packed_products, contender), Worker(work_machine, None)
+    seconds, rates = [], []
+    for _ in range(rounds):
+        seconds.append(median(products() for _ in range(20)))
+        rates.append(machine())
+    products.stop()
+    machine.stop()
+    least = matrix_bytes(contender.shape, precision) / median(rates)
+    share = least / median(seconds)
+    print(f"\nproducts of a token with packed matrices, {precision}: {1000 * median(seconds):.1f} ms")
+    print(f"  read at {median(rates) / 1e9:.1f} GB/s: {1000 * least:.1f} ms, {100 * share:.0f} % of it", flush=True)
+    return share
+
+
 def first_token(precision: str, tokens: int, rounds: int) -> float:
     """Measure the time to the first token of a long prompt, and print it beside that of its matrix products.
 
@@ -273,6 +314,7 @@ def run() -> None:
         found[f"{precision}_{prompts}_vs_transformers"] = ratio
         if prompts == 1:
             found[f"{precision}_1_share_of_bandwidth"] = share
+    found["bf16_1_products_share_of_bandwidth"] = packed_products("bf16", options.rounds)
     if options.long_prompt:
         found["first_token_vs_products"] = first_token("fp32", options.long_prompt, 3 * options.rounds)
     if options.past_context:

@@ -262,10 +262,10 @@ def test_splits_and_steps_of_note_b() -> None:
     assert len(split_text("x" * 88775, 0.8)[0]) == 71020
     assert len(split_text("x" * 88775, 0.8)[1]) == 17755
     # Context 1024: about 14,507 and 3,627 tokens give 7 training batches and 2 validation batches.
-    assert len(ResumableSampler(len(Windows(torch.zeros(14507), 1024, 1024)), 2, seed=123)) // 2 == 7
+    assert len(ResumableSampler(Windows(torch.zeros(14507), 1024, 1024), 2, seed=123)) // 2 == 7
     assert len(Windows(torch.zeros(3627), 1024, 1024)) == 3
     # Context 128: 56 steps an epoch, 560 in ten, 256 tokens each.
-    assert len(ResumableSampler(len(Windows(torch.zeros(14507), 128, 128)), 2, seed=123)) // 2 == 56
+    assert len(ResumableSampler(Windows(torch.zeros(14507), 128, 128), 2, seed=123)) // 2 == 56
     assert 560 * 256 == 143_360
 
 

@@ -437,6 +437,8 @@ def quiet_lightning() -> None:
     for message in (
         # data.num_workers is a setting with its own default.
         ".*does not have many workers.*",
+        # Workers of a corpus in shards are started anew for each epoch, as all others are.
+        "Consider setting `persistent_workers=True`.*",
         # Caused by Lightning's use of pytree (torch >= 2.13).
         ".*LeafSpec.*is deprecated.*",
         # Losses are summed over the ranks before they are logged.

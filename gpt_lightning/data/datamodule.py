@@ -14,7 +14,8 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from gpt_lightning.console import warn
-from gpt_lightning.data.corpus import CACHE_DIR, Corpus, Part, open_corpus
+from gpt_lightning.data.corpus import CACHE_DIR, CACHE_GIGABYTES, Corpus, Part, open_corpus
+from gpt_lightning.data.shards import ShardedTokens
 from gpt_lightning.data.sources import absolute, parse_url
 from gpt_lightning.data.text import CLEANERS
 from gpt_lightning.data.tokenizer import Tokenizer, load_tokenizer
@@ -63,8 +64,8 @@ class TextDataModule(LightningDataModule):
     """Load a text, split it, and serve training and validation windows.
 
     Args:
-        text: Text to train on: a file, folder, quoted glob, .jsonl or hf:DATASET. The dataset's configuration and split
-            follow it: hf:DATASET/CONFIG/SPLIT.
+        text: Text to train on: a file, folder, quoted glob, .jsonl, hf:DATASET, or s3://, gs://, az:// or https://, as
+            `prepare` writes it. A dataset's configuration and split follow it: hf:DATASET/CONFIG/SPLIT.
         val_text: Validation text of the same kinds; null splits `text` by train_ratio.
         test_text: Text that the command `test` evaluates.
         url: http(s) URL of `text`, downloaded once if the file is missing. It may end with a checksum,
@@ -72,9 +73,10 @@ class TextDataModule(LightningDataModule):
         fallback_text: File to use, with a warning, if `text` cannot be found or downloaded.
         tokenizer: gpt2, bytes, or another encoding of tiktoken.
         context_length: Tokens per window; linked to model.context_length.
-        cache_dir: Folder that caches the tokens of documents and large files.
+        cache_dir: Folder that caches the tokens of documents and large files, and shards of an object store.
+        cache_gigabytes: Most space that shards take in cache_dir, in 10^9 bytes.
         train_ratio: Share of the characters to train on; the rest is the validation split. Collections of documents
-            are split between two documents, files above 64 MB between two tokens.
+            are split between two documents, shards between two shards, files above 64 MB between two tokens.
         stride: Tokens between the starts of windows; null: context_length.
         batch_size: Windows per batch and device.
         global_batch_size: Windows per optimizer step, summed over all devices. The gradients of several batches are
@@ -108,6 +110,7 @@ class TextDataModule(LightningDataModule):
         fallback_text: str | None = None,
         tokenizer: str = "gpt2",
         cache_dir: str = CACHE_DIR,
+        cache_gigabytes: float = CACHE_GIGABYTES,
         context_length: int = 256,
         train_ratio: float = 0.9,
         stride: int | None = None,
@@ -126,6 +129,7 @@ class TextDataModule(LightningDataModule):
         require_integer("data.batch_size", batch_size, 1)
         if global_batch_size is not None:
             require_integer("data.global_batch_size", global_batch_size, 1)
+        require_number("data.cache_gigabytes", cache_gigabytes, "be above 0", lambda size: size > 0)
         require_integer("data.num_workers", num_workers, 0, MAX_WORKERS)
         require(clean is None or clean in CLEANERS, "data.clean", f"be null or {', '.join(CLEANERS)}", clean)
         require_integer("evaluate_batches", evaluate_batches, 1)
@@ -190,7 +194,7 @@ class TextDataModule(LightningDataModule):
             raise InputError("data.text is missing; name a text file, or use a config that names one")
         corpus = self._open("text", self.hparams["url"], self.hparams["fallback_text"])
         if absolute(str(corpus.path)) != absolute(self.hparams["text"]):
-            self.found_in = corpus.path.parent
+            self.found_in = Path(corpus.path).parent
         self.hparams.update(text=str(corpus.path), url=corpus.url, fallback_text=None)
         return corpus
 
@@ -200,6 +204,7 @@ class TextDataModule(LightningDataModule):
             self.tokenizer,
             clean=self.hparams["clean"],
             cache_dir=Path(self.hparams["cache_dir"]),
+            cache_gigabytes=self.hparams["cache_gigabytes"],
             setting=f"data.{name}",
             url=url,
             fallback=fallback,
@@ -249,7 +254,7 @@ class TextDataModule(LightningDataModule):
     def _sampler(self) -> ResumableSampler:
         epoch, windows = self.position
         return ResumableSampler(
-            len(self.splits["training"].windows),
+            self.splits["training"].windows,
             self.hparams["global_batch_size"] or self.windows_per_batch,
             self.hparams["seed"],
             epoch,
@@ -284,15 +289,22 @@ class TextDataModule(LightningDataModule):
         """Number of windows of a batch on all ranks together."""
         return int(self.hparams["batch_size"]) * self._rank_and_world_size()[1]
 
+    @property
+    def _has_shards(self) -> bool:
+        return any(isinstance(split.windows.token_ids, ShardedTokens) for split in self.splits.values())
+
     def _rank_and_world_size(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
     def _loader(self, windows: Dataset[Batch], order: ResumableSampler | list[int]) -> DataLoader[Batch]:
+        workers = self.hparams["num_workers"]
         return Loader(
             windows,
             batch_size=self.hparams["batch_size"],
             sampler=order,
-            num_workers=self.hparams["num_workers"],
+            num_workers=workers,
+            # Threads of obstore do not survive a fork.
+            multiprocessing_context="spawn" if workers and self._has_shards else None,
             pin_memory=torch.cuda.is_available(),  # allows copies to the GPU while it computes
             # Each iter() draws a seed for the workers, by default from the global random state.
             generator=torch.Generator().manual_seed(self.hparams["seed"]),

@@ -14,6 +14,7 @@ import urllib.request
 from pathlib import Path
 
 from gpt_lightning.console import warn
+from gpt_lightning.data.object_store import is_address
 from gpt_lightning.data.text import MAX_BYTES, Text, check_text, read_text
 from gpt_lightning.errors import InputError, MachineError
 from gpt_lightning.files import packaged_folder, with_filename
@@ -24,13 +25,13 @@ DATASET = "hf:"  # prefix of hf:DATASET/CONFIG/SPLIT
 
 
 def absolute(name: str) -> str:
-    """Return the absolute path of a file; hf:DATASET/CONFIG/SPLIT is returned unchanged."""
-    return name if name.startswith(DATASET) else os.path.abspath(name)
+    """Return the absolute path of a file; hf:DATASET/CONFIG/SPLIT and addresses are returned unchanged."""
+    return name if name.startswith(DATASET) or is_address(name) else os.path.abspath(name)
 
 
 def short_name(path: str | Path) -> str:
-    """Return the name used in messages: the last component of a path, or hf:DATASET/CONFIG/SPLIT in full."""
-    return str(path) if str(path).startswith(DATASET) else os.path.basename(path)
+    """Return the name used in messages: the last component of a path; hf:DATASET/CONFIG/SPLIT and addresses in full."""
+    return str(path) if str(path).startswith(DATASET) or is_address(str(path)) else os.path.basename(path)
 
 
 def find_source(

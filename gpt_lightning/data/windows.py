@@ -11,7 +11,9 @@ model.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
+from itertools import accumulate, zip_longest
 from typing import Any
 
 import numpy as np
@@ -21,10 +23,11 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from gpt_lightning.console import plural
+from gpt_lightning.data.shards import ShardedTokens
 from gpt_lightning.errors import InputError
 
 Batch = tuple[Tensor, Tensor]  # inputs (B, T) and targets (B, T), int64
-TokenIds = Tensor | NDArray[Any]  # (N,) of any integer type, in memory or memory-mapped
+TokenIds = Tensor | NDArray[Any] | ShardedTokens  # (N,) of any integer type
 
 
 def windows_in_batch(batch: Batch) -> int:
@@ -40,28 +43,48 @@ def tokens_in_batch(batch: Batch) -> int:
 class Windows(Dataset[Batch]):
     """A dataset of windows: `context_length` tokens and, as targets, the same tokens shifted by one.
 
-    Windows start at range(0, N - T, stride), as in the book; a shorter rest at the end is not used.
+    Windows start at range(0, N - T, stride), as in the book; a shorter rest at the end is not used. With shards, this
+    holds for each shard: no window spans two.
 
     Args:
         token_ids: (N,) of any integer type.
         context_length: T.
         stride: Tokens between the starts of windows. If it is T, each token is predicted at most once.
+
+    Attributes:
+        groups: Number of windows in each shard; of all windows, if the tokens are not in shards.
     """
 
     def __init__(self, token_ids: TokenIds, context_length: int, stride: int) -> None:
         self.token_ids = token_ids
         self.context_length = context_length
-        self.starts = range(0, len(token_ids) - context_length, stride)
+        self.stride = stride
+        self._pieces = token_ids.pieces if isinstance(token_ids, ShardedTokens) else [range(len(token_ids))]
+        self._starts = [range(one.start, max(one.start, one.stop - context_length), stride) for one in self._pieces]
+        self.groups = list(map(len, self._starts))
+        self._firsts = list(accumulate(self.groups, initial=0))  # index of the first window of each shard
 
     def __len__(self) -> int:
-        return len(self.starts)
+        return self._firsts[-1]
 
     def __getitem__(self, index: int) -> Batch:
-        start = self.starts[index]
+        start = self.start(index)
         piece = self.token_ids[start : start + self.context_length + 1]
         if not isinstance(piece, Tensor):
             piece = torch.from_numpy(piece.astype(np.int64))
         return piece[:-1], piece[1:]
+
+    def start(self, index: int) -> int:
+        """Return the position of a window's first token."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        group = bisect_right(self._firsts, index) - 1
+        return self._starts[group][index - self._firsts[group]]
+
+    def fetch_ahead(self, group: int) -> None:
+        """Begin to download a shard, if the tokens are in shards."""
+        if isinstance(self.token_ids, ShardedTokens):
+            self.token_ids.fetch_ahead(group)
 
     def require_one(self, name: str, advice: str) -> None:
         """Raise `InputError` if the tokens are fewer than a window and the token after it, its last target.
@@ -70,7 +93,7 @@ class Windows(Dataset[Batch]):
             name: Name of the text, which starts the message.
             advice: What to do, which ends it.
         """
-        if not self.starts:
+        if not len(self):
             raise InputError(
                 f"{name} has {plural(len(self.token_ids), 'token')}, but one window needs {self.context_length + 1:,}: "
                 f"model.context_length ({self.context_length}) and one more as the last target; {advice}"
@@ -82,7 +105,7 @@ class Windows(Dataset[Batch]):
         Args:
             windows: Number of windows to count, at least 1.
         """
-        starts = np.array(self.starts[:windows])
+        starts = np.concatenate([np.array(one, np.int64) for one in self._starts])[:windows]
         changes = np.zeros(starts[-1] + self.context_length + 2, np.int64)
         np.add.at(changes, starts + 1, 1)
         np.add.at(changes, starts + self.context_length + 1, -1)
@@ -90,18 +113,21 @@ class Windows(Dataset[Batch]):
 
     @property
     def unused_tokens(self) -> int:
-        """Number of trailing tokens that are not a target of any window."""
-        predicted = self.starts[-1] + self.context_length if self.starts else 0
-        return len(self.token_ids) - 1 - predicted
+        """Number of trailing tokens that are not a target of any window, in all shards together."""
+        both = zip(self._pieces, self._starts, strict=True)
+        return sum(
+            piece.stop - 1 - (starts[-1] + self.context_length if starts else piece.start) for piece, starts in both
+        )
 
 
 class ResumableSampler(Sampler[int]):
     """Shuffle the training windows in an order that depends only on the seed and the epoch.
 
-    Each rank gets its share of every global batch. Windows that do not fill a global batch are dropped from the epoch.
+    Shards come one after another, in an order of their own, and the windows of each are shuffled. Each rank gets its
+    share of every global batch. Windows that do not fill a global batch are dropped from the epoch.
 
     Args:
-        windows: Number of windows.
+        windows: The training windows.
         global_batch: Windows of a global batch, a multiple of world_size.
         seed: Seed of the run.
         epoch: First epoch to iterate over; Lightning calls `set_epoch` before later ones.
@@ -112,7 +138,7 @@ class ResumableSampler(Sampler[int]):
 
     def __init__(
         self,
-        windows: int,
+        windows: Windows,
         global_batch: int,
         seed: int,
         epoch: int = 0,
@@ -132,10 +158,21 @@ class ResumableSampler(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.windows // self.global_batch * self.global_batch // self.world_size
+        return len(self.windows) // self.global_batch * self.global_batch // self.world_size
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(self.windows, generator=generator)
+        groups = self.windows.groups
+        order = torch.randperm(len(groups), generator=generator).tolist() if len(groups) > 1 else [0]
+        firsts = list(accumulate(groups, initial=0))
         skipped, self._skip = self._skip, 0
-        return iter(order[skipped : len(self) * self.world_size][self.rank :: self.world_size].tolist())
+        used, begin = len(self) * self.world_size, 0  # windows of the epoch, and of the shards before this one
+        for group, following in zip_longest(order, order[1:]):
+            shuffled = firsts[group] + torch.randperm(groups[group], generator=generator)
+            first = max(skipped, begin)
+            chosen = shuffled[first - begin : max(used - begin, 0)]
+            chosen = chosen[(self.rank - first) % self.world_size :: self.world_size]
+            begin += groups[group]
+            if len(chosen) and following is not None:
+                self.windows.fetch_ahead(following)
+            yield from chosen.tolist()

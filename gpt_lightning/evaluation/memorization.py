@@ -37,11 +37,6 @@ class Memorization:
         """Length of the shortest run that counts as copied, in tokens."""
         return shortest_run(self.finder.token_ids, self.tokenizer)
 
-    def limited(self, most: int) -> Memorization | None:
-        """Return the same for the first `most` training tokens, or None if there are no more than that."""
-        token_ids = self.finder.token_ids
-        return Memorization(token_ids[:most], self.tokenizer) if len(token_ids) > most else None
-
     def describe(self, completed: CompletedText) -> dict[str, Any]:
         """Return the copied parts of a completion, for a row of JSON.
 

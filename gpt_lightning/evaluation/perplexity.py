@@ -97,7 +97,7 @@ def score_windows(model: GPT, windows: Windows, tokenizer: Tokenizer, *, each_to
     """
     T, device = windows.context_length, model.tok_emb.weight.device
     at_once = max(1, TOKENS_AT_ONCE // T)
-    stride = windows.starts.step
+    stride = windows.stride
     ids = np.unique(np.asarray(windows.token_ids))
     sizes = np.array([len(tokenizer.token_bytes(int(token_id))) for token_id in ids])
     starting = np.array([tokenizer.characters_begun(int(token_id)) for token_id in ids])

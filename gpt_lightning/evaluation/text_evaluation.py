@@ -154,24 +154,22 @@ def _evaluate(
             own = own_splits(checkpoint.content, checkpoint.name)
         except InputError as error:
             raise InputError(f"{error}; --text evaluates another text") from None
-        name, part, training_ids, missing = own.name, own.val, own.train.token_ids, None
+        name, part, training_ids, missing = own.name, own.val, own.train.array, None
     else:
         corpus = open_text(checkpoint.content, path, "--text")
         name, part = corpus.name, corpus.whole()
         training_ids, missing = find_training_tokens(checkpoint)
     T, settings = network.context_length, checkpoint.content["datamodule_hyper_parameters"]
-    windows = Windows(part.token_ids, T, stride or settings.get("stride") or T)
+    windows = Windows(part.array, T, stride or settings.get("stride") or T)
     windows.require_one(name, "use a longer text")
     window_scores = score_windows(network, windows, tokenizer, each_token_once=stride is not None)
     weights = windows.times_predicted(len(windows))  # (N,)
     if stride is not None:
         weights = np.minimum(weights, 1)
-    sha256 = hashlib.sha256(spell(part.token_ids, tokenizer)).hexdigest()
-    key = repr(
-        (split_of(checkpoint), missing is None, sha256, network.vocab_size, T, windows.starts.step, stride is None)
-    )
+    sha256 = hashlib.sha256(spell(part.array, tokenizer)).hexdigest()
+    key = repr((split_of(checkpoint), missing is None, sha256, network.vocab_size, T, windows.stride, stride is None))
     if key not in counted:
-        ids = part.token_ids[: len(weights)]
+        ids = part.array[: len(weights)]
         counted[key] = _baselines(training_ids, ids, weights, tokenizer, network.vocab_size)
     uses_own = path is None and stride is None  # the split and the windows of training
     return TextEvaluation(
@@ -180,12 +178,12 @@ def _evaluate(
         checkpoint.tokenizer,
         sha256,
         T,
-        windows.starts.step,
+        windows.stride,
         window_scores,
         summarize(window_scores),
         counted[key],
         None if training_ids is None else len(training_ids),
-        None if training_ids is None else _overlap(training_ids, part.token_ids),
+        None if training_ids is None else _overlap(training_ids, part.array),
         [one for one in published if uses_own and one.is_comparable(checkpoint)],
         missing,
     )

@@ -9,7 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from gpt_lightning.checkpoints.loading import LoadedCheckpoint
-from gpt_lightning.data.corpus import CACHE_DIR, Corpus, Part, open_corpus
+from gpt_lightning.data.corpus import CACHE_DIR, Corpus, Part, ShardsCorpus, open_corpus
 from gpt_lightning.data.tokenizer import load_tokenizer
 from gpt_lightning.errors import InputError, MachineError
 
@@ -78,13 +78,16 @@ def open_text(checkpoint: dict[str, Any], source: str, setting: str) -> Corpus:
         MachineError: The text cannot be read.
     """
     settings = checkpoint["datamodule_hyper_parameters"]
-    return open_corpus(
+    corpus = open_corpus(
         source,
         load_tokenizer(str(settings.get("tokenizer"))),
         clean=settings.get("clean"),
         cache_dir=Path(settings.get("cache_dir", CACHE_DIR)),
         setting=setting,
     )
+    if isinstance(corpus, ShardsCorpus):
+        raise InputError(f"{setting}, {source}, consists of shards, which this command does not read; name a text file")
+    return corpus
 
 
 def open_training_text(checkpoint: dict[str, Any], name: str) -> Corpus:
@@ -110,7 +113,7 @@ def training_tokens(checkpoint: dict[str, Any], name: str) -> NDArray[Any]:
     """Return the token ids of the training split, (N,), in memory or memory-mapped; see `open_training_text`."""
     settings, corpus = checkpoint["datamodule_hyper_parameters"], open_training_text(checkpoint, name)
     part = corpus.split(settings.get("train_ratio"))[0] if settings.get("val_text") is None else corpus.whole()
-    return part.token_ids
+    return part.array
 
 
 def find_training_tokens(checkpoint: LoadedCheckpoint) -> tuple[NDArray[Any] | None, str | None]:

@@ -11,7 +11,6 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from gpt_lightning.data.datamodule import TextDataModule
 from gpt_lightning.evaluation.baselines import Baselines
-from gpt_lightning.evaluation.memorization import Memorization
 from gpt_lightning.runs.folder import Run
 from gpt_lightning.training.callbacks.checkpointing import Checkpointing
 from gpt_lightning.training.callbacks.early_stopping import EarlyStop
@@ -67,7 +66,7 @@ def build_callbacks(
     ]
     show_bar = config.has_progress_bar and not trainer.progress_bar_callback
     patience = training.early_stopping_patience
-    memorization = Memorization(data.splits["training"].windows.token_ids, data.tokenizer)
+    token_ids = data.splits["training"].windows.token_ids
     trainer.callbacks = [  # type: ignore[attr-defined]
         progress,  # counts before others log
         Metrics(run, progress, peak_rate(trainer, config)),
@@ -78,7 +77,7 @@ def build_callbacks(
         # After all callbacks that may stop the run or average its weights.
         Evaluation(run, progress, training.evaluate_every, config.max_steps, config.init_from is not None),
         Summary(run, logged_settings(module, data)),
-        Samples(run, memorization, training.prompt, config.sampling, training.sample_every),
+        Samples(run, token_ids, data.tokenizer, training.prompt, config.sampling, training.sample_every),
         stop,
         ExactResume(),  # restores random states after all callbacks that may draw numbers when training starts
         checkpoints,  # saves the state of all others

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, Trainer
 from gpt_lightning.checkpoints.loading import open_checkpoint
 from gpt_lightning.data.datamodule import TextDataModule
 from gpt_lightning.errors import InputError
-from gpt_lightning.evaluation.baselines import Baselines, measure_baselines
+from gpt_lightning.evaluation.baselines import Baselines, counted_tokens, measure_baselines
 from gpt_lightning.training.config import RunConfig
 from gpt_lightning.training.module import GPTModule
 from gpt_lightning.training.steps import Steps, accumulate_global_batch, count_steps
@@ -74,5 +74,8 @@ def measure_split_baselines(trainer: Trainer, data: TextDataModule, vocab_size: 
     windows = max(1, steps.val_batches * data.hparams["batch_size"] * trainer.world_size)
     weights = val.times_predicted(windows)
     return measure_baselines(
-        np.asarray(train.token_ids), np.asarray(val.token_ids[: len(weights)]), weights, vocab_size
+        np.asarray(train.token_ids[: counted_tokens(len(train.token_ids))]),
+        np.asarray(val.token_ids[: len(weights)]),
+        weights,
+        vocab_size,
     )

@@ -63,7 +63,7 @@ def test_the_position_is_saved_and_restored(tmp_path: Path) -> None:
 
     resumed.load_state_dict(data.state_dict())
 
-    order = ResumableSampler(len(data.splits["training"].windows), 3, 123, epoch=2)
+    order = ResumableSampler(data.splits["training"].windows, 3, 123, epoch=2)
     expected = list(order)[9:]
     assert list(resumed.train_dataloader().sampler) == expected
 

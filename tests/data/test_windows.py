@@ -7,6 +7,10 @@ from hypothesis import strategies as st
 from gpt_lightning.data.windows import ResumableSampler, Windows
 
 
+def numbered(windows: int) -> Windows:
+    return Windows(torch.arange(windows + 1), 1, 1)
+
+
 @given(st.integers(2, 60), st.integers(1, 12), st.integers(1, 15))
 def test_windows_equal_the_books(tokens: int, context_length: int, stride: int) -> None:
     token_ids = torch.arange(tokens)
@@ -37,9 +41,9 @@ def test_ranks_share_each_epoch_without_overlap_and_resume_at_any_batch(
     global_batch = batch_size * world_size
 
     def rows(skip: int) -> list[list[int]]:
-        orders = [
-            ResumableSampler(windows, global_batch, 123, epoch, skip, rank, world_size) for rank in range(world_size)
-        ]
+        every = numbered(windows)
+        ranks = range(world_size)
+        orders = [ResumableSampler(every, global_batch, 123, epoch, skip, rank, world_size) for rank in ranks]
         return [list(order) for order in orders]
 
     whole = rows(0)
@@ -58,8 +62,9 @@ def test_global_batches_do_not_depend_on_ranks_and_batch_sizes(
 ) -> None:
     size = batch_size * world_size * accumulated
     windows = size * batches + min(rest, size - 1)
-    alone = list(ResumableSampler(windows, size, 7))
-    rows = [list(ResumableSampler(windows, size, 7, rank=rank, world_size=world_size)) for rank in range(world_size)]
+    every = numbered(windows)
+    alone = list(ResumableSampler(every, size, 7))
+    rows = [list(ResumableSampler(every, size, 7, rank=rank, world_size=world_size)) for rank in range(world_size)]
 
     share = batch_size * accumulated
     for batch in range(batches):
@@ -68,12 +73,12 @@ def test_global_batches_do_not_depend_on_ranks_and_batch_sizes(
 
 
 def test_the_order_depends_on_seed_and_epoch_only() -> None:
-    order = ResumableSampler(50, 1, 123)
+    order = ResumableSampler(numbered(50), 1, 123)
     first, again = list(order), list(order)
     order.set_epoch(1)
 
-    assert first == again == list(ResumableSampler(50, 1, 123))
-    assert list(order) == list(ResumableSampler(50, 1, 123, epoch=1)) != first
-    assert list(ResumableSampler(50, 1, 124)) != first
+    assert first == again == list(ResumableSampler(numbered(50), 1, 123))
+    assert list(order) == list(ResumableSampler(numbered(50), 1, 123, epoch=1)) != first
+    assert list(ResumableSampler(numbered(50), 1, 124)) != first
     generator = torch.Generator().manual_seed(123 * 1_000_003)
     assert first == torch.randperm(50, generator=generator).tolist()

@@ -79,11 +79,11 @@ def test_the_verdict(verdict: Path) -> None:
 def test_the_weights_are_those_of_the_windows(evaluated: list[int], context: int, stride: int) -> None:
     windows = Windows(np.array(evaluated), context, stride)
     count = max(1, len(windows) // 2)
-    targets = Counter(int(one) for i in range(count) for one in windows.starts[i] + np.arange(1, context + 1))
+    targets = Counter(int(one) for i in range(count) for one in windows.start(i) + np.arange(1, context + 1))
 
     weights = windows.times_predicted(count)
 
-    assert weights.tolist() == [targets[i] for i in range(windows.starts[count - 1] + context + 1)]
+    assert weights.tolist() == [targets[i] for i in range(windows.start(count - 1) + context + 1)]
 
 
 def test_pieces_and_a_limit_of_the_training_tokens(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,9 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 
 from gpt_lightning.console import labeled, say
+from gpt_lightning.data.shards import ShardedTokens
+from gpt_lightning.data.tokenizer import Tokenizer
+from gpt_lightning.data.windows import TokenIds
 from gpt_lightning.errors import MachineError, why_out_of_memory
 from gpt_lightning.evaluation.memorization import Memorization, describe_copied
 from gpt_lightning.files import append_row
@@ -31,13 +34,14 @@ class Samples(StepEnd):
     """Prints a completion of each prompt after each epoch, every N optimizer steps and at the end of the run.
 
     Newlines are printed as spaces, control characters as escapes. The line after it says how much of it is copied from
-    the training text, of which the first MOST_SEARCHED tokens are searched. `predict` writes the same text from the
-    checkpoint of that step: this callback must come after those that average weights and before the one that saves
-    them.
+    the training text, of which the first MOST_SEARCHED tokens are searched, or the first shard. `predict` writes the
+    same text from the checkpoint of that step: this callback must come after those that average weights and before the
+    one that saves them.
 
     Args:
         run: The run folder; samples.jsonl is written there.
-        memorization: The training text and its tokenizer.
+        token_ids: (N,) training tokens.
+        tokenizer: Their tokenizer.
         prompts: Texts to complete.
         sampling: How the next token is chosen.
         every: Optimizer steps between samples; None for samples after each epoch only.
@@ -46,15 +50,17 @@ class Samples(StepEnd):
     def __init__(
         self,
         run: Run,
-        memorization: Memorization,
+        token_ids: TokenIds,
+        tokenizer: Tokenizer,
         prompts: Sequence[str],
         sampling: SamplingConfig,
         every: int | None,
     ) -> None:
         self.run = run
-        limited = memorization.limited(MOST_SEARCHED)
-        self.memorization = limited or memorization
-        self.searched = f"; searched in the first {MOST_SEARCHED:,} training tokens" if limited else ""
+        searched = (token_ids.sample() if isinstance(token_ids, ShardedTokens) else token_ids)[:MOST_SEARCHED]
+        self.memorization = Memorization(searched, tokenizer)
+        is_limited = len(searched) < len(token_ids)
+        self.searched = f"; searched in the first {len(searched):,} training tokens" if is_limited else ""
         self.prompts = prompts
         self.sampling = sampling
         self.every = every
