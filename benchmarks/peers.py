@@ -6,11 +6,13 @@ unfused attention with an explicit mask, its own layer norm and GELU, and `torch
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -235,3 +237,28 @@ class Gate(Callback):
             self.connection.send(time.perf_counter() - self.let_through)  # NaN before the first step
             self.connection.recv()
             self.let_through = time.perf_counter()
+
+
+class Waits(Callback):
+    """Write to waits.json which share of the time of training steps is spent waiting for their data."""
+
+    def __init__(self) -> None:
+        self.begin = self.end = self.waited = 0.0
+        self.tokens = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.begin = self.end = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.waited += time.perf_counter() - self.end
+        self.tokens += batch[0].numel()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.end = time.perf_counter()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        seconds = self.end - self.begin
+        facts = {"share": self.waited / seconds, "tokens_per_second": self.tokens / seconds}
+        Path("waits.json").write_text(json.dumps(facts))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt_lightning.data.documents import SUFFIXES
 from gpt_lightning.data.object_store import is_address
 from gpt_lightning.data.shards import INDEX, ShardCache, ShardedTokens, open_shards
 from gpt_lightning.data.sources import find_source, read_source, short_name
@@ -202,7 +203,7 @@ def open_corpus(
         InputError: The source is missing or not a text.
         MachineError: The source cannot be read, downloaded or cached.
     """
-    if not is_address(source):
+    if not is_address(source) or source.endswith(SUFFIXES):  # the address of a text is refused
         source, url = find_source(source, url, fallback, setting=setting)
     if is_address(source) or os.path.isfile(os.path.join(source, INDEX)):
         cache = open_shards(

@@ -64,8 +64,9 @@ class TextDataModule(LightningDataModule):
     """Load a text, split it, and serve training and validation windows.
 
     Args:
-        text: Text to train on: a file, folder, quoted glob, .jsonl, hf:DATASET, or s3://, gs://, az:// or https://, as
-            `prepare` writes it. A dataset's configuration and split follow it: hf:DATASET/CONFIG/SPLIT.
+        text: Training text: file, folder, quoted glob, .jsonl, hf:DATASET or s3://SHARDS. A dataset's configuration and
+            split follow it: hf:DATASET/CONFIG/SPLIT. Shards, which `prepare` writes, may also be in a folder or at gs://,
+            az:// or https://.
         val_text: Validation text of the same kinds; null splits `text` by train_ratio.
         test_text: Text that the command `test` evaluates.
         url: http(s) URL of `text`, downloaded once if the file is missing. It may end with a checksum,

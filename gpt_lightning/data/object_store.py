@@ -24,6 +24,7 @@ from gpt_lightning.errors import InputError, MachineError
 READ_ONLY = ("http://", "https://")
 SCHEMES = ("s3://", "gs://", "az://", *READ_ONLY)
 CONNECT_SECONDS, REQUEST_SECONDS = 10, 60
+CONTACT_SECONDS = 10.0  # for which the first requests to a store are repeated
 METADATA_SERVER = "169.254.169.254"  # of virtual machines in a cloud
 NO_CREDENTIALS = "the environment has no credentials"
 MEANINGS = {  # words of messages, and what they mean
@@ -61,7 +62,7 @@ class ObjectStore:
         InputError: The address is invalid, or obstore is not installed.
     """
 
-    def __init__(self, address: str, patience: float = 10) -> None:
+    def __init__(self, address: str, patience: float = CONTACT_SECONDS) -> None:
         self.address = address.rstrip("/")
         self.patience = patience
         self.stopped = threading.Event()
@@ -178,7 +179,7 @@ class ObjectStore:
             except (BaseError, _DamagedError, OSError) as error:
                 if _is_final(error) or time.monotonic() + pause > end or self.stopped.is_set():
                     raise MachineError(f"{what}: cannot be {done} ({_reason(error)})") from None
-                if is_first:
+                if is_first and self.patience > CONTACT_SECONDS:
                     warn(f"{what}: could not be {done} ({_reason(error)}); trying again for {self.patience:.0f} s")
                 is_first = False
                 self.stopped.wait(pause)

@@ -20,6 +20,7 @@ from gpt_lightning.data.sources import DATASET, find_source
 from gpt_lightning.data.token_cache import EncodedDocuments, prepare
 from gpt_lightning.data.tokenizer import load_tokenizer
 from gpt_lightning.errors import InputError
+from gpt_lightning.files import with_filename
 
 SHARD_TOKENS = 1 << 24  # 34 MB in uint16
 LEAST_SHARDS = 20  # of a small corpus, so that a share of them can be the validation split
@@ -55,7 +56,10 @@ def write_shards(
         raise InputError(f"{source}: --text must be a file, a folder or a glob")
     store = ObjectStore(address)
     if not is_address(address):
-        os.makedirs(address, exist_ok=True)
+        if os.path.exists(address) and not os.path.isdir(address):
+            raise InputError(f"{address}: not a folder")
+        with with_filename(address):
+            os.makedirs(address, exist_ok=True)
     before, sizes = read_index(store), store.sizes()
     if before is None and not is_address(address) and any(not name.endswith(SUFFIX) for name in sizes):
         raise InputError(f"{address}: the folder has other files; name an empty one")

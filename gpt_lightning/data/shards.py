@@ -294,10 +294,11 @@ def open_shards(
             raise InputError(f"{address}: has shards but no {INDEX}; run prepare again, which continues")
         raise InputError(f"{address}: {setting} has no {INDEX}; write one with the command prepare")
     if (index.tokenizer, index.vocab_size) != (tokenizer.name, tokenizer.vocab_size):
-        raise InputError(f"{address}: has tokens of tokenizer {index.tokenizer}, data.tokenizer is {tokenizer.name}")
+        settings = f"data.tokenizer is {tokenizer.name}; change it, or prepare the text again"
+        raise InputError(f"{address}: has tokens of tokenizer {index.tokenizer}, but {settings}")
     if index.clean != clean:
         names = ["null" if one is None else one for one in (index.clean, clean)]
-        raise InputError(f"{address}: was prepared with clean {names[0]}, data.clean is {names[1]}")
+        raise InputError(f"{address}: was prepared with clean {names[0]}, but data.clean is {names[1]}")
     folder = cache_dir.absolute() / "shards" / index.sha256[:16]
     largest = max(one.tokens for one in index.shards) * np.dtype(index.dtype).itemsize
     if cache_gigabytes * 1e9 < 2 * largest:

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import hashlib
 import io
+import json
 import os
 import re
 import shlex
@@ -31,6 +32,7 @@ import pytest
 import torch
 from conftest import ROOT, STORY, Result
 
+from gpt_lightning.data.shard_writer import write_shards
 from gpt_lightning.training.module import GPTModule
 
 Command = Callable[..., Result]
@@ -211,6 +213,22 @@ def another_download(_: Path, patch: Patch) -> None:
     patch.setattr(urllib.request, "urlopen", lambda *_, **__: Answer(b"<html>not found</html>"))
 
 
+def shards(change: Callable[[dict[str, Any]], object] = dict, *, without: str = "") -> Callable[..., None]:
+    """Return a situation: a folder with shards whose index was changed, or that lacks some files."""
+
+    def situation(*_: object) -> None:
+        Path("docs.jsonl").write_text("".join(json.dumps({"text": TEXT}) + "\n" for _ in range(40)))
+        settings = {"tokenizer_name": "bytes", "clean": None, "seed": 1, "shard_tokens": 1 << 24}
+        list(write_shards("docs.jsonl", "shards", cache_dir=Path("shards-cache"), **settings))
+        index = json.loads(Path("shards/index.json").read_text())
+        change(index)
+        Path("shards/index.json").write_text(json.dumps(index))
+        for path in Path("shards").glob(without) if without else ():
+            path.unlink()
+
+    return situation
+
+
 def no_memory(_: Path, patch: Patch) -> None:
     patch.setattr(GPTModule, "training_step", lambda *_: torch.empty(10**18, dtype=torch.int8))
 
@@ -289,9 +307,33 @@ TEXT = "".join(f"The lamp was lit {i} times. " for i in range(100))
 LAUGH = "".join(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 9) if i else 'lol'}]\n" for i in range(9))
 # Number of weights of a billion blocks of width 16, without biases of query, key and value.
 WEIGHTS = 257 * 16 * 2 + 64 * 16 + 10**9 * (12 * 256 + 10 * 16) + 2 * 16
-COMMANDS = "expected one of fit, check, validate, test, evaluate, predict, verify-resume, import, export, configs, plot, report, explain, info, inspect"
+COMMANDS = "expected one of fit, check, prepare, validate, test, evaluate, predict, verify-resume, import, export, configs, plot, report, explain, info, inspect"
 
 # fmt: off
+SHARDS = [
+    Row("s1", "prepare --output=new", 2, "the following arguments are required: --text"),
+    Row("s2", "prepare --text=a.txt --output=new", 2, "a.txt: no such file", leaves=("new",)),
+    Row("s3", "prepare --text=a.txt --output=https://a.b/c", 2, "https://a.b/c: can only be read; name an s3://, gs:// or az:// address or a folder"),
+    Row("s4", "prepare --text=a.txt --output=ftp://a.b/c", 2, "ftp://a.b/c: must begin with s3://, gs://, az://, http://, https://, or be a folder"),
+    Row("s5", "prepare --text=a.txt --output=s3://key:secret@a/b", 2, "s3://a/b: must have no credentials and no query; set them in the environment"),
+    Row("s6", "prepare --text=a.txt --output=s3://", 2, "s3://: must name a bucket, as in s3://BUCKET/PREFIX"),
+    Row("s7", "prepare --text=a.txt --output=new --shard_tokens=0", 2, "--shard_tokens must be an int of at least 1, got 0"),
+    Row("s8", "prepare --text=a.txt --output=new --seed=-1", 2, "--seed must be an int of at least 0, got -1"),
+    Row("s9", "prepare --text=a.txt --output=new --clean=all", 2, "--clean must be remove_empty_lines, got 'all'"),
+    Row("s10", "prepare --text=a.txt --output=.", 2, ".: the folder has other files; name an empty one", {"a.txt": TEXT}),
+    Row("s11", "prepare --text=hf:a/b/c --output=new", 2, "hf:a/b/c: --text must be a file, a folder or a glob"),
+    Row("s12", "prepare --text=docs.jsonl --output=shards --tokenizer=bytes --seed=2", 2, "shards: holds shards of another text or with other settings; choose another prefix", situation=shards(), leaves=("data", "shards")),
+    Row("s13", "prepare --text=a.txt --output=last.ckpt", 2, "last.ckpt: not a folder"),
+    Row("s14", "FIT --data.text=shards", 2, "shards/index.json: is not an index of token shards", situation=shards(lambda index: index.pop("seed"))),
+    Row("s15", "FIT --data.text=shards", 2, "shards/index.json: has version 2, expected 1; prepare the text again", situation=shards(lambda index: index.update(format=2))),
+    Row("s16", "FIT --data.text=shards --data.tokenizer=gpt2", 2, "shards: has tokens of tokenizer bytes, but data.tokenizer is gpt2", situation=shards()),
+    Row("s17", "FIT --data.text=shards --data.clean=remove_empty_lines", 2, "shards: was prepared with clean null, but data.clean is remove_empty_lines", situation=shards()),
+    Row("s18", "FIT --data.text=shards --data.cache_gigabytes=0", 2, "data.cache_gigabytes must be above 0, got 0", situation=shards()),
+    Row("s19", "FIT --data.text=shards", 1, ".tokens: the shard is missing", situation=shards(without="00000-*"), leaves=("data",)),
+    Row("s20", "FIT --data.text=s3://key:secret@a/b", 2, "s3://a/b: must have no credentials and no query; set them in the environment"),
+    Row("s21", "FIT --data.text=https://a.b/c.txt", 2, "https://a.b/c.txt: data.text must be a file; give the address as data.url and a file name as data.text"),
+    Row("s22", "FIT --data.text=http://127.0.0.1:1/c", 1, "http://127.0.0.1:1/c/index.json: cannot be read (connection refused)"),
+]
 CONFIG_FILES = [
     Row("1", "fit --config configs/x.yaml", 2, "configs/x.yaml: no such file"),
     Row("1a", "fit --config .", 2, ".: is a directory"),
@@ -564,7 +606,7 @@ MACHINE = [
     Row("105a", "FIT --run_dir=run", 130, "", situation=stopped_by(signal.SIGINT), leaves=("run",)),
 ]
 # fmt: on
-ROWS = [*CONFIG_FILES, *SETTINGS, *TRAINER, *CLASSES, *TEXTS, *PROMPTS, *CHECKPOINTS, *MACHINE]
+ROWS = [*SHARDS, *CONFIG_FILES, *SETTINGS, *TRAINER, *CLASSES, *TEXTS, *PROMPTS, *CHECKPOINTS, *MACHINE]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)
