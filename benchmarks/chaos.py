@@ -9,8 +9,9 @@
 
 Every start runs `main(["fit", ...])` in a process forked from one that has already imported everything, so that
 starting takes a fraction of a second. The runs use dropout, accumulation over 2 batches, gradient clipping, warm-up
-and cosine decay, evaluations inside epochs and samples. Every sixth run has two processes, started as by torchrun, and
-another sixth trains with Muon and sampled softmax.
+and cosine decay, evaluations inside epochs and samples. Every seventh run has two processes, started as by torchrun,
+another seventh trains with Muon and sampled softmax, and another one from shards in an S3 server on this machine, with
+an empty cache at each start.
 """
 
 from __future__ import annotations
@@ -52,6 +53,10 @@ from gpt_lightning.training.callbacks.samples import Samples
 from gpt_lightning.training.module import GPTModule
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))  # for the S3 server of the tests
+
+from object_server import environment_for, run_s3  # noqa: E402
+
 STEPS, STEPS_PER_EPOCH = 12, 4
 SETTINGS: dict[str, Any] = {
     "seed_everything": 123,
@@ -79,12 +84,14 @@ SETTINGS: dict[str, Any] = {
         "enable_progress_bar": False,
     },
 }
+SHARDS = "s3://chaos/shards"
 VARIANTS = {
     "fp32": ["--save_every=2"],
     "gloo": ["--save_every=2", "--data.batch_size=18", "--trainer.devices=2", "--trainer.strategy=ddp"],
     "bf16": ["--save_every=1", "--trainer.precision=bf16-mixed"],
     "workers": ["--save_every=3", "--data.num_workers=2"],
     "minutes": ["--save_minutes=0.002"],
+    "shards": ["--save_every=2", f"--data.text={SHARDS}", "--data.cache_dir=cache"],
     "muon": ["--save_every=2", "--model.optimizer=muon", "--model.sampled_softmax=40"],
 }
 TORCHRUN = {
@@ -163,6 +170,7 @@ def start(arguments: list[str], before: Callable[[], object] = lambda: None) -> 
     code = 70
     try:
         before()
+        shutil.rmtree("cache", ignore_errors=True)
         main(arguments)
         code = 0
     except SystemExit as ended:
@@ -558,7 +566,10 @@ def run_all() -> None:
             os.chdir(folder)
             Path("chaos.yaml").write_text(yaml.safe_dump(SETTINGS))
             begin = time.monotonic()
-            fine = part()
+            with run_s3(Path(folder), "chaos") as url:
+                os.environ |= environment_for(url)
+                finish(start(["prepare", "--text", SETTINGS["data"]["text"], "--output", SHARDS, "--tokenizer=bytes"]))
+                fine = part()
             print(f"  {time.monotonic() - begin:.0f} s", flush=True)
             if fine:
                 os.chdir("/")

@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, ClassVar
 
+import psutil
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
@@ -262,3 +263,14 @@ class Waits(Callback):
         seconds = self.end - self.begin
         facts = {"share": self.waited / seconds, "tokens_per_second": self.tokens / seconds}
         Path("waits.json").write_text(json.dumps(facts))
+
+
+class Steady(Callback):
+    """Write the resident memory of each process after three optimizer steps to rank-<rank>.json."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == 3:
+            resident = psutil.Process().memory_info().rss
+            Path(f"rank-{trainer.global_rank}.json").write_text(json.dumps({"resident": resident}))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -49,17 +48,10 @@ class FaultyServer:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {
-            "AWS_ACCESS_KEY_ID": KEY,
-            "AWS_SECRET_ACCESS_KEY": SECRET,
-            "AWS_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": self.url,
-        }
+        return environment_for(self.url)
 
     def client(self) -> Any:
-        return boto3.client(
-            "s3", endpoint_url=self.direct, region_name="us-east-1", aws_access_key_id=KEY, aws_secret_access_key=SECRET
-        )
+        return client_of(self.direct)
 
     def shards_read(self) -> list[str]:
         return [path.rpartition("/")[2] for method, path in self.log if method == "GET" and path.endswith(".tokens")]
@@ -119,26 +111,57 @@ class _Server(ThreadingHTTPServer):
     faulty: FaultyServer
 
 
+def environment_for(url: str) -> dict[str, str]:
+    """Return the environment variables with which obstore reaches an S3 server."""
+    return {
+        "AWS_ACCESS_KEY_ID": KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": url,
+    }
+
+
+def client_of(url: str) -> Any:
+    """Return a client of boto3 for an S3 server."""
+    return boto3.client(
+        "s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id=KEY, aws_secret_access_key=SECRET
+    )
+
+
 @contextlib.contextmanager
-def serve(folder: Path, bucket: str) -> Iterator[FaultyServer]:
-    """Run moto's server and the proxy until the end of the block; the server writes its log to the folder."""
+def run_s3(folder: Path, bucket: str) -> Iterator[str]:
+    """Run moto's server with an empty bucket until the end of the block, and return its address.
+
+    Args:
+        folder: Where its log is written.
+        bucket: Name of the bucket.
+    """
     port = free_port()
     command = [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", str(port)]
-    assert shutil.which(command[0])
     with open(folder / "s3.log", "w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    proxy = _Server(("127.0.0.1", 0), _Proxy)
-    proxy.faulty = FaultyServer(f"http://127.0.0.1:{proxy.server_port}", f"http://127.0.0.1:{port}")
-    threading.Thread(target=proxy.serve_forever, daemon=True).start()
     try:
         for _ in range(300):
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
                 break
             time.sleep(0.1)
-        proxy.faulty.client().create_bucket(Bucket=bucket)
-        yield proxy.faulty
+        url = f"http://127.0.0.1:{port}"
+        client_of(url).create_bucket(Bucket=bucket)
+        yield url
     finally:
-        proxy.shutdown()
-        proxy.server_close()
         process.kill()
         process.wait()
+
+
+@contextlib.contextmanager
+def serve(folder: Path, bucket: str) -> Iterator[FaultyServer]:
+    """Run the server and the proxy until the end of the block; see `run_s3`."""
+    with run_s3(folder, bucket) as url:
+        proxy = _Server(("127.0.0.1", 0), _Proxy)
+        proxy.faulty = FaultyServer(f"http://127.0.0.1:{proxy.server_port}", url)
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        try:
+            yield proxy.faulty
+        finally:
+            proxy.shutdown()
+            proxy.server_close()

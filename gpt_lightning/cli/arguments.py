@@ -83,6 +83,8 @@ CLI_ONLY = (
     "output",
     "interactive",
     "copied",
+    "devices",
+    "strategy",
 )
 # Settings that cannot be set, because they are copies of another one: source -> copy.
 LINKS = {

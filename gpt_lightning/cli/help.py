@@ -61,7 +61,7 @@ HELP = {
     "check": Help(
         "check --config FILE [options]",
         "Estimate the time, memory and disk of a run from three discarded steps. It takes the settings of fit.",
-        FIT_GROUPS | {"saving": "run_dir save_every save_minutes"},
+        FIT_GROUPS | {"saving": "run_dir save_every save_minutes", "several devices": "devices strategy"},
         rest="All settings: --help=all and docs/settings.md.",
     ),
     "validate": Help(
@@ -98,6 +98,7 @@ PLACEHOLDERS = {
     "config": "FILE",
     "data.test_text": "FILE",
     "data.text": "FILE",
+    "devices": "N",
     "init_from": "CKPT",
     "output": "FILE",
     "prompt": "TEXT",

@@ -72,6 +72,7 @@ from gpt_lightning.training.hardware import check_precision, choose_precision, d
 from gpt_lightning.training.module import GPTModule
 from gpt_lightning.training.optimizers import OptimizerConfig
 from gpt_lightning.training.resume import RESUME_SETTINGS, plan_run
+from gpt_lightning.validation import require, require_integer
 
 
 class Parser(RaisingParser, LightningArgumentParser):
@@ -135,7 +136,7 @@ class CLI(LightningCLI):
         parser.set_defaults(TRAINER_DEFAULTS)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        add_run_options(parser, self.command)
+        add_run_options(parser, "check" if self.is_check else self.command)
         for source, target in LINKS.items():
             parser.link_arguments(source, target)
 
@@ -302,6 +303,12 @@ class CLI(LightningCLI):
         check_trainer(settings["trainer"], is_launched=launched_externally())
         if self.command == "fit":
             check_split_weights(settings["trainer"], settings["model"]["optimizer"])
+        if self.is_check and settings["devices"] is not None:
+            require_integer("--devices", settings["devices"], 1)
+            require(settings["strategy"] in ("ddp", "fsdp"), "--strategy", "be ddp or fsdp", settings["strategy"])
+            planned = settings["trainer"].clone()
+            planned["strategy"] = settings["strategy"]
+            check_split_weights(planned, settings["model"]["optimizer"])
         both_passed = all(was_passed(self.arguments, f"--data.{name}") for name in ("val_text", "train_ratio"))
         if both_passed and settings["data"]["val_text"] is not None:
             raise InputError("data.train_ratio has no effect with data.val_text; set only one of them")
@@ -355,7 +362,7 @@ class CLI(LightningCLI):
         """
         config = self._run_config(model)
         if self.is_check:
-            check(self.trainer, datamodule, config)
+            check(self.trainer, datamodule, config, self.settings["devices"], self.settings["strategy"])
             return
         command = summary.resume_command(self.arguments)
         if self.trainer.world_size > 1 and not self.may_launch and not launched_externally():

@@ -64,7 +64,11 @@ def add_run_options(parser: ArgumentParser, command: str) -> None:
     parser.add_class_arguments(SamplingConfig, "sampling")
     parser.add_class_arguments(TrainingConfig, None)
     parser.add_class_arguments(ExpectedConfig, "expected")
-    if command == "fit":
+    if command == "check":
+        help_line = "Devices to estimate the memory of; they need not be here."
+        parser.add_argument("--devices", type=int | None, default=None, help=help_line)
+        parser.add_argument("--strategy", type=str, default="ddp", help="How they work together: ddp or fsdp.")
+    if command in ("fit", "check"):
         parser.add_argument(
             "--init_from",
             type=str | None,

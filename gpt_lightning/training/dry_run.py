@@ -31,8 +31,8 @@ from gpt_lightning.training.config import RunConfig
 from gpt_lightning.training.distributed import FullyShardedStrategy
 from gpt_lightning.training.failures import DIVERGENCE_ADVICE, naming_batch
 from gpt_lightning.training.hardware import keep_freed_memory
+from gpt_lightning.training.memory import describe_memory, memory_per_device
 from gpt_lightning.training.module import GPTModule
-from gpt_lightning.training.optimizers import optimizer_bytes
 from gpt_lightning.training.preparation import measure_split_baselines, prepare
 from gpt_lightning.training.steps import Steps
 
@@ -93,13 +93,15 @@ class Probe(Callback):
             trainer.should_stop = len(self.step_seconds) >= PROBED_STEPS
 
 
-def check(trainer: Trainer, data: TextDataModule, config: RunConfig) -> None:
+def check(trainer: Trainer, data: TextDataModule, config: RunConfig, devices: int | None, strategy: str) -> None:
     """Print the size, the estimated cost and the problems of a run.
 
     Args:
         trainer: A Trainer as for `fit`; it cannot be used again.
         data: Data module that has not been set up.
         config: The settings of the run.
+        devices: Number of devices to estimate the memory of; None for no such estimate.
+        strategy: How they work together, ddp or fsdp.
 
     Raises:
         InputError: `fit` would refuse the settings, or the run has no end.
@@ -120,6 +122,9 @@ def check(trainer: Trainer, data: TextDataModule, config: RunConfig) -> None:
     peak = peak_bytes(trainer)
     for line in describe_cost(trainer, data, config, steps, probe, peak):
         say(line)
+    if devices is not None:
+        memory = memory_per_device(config.model, config.optimizer, strategy, devices)
+        say(labeled("devices", f"{devices} with {strategy}: {describe_memory(memory)}"))
     for problem in problems(data, config, steps, probe.losses, peak):
         say(labeled("problem", problem))
     for effect in ineffective_settings(data, config, steps, trainer.gradient_clip_val):
@@ -181,14 +186,14 @@ def describe_cost(
         f"Train loss {probe.losses['train_eval_loss']:.3f}, Val loss {probe.losses['val_loss']:.3f}; "
         f"uniform baseline: ln {model.vocab_size:,} = {math.log(model.vocab_size):.3f}",
     )
-    parts = trainer.world_size if isinstance(trainer.strategy, FullyShardedStrategy) else 1
-    weights, state = model.weight_bytes // parts, optimizer_bytes(model, config.optimizer) // parts
-    rest = format_bytes(peak - 2 * weights - state)
+    strategy = "fsdp" if isinstance(trainer.strategy, FullyShardedStrategy) else "ddp"
+    own = memory_per_device(model, config.optimizer, strategy, trainer.world_size)
+    rest = format_bytes(peak - own.weights - own.gradients - own.moments)
     per_process = " per process" if trainer.world_size > 1 else ""
     yield labeled(
         "memory",
-        f"{format_bytes(peak)}{per_process}: {format_bytes(weights)} each for weights and gradients, "
-        f"{format_bytes(state)} for the optimizer's moments, {rest} for activations, copies and the program",
+        f"{format_bytes(peak)}{per_process}: {format_bytes(own.weights)} each for weights and gradients, "
+        f"{format_bytes(own.moments)} for the optimizer's moments, {rest} for activations, copies and the program",
     )
     done, running = summary.checkpoint_bytes(config)
     yield labeled(

@@ -268,6 +268,41 @@ def test_no_secret_is_stored(s3: FaultyServer, capfd: pytest.CaptureFixture[str]
     assert SECRET not in "".join(capfd.readouterr())
 
 
+@pytest.mark.slow
+def test_a_killed_run_resumes_exactly_from_shards(s3: FaultyServer, command: Any, config: Path) -> None:
+    write_documents(600)
+    write(f"s3://{BUCKET}/killed")
+
+    result = command("verify-resume", "--config", config, f"--data.text=s3://{BUCKET}/killed", "--data.batch_size=16")
+
+    assert result.code == 0, result.err
+    assert result.out.splitlines()[2].startswith("identical    weights, optimizer and random states, ")
+
+
+def test_samples_are_compared_with_the_first_shard_and_other_commands_refuse(
+    s3: FaultyServer, command: Any, config: Path
+) -> None:
+    write_documents(600)
+    address = f"s3://{BUCKET}/searched"
+    write(address)
+    arguments = ("--config", config, f"--data.text={address}", "--trainer.max_steps=3", "--trainer.max_epochs=-1")
+
+    fitted = command("fit", *arguments, "--run_dir=run", "--sampling.max_new_tokens=20")
+    validated = command("validate", "--ckpt_path=run/checkpoints/last.ckpt")
+    evaluated = command("evaluate", "--ckpt_path=run/checkpoints/last.ckpt")
+
+    assert fitted.code == 0, fitted.err
+    first = len(opened(address).split(0.9)[0].token_ids[0 : 1 << 30]) // 18  # about; the line has the exact number
+    (line,) = [line for line in fitted.out.splitlines() if "; searched in the first " in line]
+    assert int(line.split()[-3].replace(",", "")) == pytest.approx(first, rel=0.1)
+    assert validated.out.startswith(f"validation split of {address}: loss ")
+    assert (evaluated.code, evaluated.error) == (
+        2,
+        f"the training text of run/checkpoints/last.ckpt, {address}, consists of shards, which this command does not "
+        "read; name a text file; --text evaluates another text",
+    )
+
+
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(0, 3), st.integers(1, 200))
 def test_pieces_cover_all_tokens_once(lengths: list[int], seed: int, shard_tokens: int) -> None:
