@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -266,11 +267,12 @@ class Waits(Callback):
 
 
 class Steady(Callback):
-    """Write the resident memory of each process after three optimizer steps to rank-<rank>.json."""
+    """Write the memory of each process after three optimizer steps, and its maximum, to rank-<rank>.json."""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.global_step == 3:
-            resident = psutil.Process().memory_info().rss
-            Path(f"rank-{trainer.global_rank}.json").write_text(json.dumps({"resident": resident}))
+            peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            found = {"resident": psutil.Process().memory_info().rss, "peak": peak}
+            Path(f"rank-{trainer.global_rank}.json").write_text(json.dumps(found))

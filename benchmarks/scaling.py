@@ -3,8 +3,8 @@
     python benchmarks/scaling.py
 
 GPT-2 with 355M parameters is trained on CPUs by one, two and four processes. Memory is the resident memory of each
-process after three optimizer steps with one window of 64 tokens. It includes Python with its libraries, activations,
-and memory that was freed and is kept.
+process after three optimizer steps with one window of 64 tokens, and its maximum until then. It includes Python with
+its libraries, and the maximum includes the whole network, which each process builds before it is split.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 STORY = ROOT / "data" / "the-lamp-at-low-water.txt"
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone")
 MEDIUM = {"model.emb_dim": 1024, "model.n_heads": 16, "model.n_layers": 24, "model.qkv_bias": True}
 
 
-def run_fit(settings: dict[str, object], folder: Path) -> list[dict[str, float]]:
-    """Run `fit`, and return what `peers.Steady` found in each process."""
+def run_fit(settings: dict[str, object], processes: int, folder: Path) -> list[dict[str, float]]:
+    """Run `fit` by torchrun, and return what `peers.Steady` found in each process."""
     common = {
         "data.text": STORY,
         "model.tie_weights": True,
@@ -40,7 +41,7 @@ def run_fit(settings: dict[str, object], folder: Path) -> list[dict[str, float]]
     }
     arguments = [f"--{name}={value}" for name, value in {**common, **settings}.items()]
     done = subprocess.run(
-        [sys.executable, "-m", "gpt_lightning", "fit", *arguments],
+        [sys.executable, *TORCHRUN, f"--nproc_per_node={processes}", "-m", "gpt_lightning", "fit", *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'benchmarks'}", "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -60,17 +61,16 @@ def measure_memory() -> None:
     from gpt_lightning.training.optimizers import OptimizerConfig
 
     model = GPTConfig(50_257, 64, 1024, 16, 24, qkv_bias=True, tie_weights=True)
-    print(f"{'strategy':<9} {'processes':>9} {'resident GB':>18} {'formula GB':>10}")
+    print(f"{'strategy':<9} {'processes':>9} {'rank':>4} {'resident GB':>11} {'maximum GB':>10} {'formula GB':>10}")
     for strategy, count in (("ddp", 1), ("ddp", 2), ("fsdp", 2), ("fsdp", 4)):
         with tempfile.TemporaryDirectory() as name:
             sizes = {"model.context_length": 64, "data.batch_size": 1, "trainer.max_steps": 4}
-            found = run_fit(
-                {**MEDIUM, **sizes, "trainer.devices": count, "trainer.strategy": strategy if count > 1 else "auto"},
-                Path(name),
-            )
-        least, most = (1e-9 * choose(one["resident"] for one in found) for choose in (min, max))
+            settings = {**MEDIUM, **sizes, "trainer.strategy": strategy if count > 1 else "auto"}
+            found = run_fit(settings, count, Path(name))
         formula = memory_per_device(model, OptimizerConfig(), strategy, count).total / 1e9
-        print(f"{strategy:<9} {count:>9} {least:>8.2f} to {most:>6.2f} {formula:>10.2f}", flush=True)
+        for rank, one in enumerate(found):
+            resident, peak = one["resident"] / 1e9, one["peak"] / 1e9
+            print(f"{strategy:<9} {count:>9} {rank:>4} {resident:>11.2f} {peak:>10.2f} {formula:>10.2f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,8 @@ OTHERS = {
     "python benchmarks/training.py --json --pairs 7",
     "python benchmarks/generation.py --json",
     "python benchmarks/busy.py --configs debug",
+    "python benchmarks/shards.py --steps 400 --seeds 1 2 3",
+    "python benchmarks/scaling.py",
     "python benchmarks/busy.py --configs classroom --trainer.max_epochs 9",
     "python benchmarks/speedrun.py --jobs 2 --figure speedrun.png",
     "python benchmarks/speedrun.py --minutes 4 --seeds 1 2 3 --jobs 2 --rounds 2 --points 4 --recipes nanogpt ours "

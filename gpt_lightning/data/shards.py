@@ -193,14 +193,15 @@ class ShardCache:
             raise MachineError(f"{self.folder}: a shard cannot be stored ({reason})") from None
         return path
 
-    def fetch_ahead(self, number: int) -> None:
-        """Begin to download a shard; an error is reported when the shard is used."""
+    def fetch_ahead(self, numbers: list[int]) -> None:
+        """Begin to download shards, one after another; an error is reported when the shard is used."""
         if self._fetching is not None and self._fetching.is_alive():
             return
 
         def fetch() -> None:
             with contextlib.suppress(MachineError):
-                self.fetch(number)
+                for number in numbers:
+                    self.fetch(number)
 
         if self._fetching is None:
             atexit.register(self._stop)
@@ -260,9 +261,9 @@ class ShardedTokens:
             begin, piece = one.stop, piece + 1
         return found[1] if len(found) == 2 else np.concatenate(found)
 
-    def fetch_ahead(self, piece: int) -> None:
-        """Begin to download the shard of a piece."""
-        self._cache.fetch_ahead(self._numbers[piece])
+    def fetch_ahead(self, pieces: list[int]) -> None:
+        """Begin to download the shards of some pieces, one after another."""
+        self._cache.fetch_ahead([self._numbers[piece] for piece in pieces])
 
     def sample(self) -> NDArray[Any]:
         """Return the tokens of the first shard, which is a random sample of the documents."""

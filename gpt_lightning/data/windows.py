@@ -81,10 +81,10 @@ class Windows(Dataset[Batch]):
         group = bisect_right(self._firsts, index) - 1
         return self._starts[group][index - self._firsts[group]]
 
-    def fetch_ahead(self, group: int) -> None:
-        """Begin to download a shard, if the tokens are in shards."""
+    def fetch_ahead(self, groups: list[int]) -> None:
+        """Begin to download shards, one after another, if the tokens are in shards."""
         if isinstance(self.token_ids, ShardedTokens):
-            self.token_ids.fetch_ahead(group)
+            self.token_ids.fetch_ahead(groups)
 
     def require_one(self, name: str, advice: str) -> None:
         """Raise `InputError` if the tokens are fewer than a window and the token after it, its last target.
@@ -174,5 +174,5 @@ class ResumableSampler(Sampler[int]):
             chosen = chosen[(self.rank - first) % self.world_size :: self.world_size]
             begin += groups[group]
             if len(chosen) and following is not None:
-                self.windows.fetch_ahead(following)
+                self.windows.fetch_ahead([group, following])
             yield from chosen.tolist()

@@ -294,21 +294,24 @@ def gathered(state: dict[str, Any]) -> dict[str, Any]:
     All ranks must call it. One tensor after another is gathered, and freed on the other ranks. A tensor that occurs
     twice, as the weight of a tied head does, is gathered once.
     """
-    is_first = distributed.get_rank() == 0
-    done: dict[int, Tensor | None] = {}
+    result: dict[str, Any] = _gather(state, {})
+    return result if distributed.get_rank() == 0 else {}
 
-    def whole(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: whole(one) for key, one in value.items()}
-        if not isinstance(value, Tensor):
-            return value
-        if id(value) not in done:
-            tensor = whole_tensor(value.detach())
-            done[id(value)] = tensor.cpu() if is_first else None
-        return done[id(value)]
 
-    result: dict[str, Any] = whole(state)
-    return result if is_first else {}
+def _gather(value: Any, done: dict[int, Tensor | None]) -> Any:
+    """Gather the tensors of a value; `done` has those that were gathered, by the identity of the split tensor.
+
+    Not a nested function: one that calls itself is a reference cycle, and would keep the tensors until the cycle is
+    collected.
+    """
+    if isinstance(value, dict):
+        return {key: _gather(one, done) for key, one in value.items()}
+    if not isinstance(value, Tensor):
+        return value
+    if id(value) not in done:
+        tensor = whole_tensor(value.detach())
+        done[id(value)] = tensor.cpu() if distributed.get_rank() == 0 else None
+    return done[id(value)]
 
 
 def split_like(like: Tensor, whole: Tensor | None) -> Tensor:

@@ -23,10 +23,10 @@ from gpt_lightning.training import summary
 from gpt_lightning.training.assembly import RunCallbacks, add_loggers, build_callbacks, logged_settings
 from gpt_lightning.training.callbacks.signals import requeue
 from gpt_lightning.training.config import RunConfig
-from gpt_lightning.training.distributed import failing_together, in_turns, require_same
+from gpt_lightning.training.distributed import FullyShardedStrategy, failing_together, in_turns, require_same
 from gpt_lightning.training.environment import recorded
 from gpt_lightning.training.failures import explained
-from gpt_lightning.training.hardware import allow_tf32, keep_freed_memory
+from gpt_lightning.training.hardware import allow_tf32, keep_freed_memory, return_freed_memory
 from gpt_lightning.training.module import GPTModule
 from gpt_lightning.training.preparation import measure_split_baselines, prepare
 from gpt_lightning.training.results import report_finished, report_nothing_trained, report_result
@@ -175,7 +175,10 @@ def train(
     # A LearningRateFinder saves its initial weights there; the only public name is an argument of Trainer.
     trainer._default_root_dir = str(run.path)  # type: ignore[attr-defined]
     allow_tf32(trainer.strategy.root_device)
-    keep_freed_memory()
+    if isinstance(trainer.strategy, FullyShardedStrategy):
+        return_freed_memory()
+    else:
+        keep_freed_memory()
     seed_everything(config.training.seed_everything, workers=True, verbose=False)
     progress, checkpoints = callbacks.progress, callbacks.checkpoints
     try:

@@ -153,10 +153,24 @@ def keep_freed_memory() -> None:
     By default, glibc unmaps the memory of a large tensor when it is freed. Each optimizer step would then map hundreds
     of megabytes again, which the system zeroes page by page.
     """
+    _set_malloc(M_MMAP_THRESHOLD, 1 << 30)
+    _set_malloc(M_TRIM_THRESHOLD, -1)
+
+
+def return_freed_memory() -> None:
+    """Make glibc return the memory of a large tensor as soon as it is freed; do nothing with another C library.
+
+    With FSDP2, whole layers come and go between the parts that a process keeps. Memory that is kept for them would be
+    full of holes, and larger than that of a process that stores everything.
+    """
+    _set_malloc(M_MMAP_THRESHOLD, 1 << 20)
+
+
+def _set_malloc(parameter: int, value: int) -> None:
+    """Set a parameter of glibc's memory allocator; do nothing with another C library."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 1 << 30)
-        mallopt(M_TRIM_THRESHOLD, -1)
+        mallopt(parameter, value)
 
 
 def bf16_speedup() -> float:

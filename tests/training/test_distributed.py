@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import torch
 from conftest import ROOT, Result
 
 from gpt_lightning.files import read_rows
+from gpt_lightning.training.distributed import gathered
 
 Command = Callable[..., Result]
 STEPS = 20
@@ -232,3 +235,16 @@ def test_a_killed_process_ends_the_other_with_one_line(config: Path, killed: int
     assert error.startswith("gpt_lightning: error: lost the connection to another process, which may have failed (")
     assert error.endswith("); --resume continues the run\n")
     assert end(start_hosts(config, f"trainer.strategy={strategy}", "resume")) == [(0, ""), (0, "")]
+
+
+def test_gathered_tensors_are_freed_without_the_garbage_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    gc.disable()
+    try:
+        state = gathered({"state": {0: {"exp_avg": torch.ones(3), "step": 1}}})
+        assert state["state"][0]["exp_avg"].tolist() == [1, 1, 1]
+        reference = weakref.ref(state["state"][0]["exp_avg"])
+        del state
+        assert reference() is None
+    finally:
+        gc.enable()
