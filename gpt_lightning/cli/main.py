@@ -22,7 +22,7 @@ UNUSED = ("matplotlib", "scipy", "torchvision", "transformers")
 COMMANDS = {
     "fit": ("train a model from a YAML file", LIGHTNING),
     "check": ("estimate the cost of a run and check its config", LIGHTNING),
-    "prepare": ("write a text as token shards to an object store", "commands.prepare"),
+    "prepare": ("write a text as token shards to an object store or a folder", "commands.prepare"),
     "validate": ("loss and perplexity of a checkpoint on its validation split, or on a text", LIGHTNING),
     "test": ("loss and perplexity of a checkpoint on data.test_text", LIGHTNING),
     "evaluate": ("loss and bits per byte of checkpoints on texts, beside baselines", "commands.evaluate"),

@@ -66,7 +66,7 @@ class ObjectStore:
         self.address = address.rstrip("/")
         self.patience = patience
         self.stopped = threading.Event()
-        if "://" in address and not is_address(address):
+        if re.match(r"[A-Za-z][\w+.-]+:/", address) and not is_address(address):
             raise InputError(f"{address}: must begin with {', '.join(SCHEMES)}, or be a folder")
         if is_address(address):
             parts = urlsplit(address)
@@ -120,7 +120,7 @@ class ObjectStore:
         def attempt() -> bytes:
             content = bytes(obstore.get(self._store, name).bytes())
             if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
-                raise _DamagedError("checksum mismatch")
+                raise _DamagedError("checksum mismatch; if it persists, delete the shard and run prepare again")
             return content
 
         return self._repeated(attempt, f"{self.address}/{name}", "read")

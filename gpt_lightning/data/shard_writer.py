@@ -25,6 +25,8 @@ from gpt_lightning.files import with_filename
 SHARD_TOKENS = 1 << 24  # 34 MB in uint16
 LEAST_SHARDS = 20  # of a small corpus, so that a share of them can be the validation split
 MAX_UPLOADS = 8  # at the same time
+OTHERS = "holds shards of another text or with other settings; choose another prefix"
+BAR: dict[str, Any] = {"unit": "shard", "disable": None}  # no bar unless stderr is a terminal
 
 Integers = NDArray[np.int64]
 
@@ -55,28 +57,18 @@ def write_shards(
     if source.startswith(DATASET) or is_address(source):
         raise InputError(f"{source}: --text must be a file, a folder or a glob")
     store = ObjectStore(address)
-    if not is_address(address):
-        if os.path.exists(address) and not os.path.isdir(address):
-            raise InputError(f"{address}: not a folder")
-        with with_filename(address):
-            os.makedirs(address, exist_ok=True)
-    before, sizes = read_index(store), store.sizes()
+    before, sizes = None, {}
+    if is_address(address) or os.path.isdir(address):
+        before, sizes = read_index(store), store.sizes()
+    elif os.path.exists(address):
+        raise InputError(f"{address}: not a folder")
     if before is None and not is_address(address) and any(not name.endswith(SUFFIX) for name in sizes):
         raise InputError(f"{address}: the folder has other files; name an empty one")
     source, _ = find_source(source, setting="--text")
     tokenizer = load_tokenizer(tokenizer_name)
     encoded = prepare(source, tokenizer_name, clean, cache_dir)
     pieces = shuffled_pieces(encoded, seed, shard_tokens)
-    store = ObjectStore(address, PATIENCE)
-    with ThreadPoolExecutor(min(MAX_UPLOADS, os.cpu_count() or 1)) as executor:
-        waiting = [executor.submit(_write_shard, store, sizes, encoded, i, piece) for i, piece in enumerate(pieces)]
-        try:
-            written = [one.result() for one in tqdm(waiting, "writing", unit="shard", disable=None)]
-        except BaseException:
-            store.stopped.set()
-            executor.shutdown(cancel_futures=True)
-            raise
-    shards = tuple(shard for shard, _ in written)
+    shards = tuple(_describe(encoded, number, piece) for number, piece in enumerate(tqdm(pieces, "reading", **BAR)))
     index = Index(
         tokenizer.name,
         tokenizer.vocab_size,
@@ -87,17 +79,32 @@ def write_shards(
         seed,
         shards,
     )
-    if before is None and not store.write(INDEX, index.to_json(), overwrite=False):
-        before = read_index(store)
     if before is not None and before != index:
-        raise InputError(f"{address}: holds shards of another text or with other settings; choose another prefix")
-    size = sum(one.tokens for one in shards) * encoded.tokens.itemsize
+        raise InputError(f"{address}: {OTHERS}")
+    itemsize = encoded.tokens.itemsize
+    missing = [i for i, shard in enumerate(shards) if sizes.get(shard.name) != itemsize * shard.tokens]
+    if not is_address(address):
+        with with_filename(address):
+            os.makedirs(address, exist_ok=True)
+    store = ObjectStore(address, PATIENCE)
+    with ThreadPoolExecutor(min(MAX_UPLOADS, os.cpu_count() or 1)) as executor:
+        waiting = [executor.submit(store.write, shards[i].name, _content(encoded, pieces[i])) for i in missing]
+        try:
+            for one in tqdm(waiting, "writing", **BAR):
+                one.result()
+        except BaseException:
+            store.stopped.set()
+            executor.shutdown(cancel_futures=True)
+            raise
+    is_first = before is not None or store.write(INDEX, index.to_json(), overwrite=False)
+    if not is_first and read_index(store) != index:  # another process has written its index meanwhile
+        raise InputError(f"{address}: {OTHERS}")
+    size = itemsize * sum(one.tokens for one in shards)
     yield labeled("shards", f"{len(shards)} of {format_bytes(size)} in {address}")
     documents = f"{encoded.documents:,} documents of {encoded.files:,} files"
     yield labeled("tokens", f"{len(encoded.tokens):,} of {documents}, {tokenizer.name}")
-    there = sum(not is_new for _, is_new in written)
-    if there:
-        yield labeled("kept", f"{there} shards were there already")
+    if len(missing) < len(shards):
+        yield labeled("kept", f"{len(shards) - len(missing)} shards were there already")
 
 
 def shuffled_pieces(encoded: EncodedDocuments, seed: int, shard_tokens: int) -> list[tuple[Integers, Integers, int]]:
@@ -133,22 +140,15 @@ def _starts(ends: Integers) -> Integers:
     return np.concatenate([[0], ends[:-1]])
 
 
-def _write_shard(
-    store: ObjectStore,
-    sizes: dict[str, int],
-    encoded: EncodedDocuments,
-    number: int,
-    piece: tuple[Integers, Integers, int],
-) -> tuple[Shard, bool]:
-    """Write a shard unless it is there; return it, and whether it was written."""
-    begins, ends, characters = piece
-    tokens: NDArray[Any] = np.concatenate(
-        [encoded.tokens[begin:end] for begin, end in zip(begins, ends, strict=True)]
-    ).astype(encoded.tokens.dtype.newbyteorder("<"))
-    content = tokens.data.cast("B")
+def _content(encoded: EncodedDocuments, piece: tuple[Integers, Integers, int]) -> memoryview:
+    """Return the bytes of a shard."""
+    begins, ends, _ = piece
+    tokens = [encoded.tokens[begin:end] for begin, end in zip(begins, ends, strict=True)]
+    return np.concatenate(tokens).astype(encoded.tokens.dtype.newbyteorder("<")).data.cast("B")
+
+
+def _describe(encoded: EncodedDocuments, number: int, piece: tuple[Integers, Integers, int]) -> Shard:
+    """Return the name, size and checksum of a shard."""
+    content = _content(encoded, piece)
     digest = hashlib.sha256(content).hexdigest()
-    shard = Shard(f"{number:05}-{digest[:12]}{SUFFIX}", len(tokens), characters, digest)
-    is_new = sizes.get(shard.name) != len(content)
-    if is_new:
-        store.write(shard.name, content)
-    return shard, is_new
+    return Shard(f"{number:05}-{digest[:12]}{SUFFIX}", len(content) // encoded.tokens.itemsize, piece[2], digest)

@@ -21,6 +21,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import threading
 from bisect import bisect_right
 from dataclasses import asdict, dataclass
@@ -32,7 +33,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from gpt_lightning.console import warn
-from gpt_lightning.data.object_store import REQUEST_SECONDS, ObjectStore
+from gpt_lightning.data.object_store import REQUEST_SECONDS, ObjectStore, is_address
 from gpt_lightning.data.tokenizer import Tokenizer
 from gpt_lightning.errors import InputError, MachineError
 from gpt_lightning.files import replace_bytes
@@ -85,6 +86,22 @@ class Index:
     seed: int
     shards: tuple[Shard, ...]
 
+    @property
+    def is_valid(self) -> bool:
+        """Whether all fields have possible values."""
+        counts = (self.vocab_size, self.documents, self.files, *(one.tokens for one in self.shards))
+        others = (self.seed, *(one.characters for one in self.shards))
+        return (
+            isinstance(self.tokenizer, str)
+            and (self.clean is None or isinstance(self.clean, str))
+            and all(type(count) is int and count > 0 for count in counts)
+            and all(type(count) is int and count >= 0 for count in others)
+            and self.dtype == ("uint16" if self.vocab_size <= 1 << 16 else "uint32")
+            and all(re.fullmatch(r"\d{5,}-[0-9a-f]{12}\.tokens", one.name) for one in self.shards)
+            and all(re.fullmatch(r"[0-9a-f]{64}", one.sha256) for one in self.shards)
+            and 0 < len(self.shards) == len({one.name for one in self.shards})
+        )
+
     def to_json(self) -> bytes:
         """Return the contents of index.json."""
         return (json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n").encode()
@@ -111,7 +128,7 @@ class Index:
             if version == FORMAT:
                 shards = tuple(Shard(**one) for one in fields.pop("shards"))
                 index = Index(shards=shards, **fields)
-                if not shards or any(one.tokens < 1 for one in shards) or index.dtype not in ("uint16", "uint32"):
+                if not index.is_valid:
                     raise ValueError
                 return index
         except (ValueError, TypeError, KeyError, AttributeError):
@@ -170,6 +187,7 @@ class ShardCache:
         """Return the file of a shard, downloaded unless it is there.
 
         Raises:
+            InputError: The index gives it another size.
             MachineError: The shard cannot be read or stored.
         """
         shard = self.index.shards[number]
@@ -186,6 +204,8 @@ class ShardCache:
                     content = self.store.read(shard.name, shard.sha256)
                 except FileNotFoundError:
                     raise MachineError(f"{self.store.address}/{shard.name}: the shard is missing") from None
+                if len(content) != shard.tokens * np.dtype(self.index.dtype).itemsize:
+                    raise InputError(f"{self.store.address}/{INDEX}: has a wrong number of tokens for {shard.name}")
                 self._make_room(len(content), path)
                 replace_bytes(path, content)
         except OSError as error:
@@ -199,7 +219,7 @@ class ShardCache:
             return
 
         def fetch() -> None:
-            with contextlib.suppress(MachineError):
+            with contextlib.suppress(MachineError, InputError):
                 for number in numbers:
                     self.fetch(number)
 
@@ -295,8 +315,11 @@ def open_shards(
             raise InputError(f"{address}: has shards but no {INDEX}; run prepare again, which continues")
         raise InputError(f"{address}: {setting} has no {INDEX}; write one with the command prepare")
     if (index.tokenizer, index.vocab_size) != (tokenizer.name, tokenizer.vocab_size):
-        settings = f"data.tokenizer is {tokenizer.name}; change it, or prepare the text again"
-        raise InputError(f"{address}: has tokens of tokenizer {index.tokenizer}, but {settings}")
+        sizes = f"{index.vocab_size:,} and {tokenizer.vocab_size:,} tokens"
+        raise InputError(
+            f"{address}: has tokens of tokenizer {index.tokenizer}, but data.tokenizer is {tokenizer.name} ({sizes}); "
+            "change data.tokenizer, or prepare the text again"
+        )
     if index.clean != clean:
         names = ["null" if one is None else one for one in (index.clean, clean)]
         raise InputError(f"{address}: was prepared with clean {names[0]}, but data.clean is {names[1]}")
@@ -305,4 +328,5 @@ def open_shards(
     if cache_gigabytes * 1e9 < 2 * largest:
         least = f"{2 * largest / 1e9:.3g}, the size of two shards"
         raise InputError(f"data.cache_gigabytes ({cache_gigabytes:g}) must be at least {least}")
-    return ShardCache(ObjectStore(address, PATIENCE), index, folder, int(cache_gigabytes * 1e9))
+    store = ObjectStore(address, PATIENCE if is_address(address) else 0)  # a damaged file stays damaged
+    return ShardCache(store, index, folder, int(cache_gigabytes * 1e9))

@@ -19,6 +19,8 @@ from gpt_lightning.data.shard_writer import SHARD_TOKENS, write_shards
 from gpt_lightning.data.text import CLEANERS
 from gpt_lightning.validation import require, require_integer
 
+LEAST_TOKENS = 1000  # of --shard_tokens; smaller shards would be too many files
+
 
 def run(arguments: list[str]) -> None:
     """Run `prepare` with these arguments."""
@@ -38,7 +40,7 @@ def run(arguments: list[str]) -> None:
     )
     options = parser.parse_args(arguments)
     require_integer("--seed", options.seed, 0)
-    require_integer("--shard_tokens", options.shard_tokens, 1)
+    require_integer("--shard_tokens", options.shard_tokens, LEAST_TOKENS)
     require(options.clean is None or options.clean in CLEANERS, "--clean", f"be {' or '.join(CLEANERS)}", options.clean)
     lines = write_shards(
         options.text,
