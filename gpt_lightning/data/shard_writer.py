@@ -87,8 +87,12 @@ def write_shards(
         with with_filename(address):
             os.makedirs(address, exist_ok=True)
     store = ObjectStore(address, PATIENCE)
+
+    def write(number: int) -> None:
+        store.write(shards[number].name, _content(encoded, pieces[number]))
+
     with ThreadPoolExecutor(min(MAX_UPLOADS, os.cpu_count() or 1)) as executor:
-        waiting = [executor.submit(store.write, shards[i].name, _content(encoded, pieces[i])) for i in missing]
+        waiting = [executor.submit(write, number) for number in missing]
         try:
             for one in tqdm(waiting, "writing", **BAR):
                 one.result()
@@ -96,8 +100,8 @@ def write_shards(
             store.stopped.set()
             executor.shutdown(cancel_futures=True)
             raise
-    is_first = before is not None or store.write(INDEX, index.to_json(), overwrite=False)
-    if not is_first and read_index(store) != index:  # another process has written its index meanwhile
+    is_ours = before is not None or store.write(INDEX, index.to_json(), overwrite=False)
+    if not is_ours and read_index(store) != index:  # another process has written its index meanwhile
         raise InputError(f"{address}: {OTHERS}")
     size = itemsize * sum(one.tokens for one in shards)
     yield labeled("shards", f"{len(shards)} of {format_bytes(size)} in {address}")
