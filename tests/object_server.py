@@ -35,7 +35,7 @@ class FaultyServer:
         url: Address of the proxy.
         direct: Address of the server behind it.
         faults: What happens to the next GET requests for shards, one after another: a status such as 503, or close,
-            truncate, flip or hang.
+            truncate or flip.
         always: What happens to all of them.
         log: Method and path of every request.
     """
@@ -74,8 +74,6 @@ class _Proxy(BaseHTTPRequestHandler):
         if fault == "close":
             self.close_connection = True
             return
-        if fault == "hang":
-            time.sleep(600)
         if fault.isdigit():
             self.send_response(int(fault))
             self.send_header("Content-Length", "0")

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from gpt_lightning.console import format_bytes, labeled
 from gpt_lightning.data.object_store import READ_ONLY, ObjectStore, is_address
 from gpt_lightning.data.shards import INDEX, PATIENCE, SUFFIX, Index, Shard, read_index
-from gpt_lightning.data.sources import DATASET, find_source
+from gpt_lightning.data.sources import find_source, is_path
 from gpt_lightning.data.token_cache import EncodedDocuments, prepare
 from gpt_lightning.data.tokenizer import load_tokenizer
 from gpt_lightning.errors import InputError
@@ -54,7 +54,7 @@ def write_shards(
     """
     if address.startswith(READ_ONLY):
         raise InputError(f"{address}: can only be read; name an s3://, gs:// or az:// address or a folder")
-    if source.startswith(DATASET) or is_address(source):
+    if not is_path(source):
         raise InputError(f"{source}: --text must be a file, a folder or a glob")
     store = ObjectStore(address)
     before, sizes = None, {}

@@ -33,7 +33,8 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from gpt_lightning.console import warn
-from gpt_lightning.data.object_store import REQUEST_SECONDS, ObjectStore, is_address
+from gpt_lightning.data.object_store import READ_ONLY, REQUEST_SECONDS, ObjectStore, is_address
+from gpt_lightning.data.sources import sha256_of
 from gpt_lightning.data.tokenizer import Tokenizer
 from gpt_lightning.errors import InputError, MachineError
 from gpt_lightning.files import replace_bytes
@@ -196,7 +197,7 @@ class ShardCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder / ".lock"):
                 if path.exists():
-                    if _checksum(path) == shard.sha256:
+                    if sha256_of(str(path)) == shard.sha256:
                         os.utime(path)  # the time of its last use
                         return path
                     warn(f"{path}: is damaged; downloading it again")
@@ -244,11 +245,6 @@ class ShardCache:
                 break
             oldest.unlink()
             total -= bytes_freed
-
-
-def _checksum(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class ShardedTokens:
@@ -310,7 +306,7 @@ def open_shards(
     first = ObjectStore(address)
     index = read_index(first)
     if index is None:
-        names = [] if address.startswith("http") else list(first.sizes())
+        names = [] if address.startswith(READ_ONLY) else list(first.sizes())
         if any(name.endswith(SUFFIX) for name in names):
             raise InputError(f"{address}: has shards but no {INDEX}; run prepare again, which continues")
         raise InputError(f"{address}: {setting} has no {INDEX}; write one with the command prepare")

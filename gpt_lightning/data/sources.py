@@ -24,14 +24,19 @@ FETCH_SECONDS = 30
 DATASET = "hf:"  # prefix of hf:DATASET/CONFIG/SPLIT
 
 
+def is_path(source: str) -> bool:
+    """Return whether a source is a path or a glob, rather than hf:DATASET/CONFIG/SPLIT or an address."""
+    return not source.startswith(DATASET) and not is_address(source)
+
+
 def absolute(name: str) -> str:
     """Return the absolute path of a file; hf:DATASET/CONFIG/SPLIT and addresses are returned unchanged."""
-    return name if name.startswith(DATASET) or is_address(name) else os.path.abspath(name)
+    return os.path.abspath(name) if is_path(name) else name
 
 
 def short_name(path: str | Path) -> str:
     """Return the name used in messages: the last component of a path; hf:DATASET/CONFIG/SPLIT and addresses in full."""
-    return str(path) if str(path).startswith(DATASET) or is_address(str(path)) else os.path.basename(path)
+    return os.path.basename(path) if is_path(str(path)) else str(path)
 
 
 def find_source(

@@ -105,7 +105,7 @@ class Windows(Dataset[Batch]):
         Args:
             windows: Number of windows to count, at least 1.
         """
-        starts = np.concatenate([np.array(one, np.int64) for one in self._starts])[:windows]
+        starts = np.concatenate([np.arange(one.start, one.stop, one.step) for one in self._starts])[:windows]
         changes = np.zeros(starts[-1] + self.context_length + 2, np.int64)
         np.add.at(changes, starts + 1, 1)
         np.add.at(changes, starts + self.context_length + 1, -1)
